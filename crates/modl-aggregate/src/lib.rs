@@ -1,0 +1,1 @@
+//! Aggregators for modl: weighted sums, parameter averages, exact low-rank concatenation.

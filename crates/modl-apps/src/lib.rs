@@ -1,0 +1,1 @@
+//! The modl command line.

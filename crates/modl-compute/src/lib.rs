@@ -1,0 +1,1 @@
+//! Modules for modl: LoRA, bottleneck adapters.

@@ -1,0 +1,47 @@
+//! Aggregation: one result of several modules.
+
+use std::fmt::Debug;
+
+use serde_json::Value;
+
+use crate::{Active, Error, Module, Outputs, Result, Routing, Scope, Signal, Site, Tensors};
+
+/// Whether modules are computed before they are aggregated, or after.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// Compute → aggregate: y = g(α, {f'(x; θ, φⱼ)}).
+    Outputs,
+    /// Aggregate → compute: φ̄ = g(α, {φⱼ}), y = f'(x; θ, φ̄).
+    Parameters,
+}
+
+/// g_γ. Implement the method of the order that [`Aggregator::order`] names.
+pub trait Aggregator: Debug + Send {
+    /// The name of the kind, as in the registry: `weighted_sum`.
+    fn kind(&self) -> &'static str;
+
+    /// Before or after computation.
+    fn order(&self) -> Order;
+
+    /// y = g(α, {hⱼ}).
+    fn outputs(&self, _alpha: &Routing, _h: &Outputs) -> Result<Signal> {
+        Err(Error::unsupported(format!("`{}` on outputs", self.kind()), "it merges parameters"))
+    }
+
+    /// φ̄ = g(α, {φⱼ}) for an α without batch dimension ([`Active::alpha`]).
+    fn parameters(&self, _phi: &Active, _theta: &Tensors) -> Result<Box<dyn Module>> {
+        Err(Error::unsupported(format!("`{}` on parameters", self.kind()), "it combines outputs"))
+    }
+}
+
+/// A recipe for aggregators.
+pub trait AggregatorConfig: Debug + Send + Sync {
+    /// The name of the kind, as in the registry.
+    fn kind(&self) -> &'static str;
+
+    /// The configuration as in recipes and files, without `type`.
+    fn to_json(&self) -> Result<Value>;
+
+    /// Makes the aggregator of `site`.
+    fn build(&self, site: &Site, scope: &mut Scope) -> Result<Box<dyn Aggregator>>;
+}

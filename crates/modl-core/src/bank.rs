@@ -1,0 +1,182 @@
+//! The inventory of modules at a site, and the part of it that is active.
+
+use crate::{
+    Context, Error, Host, Kind, Level, Module, Outputs, Result, Routing, Signal, Tensor, Weights,
+};
+
+/// M = {f_φ1, …, f_φm}: the named modules at a site, in the order in which they were added.
+#[derive(Debug, Default)]
+pub struct Bank {
+    names: Vec<String>,
+    modules: Vec<Box<dyn Module>>,
+}
+
+impl Bank {
+    /// No modules yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a module.
+    ///
+    /// # Errors
+    /// [`Error::Duplicate`] where the name is taken.
+    pub fn insert(&mut self, name: impl Into<String>, module: Box<dyn Module>) -> Result<()> {
+        let name = name.into();
+        if self.names.contains(&name) {
+            return Err(Error::Duplicate { kind: "module", name });
+        }
+        self.names.push(name);
+        self.modules.push(module);
+        Ok(())
+    }
+
+    /// Takes a module out.
+    pub fn remove(&mut self, name: &str) -> Option<Box<dyn Module>> {
+        let j = self.names.iter().position(|n| n == name)?;
+        self.names.remove(j);
+        Some(self.modules.remove(j))
+    }
+
+    /// The names in order.
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// The place of a module in α.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`] with the nearest name.
+    pub fn position(&self, name: &str) -> Result<usize> {
+        let at = self.names.iter().position(|n| n == name);
+        at.ok_or_else(|| Error::unknown("module", name, &self.names))
+    }
+
+    /// The module at a place in α.
+    pub fn module(&self, j: usize) -> Option<&dyn Module> {
+        self.modules.get(j).map(|m| m.as_ref())
+    }
+
+    /// The number of modules.
+    pub fn len(&self) -> usize {
+        self.modules.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.modules.is_empty()
+    }
+
+    /// K = {j : αⱼ ≠ 0}.
+    ///
+    /// # Errors
+    /// Where α does not fit this bank or the batch.
+    pub fn select<'a>(&'a self, routing: &Routing, rows: i64) -> Result<Active<'a>> {
+        routing.check(self.len(), rows)?;
+        Ok(Active { bank: self, support: routing.support()?, routing: routing.clone() })
+    }
+}
+
+/// The active modules with their α.
+#[derive(Debug)]
+pub struct Active<'a> {
+    bank: &'a Bank,
+    routing: Routing,
+    support: Vec<usize>,
+}
+
+impl<'a> Active<'a> {
+    /// The routing that made them active.
+    pub fn routing(&self) -> &Routing {
+        &self.routing
+    }
+
+    /// Places in α, names and modules.
+    pub fn modules(&self) -> impl Iterator<Item = (usize, &'a str, &'a dyn Module)> + '_ {
+        let entry = |j: &usize| Some((*j, self.bank.names.get(*j)?.as_str(), self.bank.module(*j)?));
+        self.support.iter().filter_map(entry)
+    }
+
+    /// The number of active modules.
+    pub fn len(&self) -> usize {
+        self.support.len()
+    }
+
+    /// Whether none is active: only f_θ is left.
+    pub fn is_empty(&self) -> bool {
+        self.support.is_empty()
+    }
+
+    /// α of the active modules where it is the same for the whole batch: `[k]` in f64 for constants
+    /// or the router's kind where gradients flow.
+    ///
+    /// # Errors
+    /// Where rows or tokens have an α of their own.
+    pub fn alpha(&self) -> Result<Tensor> {
+        if self.routing.level() != Level::Static {
+            return Err(Error::unsupported(
+                "an α per row where one for all is wanted",
+                "split the batch with Active::per_alpha",
+            ));
+        }
+        let (kind, device) = match &self.routing.weights {
+            Weights::Dense(w) => (w.kind(), w.device()),
+            _ => (Kind::Double, crate::Device::Cpu),
+        };
+        let index: Vec<i64> = self.support.iter().map(|j| *j as i64).collect();
+        let index = Tensor::from_slice(&index, &[index.len() as i64], device)?;
+        self.routing.dense(kind, device)?.index_select(0, &index)
+    }
+
+    /// hⱼ = f'(x; θ, φⱼ), computed when the aggregator asks for it and in the way that it asks.
+    pub fn compute<'b>(&'b self, f: &'b Host<'b>, x: &'b Signal, cx: &'b Context) -> Outputs<'b> {
+        Outputs::new(self, f, x, cx)
+    }
+
+    /// Runs `work` once for each different α: on the whole batch where it is static, else on the
+    /// rows that share one.
+    ///
+    /// # Errors
+    /// Where tokens have an α of their own: parameters are merged per example at most.
+    pub fn per_alpha(
+        &self,
+        x: &Signal,
+        cx: &Context,
+        work: impl Fn(&Active, &Signal, &Context) -> Result<Signal>,
+    ) -> Result<Signal> {
+        let groups: Vec<(Vec<i64>, Weights)> = match &self.routing.weights {
+            Weights::Fixed(_) => return work(self, x, cx),
+            Weights::Dense(w) if w.dim() == 1 => return work(self, x, cx),
+            Weights::Rows(rows) => {
+                let mut groups: Vec<(Vec<i64>, &Vec<(usize, f64)>)> = Vec::new();
+                for (r, row) in rows.iter().enumerate() {
+                    match groups.iter_mut().find(|(_, alpha)| *alpha == row) {
+                        Some((members, _)) => members.push(r as i64),
+                        None => groups.push((vec![r as i64], row)),
+                    }
+                }
+                groups.into_iter().map(|(r, alpha)| (r, Weights::Fixed(alpha.clone()))).collect()
+            }
+            _ if self.routing.level() == Level::Token => {
+                return Err(Error::unsupported(
+                    "merging parameters for each token",
+                    "route per example, or aggregate outputs",
+                ));
+            }
+            _ => {
+                let alpha = self.routing.dense(Kind::Float, x.x.device())?;
+                let row = |r: i64| Ok((vec![r], Weights::Dense(alpha.select(0, r)?)));
+                (0..x.rows()).map(row).collect::<Result<_>>()?
+            }
+        };
+        let mut parts = Vec::with_capacity(groups.len());
+        for (rows, weights) in groups {
+            let index = Tensor::from_slice(&rows, &[rows.len() as i64], x.x.device())?;
+            let routing = Routing { weights, losses: Vec::new(), ..self.routing };
+            let active = self.bank.select(&routing, rows.len() as i64)?;
+            let y = work(&active, &x.select_rows(&index)?, &cx.select_rows(&rows)?)?;
+            parts.push((rows, y));
+        }
+        Signal::join(&parts, x.rows())
+    }
+}

@@ -1,0 +1,230 @@
+//! Tensors in files: safetensors, mapped for reading, replaced whole when written.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+use safetensors::tensor::{Metadata, TensorInfo};
+use safetensors::{Dtype, SafeTensors};
+
+use crate::{Device, Error, Kind, Result, Tensor};
+
+/// A safetensors file, mapped into memory: tensors are copied out one by one.
+#[derive(Debug)]
+pub struct Checkpoint {
+    path: PathBuf,
+    map: Mmap,
+    header: usize,
+    metadata: Metadata,
+}
+
+impl Checkpoint {
+    /// Opens a file and checks its header against its length.
+    ///
+    /// # Errors
+    /// [`Error::File`] where it cannot be read, is cut off or is not safetensors.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref().to_owned();
+        let map = crate::ffi::map_file(&path)?;
+        let (n, metadata) = SafeTensors::read_metadata(&map).map_err(|e| broken(&path, &e))?;
+        // Checks the data section's length, too.
+        SafeTensors::deserialize(&map).map_err(|e| broken(&path, &e))?;
+        Ok(Checkpoint { path, map, header: n + 8, metadata })
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The tensors' names, sorted.
+    pub fn names(&self) -> Vec<String> {
+        let mut names: Vec<String> = self.metadata.offset_keys();
+        names.sort();
+        names
+    }
+
+    /// The free text that the file carries.
+    pub fn metadata(&self) -> HashMap<String, String> {
+        self.metadata.metadata().clone().unwrap_or_default()
+    }
+
+    /// Shape and kind of a tensor.
+    pub fn info(&self, name: &str) -> Result<(Vec<i64>, Kind)> {
+        let info = self.find(name)?;
+        Ok((info.shape.iter().map(|n| *n as i64).collect(), self.kind(name, info.dtype)?))
+    }
+
+    /// A tensor in the kind in which it is stored.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`] with the nearest name, or where its element type is not supported.
+    pub fn tensor(&self, name: &str, device: Device) -> Result<Tensor> {
+        let info = self.find(name)?;
+        let (shape, kind) = self.info(name)?;
+        let (from, to) = info.data_offsets;
+        let bytes = self.map.get(self.header + from..self.header + to);
+        let bytes = bytes.ok_or_else(|| Error::file(&self.path, format!("`{name}` is cut off")))?;
+        Tensor::from_bytes(bytes, &shape, kind)?.to_device(device)
+    }
+
+    /// All tensors by name, sorted.
+    pub fn tensors(&self, device: Device) -> Result<Vec<(String, Tensor)>> {
+        self.names().into_iter().map(|n| Ok((n.clone(), self.tensor(&n, device)?))).collect()
+    }
+
+    fn find(&self, name: &str) -> Result<&TensorInfo> {
+        let known = || Error::unknown(format!("tensor in {}", self.path.display()), name, self.names());
+        self.metadata.info(name).ok_or_else(known)
+    }
+
+    fn kind(&self, name: &str, dtype: Dtype) -> Result<Kind> {
+        Ok(match dtype {
+            Dtype::F32 => Kind::Float,
+            Dtype::F64 => Kind::Double,
+            Dtype::BF16 => Kind::BFloat16,
+            Dtype::F16 => Kind::Half,
+            Dtype::I64 => Kind::Int64,
+            Dtype::I32 => Kind::Int,
+            Dtype::I16 => Kind::Int16,
+            Dtype::I8 => Kind::Int8,
+            Dtype::U8 => Kind::Uint8,
+            Dtype::BOOL => Kind::Bool,
+            other => {
+                let problem = format!("`{name}` has elements of type {other:?}, which libtorch lacks");
+                return Err(Error::file(&self.path, problem));
+            }
+        })
+    }
+}
+
+fn broken(path: &Path, e: &safetensors::SafeTensorError) -> Error {
+    Error::file(path, format!("is not a whole safetensors file ({e}); fetch or save it again"))
+}
+
+fn dtype(name: &str, kind: Kind) -> Result<Dtype> {
+    Ok(match kind {
+        Kind::Float => Dtype::F32,
+        Kind::Double => Dtype::F64,
+        Kind::BFloat16 => Dtype::BF16,
+        Kind::Half => Dtype::F16,
+        Kind::Int64 => Dtype::I64,
+        Kind::Int => Dtype::I32,
+        Kind::Int16 => Dtype::I16,
+        Kind::Int8 => Dtype::I8,
+        Kind::Uint8 => Dtype::U8,
+        Kind::Bool => Dtype::BOOL,
+        other => {
+            return Err(Error::unsupported(
+                format!("saving `{name}` with elements of kind {other:?}"),
+                "convert it with Tensor::to_kind first",
+            ));
+        }
+    })
+}
+
+/// Writes tensors, sorted by name, with free text as metadata. The file appears whole or not at
+/// all: it is written beside, synced, and renamed.
+///
+/// # Errors
+/// Where a name comes twice, an element type cannot be stored, or the disk refuses.
+pub fn save<'a>(
+    path: impl AsRef<Path>,
+    tensors: impl IntoIterator<Item = (&'a str, &'a Tensor)>,
+    metadata: HashMap<String, String>,
+) -> Result<()> {
+    let path = path.as_ref();
+    let mut data = Vec::new();
+    for (name, t) in tensors {
+        if data.iter().any(|(n, ..): &(String, _, _, _)| n == name) {
+            return Err(Error::Duplicate { kind: "tensor", name: name.to_owned() });
+        }
+        let shape: Vec<usize> = t.size().iter().map(|n| *n as usize).collect();
+        data.push((name.to_owned(), dtype(name, t.kind())?, shape, t.to_bytes()?));
+    }
+    data.sort_by(|a, b| a.0.cmp(&b.0));
+    let views = data.iter().map(|(name, dtype, shape, bytes)| {
+        let view = safetensors::tensor::TensorView::new(*dtype, shape.clone(), bytes);
+        view.map(|v| (name.as_str(), v))
+    });
+    let views: Vec<_> =
+        views.collect::<Result<_, _>>().map_err(|e| Error::file(path, e))?;
+    let metadata = (!metadata.is_empty()).then_some(metadata);
+    let bytes = safetensors::serialize(views, metadata).map_err(|e| Error::file(path, e))?;
+    write_whole(path, &bytes)
+}
+
+/// Writes a file so that it appears whole or not at all, also where the machine stops halfway.
+pub fn write_whole(path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
+    let path = path.as_ref();
+    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let folder = match path.parent() {
+        Some(p) if !p.as_os_str().is_empty() => p,
+        _ => Path::new("."),
+    };
+    let temporary = folder.join(format!(".{name}.{}.tmp", std::process::id()));
+    let write = || -> std::io::Result<()> {
+        fs::create_dir_all(folder)?;
+        let mut file = File::create(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)?;
+        File::open(folder)?.sync_all()
+    };
+    write().map_err(|e| {
+        let _ = fs::remove_file(&temporary);
+        Error::file(path, format!("cannot be written: {e}; what was there before is untouched"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn t(v: &[f32]) -> Tensor {
+        Tensor::from_slice(v, &[v.len() as i64], Device::Cpu).unwrap()
+    }
+
+    #[test]
+    fn what_is_saved_is_read_back_bit_for_bit_with_its_kind() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/b.safetensors");
+        let b = t(&[1.5, -0.0, f32::NAN]).to_kind(Kind::BFloat16).unwrap();
+        let meta = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+        save(&path, [("z", &t(&[1.0, 2.0])), ("a", &b)], meta.clone()).unwrap();
+        let c = Checkpoint::open(&path).unwrap();
+        assert_eq!(c.names(), ["a", "z"]);
+        assert_eq!(c.metadata(), meta);
+        assert!(c.tensor("a", Device::Cpu).unwrap().bit_equal(&b).unwrap());
+        let left: Vec<_> = fs::read_dir(path.parent().unwrap()).unwrap().collect();
+        assert_eq!(left.len(), 1, "no temporary file is left");
+    }
+
+    #[test]
+    fn a_cut_off_or_foreign_file_is_refused_in_words() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.safetensors");
+        save(&path, [("a", &t(&[1.0; 100]))], HashMap::new()).unwrap();
+        let whole = fs::read(&path).unwrap();
+        for cut in [0, 7, 20, whole.len() - 1] {
+            fs::write(&path, &whole[..cut]).unwrap();
+            let e = Checkpoint::open(&path).unwrap_err().to_string();
+            assert!(e.contains("x.safetensors"), "{e}");
+        }
+        fs::write(&path, b"not a checkpoint at all, but long enough").unwrap();
+        assert!(Checkpoint::open(&path).is_err());
+        assert!(matches!(Checkpoint::open(dir.path().join("none")), Err(Error::File { .. })));
+    }
+
+    #[test]
+    fn a_refused_save_leaves_the_old_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.safetensors");
+        save(&path, [("a", &t(&[1.0]))], HashMap::new()).unwrap();
+        let before = fs::read(&path).unwrap();
+        assert!(save(&path, [("a", &t(&[2.0])), ("a", &t(&[3.0]))], HashMap::new()).is_err());
+        assert_eq!(fs::read(&path).unwrap(), before);
+    }
+}

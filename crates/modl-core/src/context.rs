@@ -1,0 +1,155 @@
+//! What a forward pass knows besides x: tasks, features, training or not, seeds; and the trace of
+//! what was routed where.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use crate::{Error, Result, Routing, Seed, Tensor};
+
+/// What happened during a forward pass.
+#[derive(Debug, Default)]
+pub struct Trace {
+    /// Site and routing, in the order in which sites were passed.
+    pub routings: Vec<(String, Routing)>,
+}
+
+impl Trace {
+    /// The auxiliary losses of all routers, added up by name.
+    pub fn losses(&self) -> Result<BTreeMap<String, Tensor>> {
+        let mut sums: BTreeMap<String, Tensor> = BTreeMap::new();
+        for (name, loss) in self.routings.iter().flat_map(|(_, r)| &r.losses) {
+            let sum = match sums.get(name) {
+                Some(s) => s.add(loss)?,
+                None => loss.clone(),
+            };
+            sums.insert(name.clone(), sum);
+        }
+        Ok(sums)
+    }
+}
+
+/// Everything that modules, routers and aggregators may look at besides x. One value serves one
+/// forward pass; clones and parts of it share the trace.
+#[derive(Debug, Clone)]
+pub struct Context {
+    /// Training (dropout, noise) or evaluation.
+    pub train: bool,
+    /// The step of training, part of every random draw.
+    pub step: u64,
+    /// Where noise and dropout come from.
+    pub seed: Seed,
+    tasks: Option<Arc<[Arc<str>]>>,
+    features: BTreeMap<String, Tensor>,
+    trace: Rc<RefCell<Trace>>,
+    cache: Rc<RefCell<BTreeMap<String, Routing>>>,
+}
+
+impl Context {
+    /// Evaluation: no dropout, no noise.
+    pub fn eval() -> Self {
+        Context {
+            train: false,
+            step: 0,
+            seed: Seed(0),
+            tasks: None,
+            features: BTreeMap::new(),
+            trace: Rc::default(),
+            cache: Rc::default(),
+        }
+    }
+
+    /// One step of training.
+    pub fn train(seed: Seed, step: u64) -> Self {
+        Context { train: true, step, seed, ..Self::eval() }
+    }
+
+    /// With a task name for each row of the batch.
+    pub fn with_tasks<S: AsRef<str>>(self, tasks: impl IntoIterator<Item = S>) -> Self {
+        let tasks = tasks.into_iter().map(|t| Arc::from(t.as_ref())).collect();
+        Context { tasks: Some(tasks), ..self }
+    }
+
+    /// With a named tensor that has one row for each row of the batch: a sentence embedding, a
+    /// task vector, the `mask` `[batch, seq]` of real tokens.
+    pub fn with_feature(mut self, name: impl Into<String>, rows: Tensor) -> Self {
+        self.features.insert(name.into(), rows);
+        self
+    }
+
+    /// The task name of each row.
+    ///
+    /// # Errors
+    /// Where none were given.
+    pub fn tasks(&self) -> Result<&[Arc<str>]> {
+        self.tasks.as_deref().ok_or_else(|| {
+            Error::invalid(
+                "tasks",
+                "this router needs a task name for each row; give them with Context::with_tasks",
+            )
+        })
+    }
+
+    /// A named tensor with one row for each row of the batch.
+    ///
+    /// # Errors
+    /// Where it was not given.
+    pub fn feature(&self, name: &str) -> Result<&Tensor> {
+        self.find(name).ok_or_else(|| {
+            Error::unknown("feature (give it with Context::with_feature)", name, self.features.keys())
+        })
+    }
+
+    /// A named tensor with one row for each row of the batch, where it was given.
+    pub fn find(&self, name: &str) -> Option<&Tensor> {
+        self.features.get(name)
+    }
+
+    /// The seed for a draw at `path` in this step.
+    pub fn draw(&self, path: &str) -> Seed {
+        self.seed.nth(self.step).child(path)
+    }
+
+    /// The context of some rows of the batch only.
+    pub fn select_rows(&self, index: &[i64]) -> Result<Context> {
+        let mut part = self.clone();
+        if let Some(tasks) = &self.tasks {
+            let pick = |i: &i64| tasks.get(usize::try_from(*i).ok()?).cloned();
+            part.tasks = Some(index.iter().map(pick).collect::<Option<_>>().ok_or_else(|| {
+                Error::invalid("tasks", format!("{} names for a larger batch", tasks.len()))
+            })?);
+        }
+        for rows in part.features.values_mut() {
+            let at = Tensor::from_slice(index, &[index.len() as i64], rows.device())?;
+            *rows = rows.index_select(0, &at)?;
+        }
+        let mut cache = BTreeMap::new();
+        for (key, routing) in &*self.cache.borrow() {
+            cache.insert(key.clone(), routing.select_rows(index)?);
+        }
+        part.cache = Rc::new(RefCell::new(cache));
+        Ok(part)
+    }
+
+    /// Notes what a router decided at a site.
+    pub fn record(&self, site: &str, routing: &Routing) {
+        self.trace.borrow_mut().routings.push((site.to_owned(), routing.clone()));
+    }
+
+    /// Takes out what has been recorded, and forgets it.
+    pub fn take_trace(&self) -> Trace {
+        std::mem::take(&mut self.trace.borrow_mut())
+    }
+
+    /// The routing under `key`, worked out on the first call of this forward pass.
+    pub(crate) fn once(&self, key: &str, work: impl FnOnce() -> Result<Routing>) -> Result<Routing> {
+        if let Some(known) = self.cache.borrow().get(key) {
+            // Its losses were counted at the first site.
+            return Ok(Routing { losses: Vec::new(), ..known.clone() });
+        }
+        let routing = work()?;
+        self.cache.borrow_mut().insert(key.to_owned(), routing.clone());
+        Ok(routing)
+    }
+}

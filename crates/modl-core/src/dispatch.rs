@@ -1,0 +1,306 @@
+//! Running the active modules: the plain way, and the fast ways that give the same.
+
+use crate::{
+    Active, Context, Device, Error, Host, LowRank, Module, Result, Routing, Signal, SiteKind,
+    Tensor, Weights,
+};
+
+/// What α weighs against.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Base {
+    /// y = f_θ(x) + Σ αⱼ (hⱼ − f_θ(x)): modules are changes to a pretrained function. Without any
+    /// active module y is f_θ(x). The two agree where α sums to 1.
+    #[default]
+    Kept,
+    /// y = Σ αⱼ hⱼ: modules stand for themselves, as the experts of a mixture do.
+    Replaced,
+}
+
+/// The outputs hⱼ of the active modules, computed on demand.
+#[derive(Debug)]
+pub struct Outputs<'a> {
+    active: &'a Active<'a>,
+    f: &'a Host<'a>,
+    x: &'a Signal,
+    cx: &'a Context,
+}
+
+/// One module with the rows or tokens that it gets and their weights `[n]`.
+struct Group<'a> {
+    module: &'a dyn Module,
+    units: Vec<i64>,
+    weight: Tensor,
+}
+
+impl<'a> Outputs<'a> {
+    pub(crate) fn new(
+        active: &'a Active<'a>,
+        f: &'a Host<'a>,
+        x: &'a Signal,
+        cx: &'a Context,
+    ) -> Self {
+        Outputs { active, f, x, cx }
+    }
+
+    /// The active modules.
+    pub fn active(&self) -> &Active<'a> {
+        self.active
+    }
+
+    /// The base function.
+    pub fn host(&self) -> &Host<'a> {
+        self.f
+    }
+
+    /// The input.
+    pub fn input(&self) -> &Signal {
+        self.x
+    }
+
+    /// What else the forward pass knows.
+    pub fn context(&self) -> &Context {
+        self.cx
+    }
+
+    /// hⱼ of every active module on the whole batch, for aggregators that look at the outputs
+    /// (attention) before they weigh them. f_θ(x) is computed at most once.
+    pub fn each(&self) -> Result<Vec<(usize, Signal)>> {
+        self.f.sharing(self.x, || {
+            let run = |(j, _, m): (usize, &str, &dyn Module)| Ok((j, m.forward(self.f, self.x, self.cx)?));
+            self.active.modules().map(run).collect()
+        })
+    }
+
+    /// Σ αⱼ hⱼ against `base`, by the fastest way that fits. The ways agree with
+    /// [`Outputs::plain_sum`] up to rounding.
+    pub fn weighted_sum(&self, base: Base) -> Result<Signal> {
+        if self.active.is_empty() && base == Base::Kept {
+            return self.f.call(self.x);
+        }
+        if let Weights::Fixed(all) = &self.routing().weights
+            && let [(_, 1.0)] = all.as_slice()
+            && let Some((_, _, module)) = self.active.modules().next()
+        {
+            return module.forward(self.f, self.x, self.cx);
+        }
+        if let Some(y) = self.low_rank_sum(base)? {
+            return Ok(y);
+        }
+        match &self.routing().weights {
+            Weights::Rows(rows) => self.by_rows(rows, base),
+            Weights::Sparse { index, weight } if index.dim() == 2 => {
+                self.scatter(self.x, &self.groups(index, weight)?, base, 1)
+            }
+            Weights::Sparse { index, weight } if self.f.site().kind.token_wise() => {
+                self.by_tokens(index, weight, base)
+            }
+            _ => self.plain_sum(base),
+        }
+    }
+
+    /// Σ αⱼ hⱼ against `base` as the formula says it: every module on everything.
+    pub fn plain_sum(&self, base: Base) -> Result<Signal> {
+        let alpha = self.routing().dense(self.x.x.kind(), self.x.x.device())?;
+        let with_base = base == Base::Kept && !self.routing().normalised;
+        let mut sum: Option<Signal> = None;
+        for (j, h) in self.each()? {
+            let term = h.x.mul(&over(&alpha.select(-1, j as i64)?, h.x.dim())?)?;
+            sum = Some(match sum {
+                None => h.replace(term),
+                Some(s) => same_companions(&s, &h)?.replace(s.x.add(&term)?),
+            });
+        }
+        let Some(sum) = sum else {
+            let y = self.f.call(self.x)?;
+            return if base == Base::Kept { Ok(y) } else { Ok(y.replace(y.x.zeros_like()?)) };
+        };
+        if !with_base {
+            return Ok(sum);
+        }
+        let y = self.f.call(self.x)?;
+        let rest = alpha.sum_dims(&[-1], false)?.neg()?.add_scalar(1.0)?;
+        Ok(sum.replace(sum.x.add(&y.x.mul(&over(&rest, y.x.dim())?)?)?))
+    }
+
+    fn routing(&self) -> &Routing {
+        self.active.routing()
+    }
+
+    /// All low-rank modules as one: with A = [A₁; …; Aₖ] and B = [B₁ … Bₖ],
+    /// y = f_θ(x) + ((x Aᵀ) ⊙ α) Bᵀ, where each column of x Aᵀ has its module's αⱼ·scaleⱼ.
+    fn low_rank_sum(&self, base: Base) -> Result<Option<Signal>> {
+        let kept = base == Base::Kept || self.routing().normalised;
+        if !kept || self.f.site().kind != SiteKind::Linear {
+            return Ok(None);
+        }
+        let found: Option<Vec<(usize, LowRank)>> =
+            self.active.modules().map(|(j, _, m)| Some((j, m.low_rank(self.cx)?))).collect();
+        let Some(parts) = found.filter(|p| !p.is_empty()) else { return Ok(None) };
+        let (kind, device) = (self.x.x.kind(), self.x.x.device());
+        let mut owner = Vec::new();
+        let mut scale = Vec::new();
+        for (j, p) in &parts {
+            let rank = p.down.len_of(0) as usize;
+            owner.extend(std::iter::repeat_n(*j as i64, rank));
+            scale.extend(std::iter::repeat_n(p.scale, rank));
+        }
+        let n = [owner.len() as i64];
+        let owner = Tensor::from_slice(&owner, &n, device)?;
+        let scale = Tensor::from_slice(&scale, &n, Device::Cpu)?.to_kind(kind)?.to_device(device)?;
+        let alpha = self.routing().dense(kind, device)?.index_select(-1, &owner)?.mul(&scale)?;
+        let downs: Vec<Tensor> = parts.iter().map(|(_, p)| p.down.clone()).collect();
+        let ups: Vec<Tensor> = parts.iter().map(|(_, p)| p.up.clone()).collect();
+        let inner = self.x.x.linear(&Tensor::cat(&downs, 0)?.to_kind(kind)?, None)?;
+        let inner = inner.mul(&before_last(&alpha, inner.dim())?)?;
+        let delta = inner.linear(&Tensor::cat(&ups, 1)?.to_kind(kind)?, None)?;
+        let y = self.f.call(self.x)?;
+        Ok(Some(y.replace(y.x.add(&delta)?)))
+    }
+
+    /// Rows sent to their modules. Where each row has one module of weight 1 the parts are joined,
+    /// and may differ in length; else they are weighed and added.
+    fn by_rows(&self, rows: &[Vec<(usize, f64)>], base: Base) -> Result<Signal> {
+        let alone = |row: &Vec<(usize, f64)>| match row.as_slice() {
+            [] => base == Base::Kept,
+            [(_, w)] => *w == 1.0,
+            _ => false,
+        };
+        if !rows.iter().all(alone) {
+            let width = rows.iter().map(Vec::len).max().unwrap_or(0).max(1);
+            let mut index = Vec::with_capacity(rows.len() * width);
+            let mut weight = Vec::with_capacity(rows.len() * width);
+            for row in rows {
+                let padding = std::iter::repeat_n(&(usize::MAX, 0.0), width - row.len());
+                for (j, w) in row.iter().chain(padding) {
+                    index.push(if *j == usize::MAX { -1 } else { *j as i64 });
+                    weight.push(*w);
+                }
+            }
+            let shape = [rows.len() as i64, width as i64];
+            let index = Tensor::from_slice(&index, &shape, Device::Cpu)?;
+            let weight = Tensor::from_slice(&weight, &shape, self.x.x.device())?;
+            return self.scatter(self.x, &self.groups(&index, &weight)?, base, 1);
+        }
+        let mut parts = Vec::new();
+        let mut run = |members: Vec<i64>, module: Option<&dyn Module>| -> Result<()> {
+            if members.is_empty() {
+                return Ok(());
+            }
+            let index = Tensor::from_slice(&members, &[members.len() as i64], self.x.x.device())?;
+            let x = self.x.select_rows(&index)?;
+            let y = match module {
+                Some(m) => m.forward(self.f, &x, &self.cx.select_rows(&members)?)?,
+                None => self.f.call(&x)?,
+            };
+            parts.push((members, y));
+            Ok(())
+        };
+        let members = |wanted: Option<usize>| -> Vec<i64> {
+            let is = |row: &Vec<(usize, f64)>| row.first().map(|(j, _)| *j) == wanted;
+            (0..).zip(rows).filter(|(_, row)| is(row)).map(|(r, _)| r).collect()
+        };
+        for (j, _, module) in self.active.modules() {
+            run(members(Some(j)), Some(module))?;
+        }
+        run(members(None), None)?;
+        Signal::join(&parts, self.x.rows())
+    }
+
+    /// Tokens sent to their modules, at sites whose function takes each token by itself.
+    fn by_tokens(&self, index: &Tensor, weight: &Tensor, base: Base) -> Result<Signal> {
+        let size = self.x.x.size();
+        let &[batch, seq, _] = size.as_slice() else { return self.plain_sum(base) };
+        let flatten = |t: &Tensor| t.reshape(&[batch * seq, t.len_of(-1)]);
+        let fits = |t: &Tensor| t.dim() == 3 && t.len_of(0) == batch && t.len_of(1) == seq;
+        if !self.x.with.iter().all(|(_, t)| fits(t)) {
+            return self.plain_sum(base);
+        }
+        let with = self.x.with.map(|_, t| flatten(t))?;
+        let flat = Signal { x: flatten(&self.x.x)?, with };
+        let k = index.len_of(-1);
+        let groups =
+            self.groups(&index.reshape(&[-1, k])?, &weight.reshape(&[-1, k])?)?;
+        let y = self.scatter(&flat, &groups, base, seq)?;
+        let unflatten = |t: &Tensor| t.reshape(&[batch, seq, t.len_of(-1)]);
+        Ok(Signal { x: unflatten(&y.x)?, with: y.with.map(|_, t| unflatten(t))? })
+    }
+
+    /// The units of each active module by `index` and `weight` `[units, k]`; −1 stands for none.
+    fn groups(&self, index: &Tensor, weight: &Tensor) -> Result<Vec<Group<'_>>> {
+        let k = index.len_of(-1).max(1);
+        let chosen = index.to_vec::<i64>()?;
+        let flat = weight.reshape(&[-1])?;
+        let mut groups = Vec::new();
+        for (j, _, module) in self.active.modules() {
+            let slots: Vec<i64> =
+                (0..).zip(&chosen).filter(|(_, c)| **c == j as i64).map(|(s, _)| s).collect();
+            if slots.is_empty() {
+                continue;
+            }
+            let at = Tensor::from_slice(&slots, &[slots.len() as i64], flat.device())?;
+            let units = slots.iter().map(|s| s / k).collect();
+            groups.push(Group { module, units, weight: flat.index_select(0, &at)? });
+        }
+        Ok(groups)
+    }
+
+    /// Runs each group on its units of x and adds up what comes out; `per_row` units make a row
+    /// of the context.
+    fn scatter(&self, x: &Signal, groups: &[Group], base: Base, per_row: i64) -> Result<Signal> {
+        let keep = base == Base::Kept && !self.routing().normalised;
+        let (kind, device) = (x.x.kind(), x.x.device());
+        let mut rest = Tensor::ones(&[x.rows()], kind, device)?;
+        let mut sum = None;
+        for g in groups {
+            let index = Tensor::from_slice(&g.units, &[g.units.len() as i64], device)?;
+            let rows: Vec<i64> = g.units.iter().map(|u| u / per_row).collect();
+            let h = g.module.forward(self.f, &x.select_rows(&index)?, &self.cx.select_rows(&rows)?)?;
+            let weight = g.weight.to_kind(kind)?;
+            rest = rest.index_add(0, &index, &weight.neg()?)?;
+            let term = h.x.mul(&over(&weight, h.x.dim())?)?;
+            let before = match sum {
+                Some(s) => s,
+                None => {
+                    let mut shape = h.x.size();
+                    shape[0] = x.rows();
+                    Tensor::zeros(&shape, h.x.kind(), device)?
+                }
+            };
+            sum = Some(before.index_add(0, &index, &term)?);
+        }
+        match sum {
+            Some(sum) if !keep => Ok(Signal::from(sum)),
+            sum => {
+                let y = self.f.call(x)?;
+                let rest = over(&rest, y.x.dim())?;
+                let kept = if keep { y.x.mul(&rest)? } else { y.x.zeros_like()? };
+                Ok(y.replace(sum.map_or(Ok(kept.clone()), |s| s.add(&kept))?))
+            }
+        }
+    }
+}
+
+/// α with as many trailing dimensions of length 1 as it takes to weigh a tensor of `dims`.
+fn over(alpha: &Tensor, dims: usize) -> Result<Tensor> {
+    (alpha.dim()..dims).try_fold(alpha.clone(), |a, _| if a.dim() == 0 { Ok(a) } else { a.unsqueeze(-1) })
+}
+
+/// α `[…, n]` with dimensions of length 1 before the last, so that it weighs columns.
+fn before_last(alpha: &Tensor, dims: usize) -> Result<Tensor> {
+    (alpha.dim()..dims).try_fold(alpha.clone(), |a, _| if a.dim() == 1 { Ok(a) } else { a.unsqueeze(-2) })
+}
+
+fn same_companions<'s>(a: &Signal, b: &'s Signal) -> Result<&'s Signal> {
+    let same = a.with.len() == b.with.len()
+        && a.with.iter().zip(b.with.iter()).all(|((n, s), (m, t))| n == m && s.size() == t.size());
+    if same {
+        Ok(b)
+    } else {
+        Err(Error::unsupported(
+            "adding up module outputs of different lengths",
+            "give the modules the same length, or route each row to one module",
+        ))
+    }
+}
+

@@ -1,0 +1,67 @@
+//! The heart of modl: modular deep learning as four choices behind small traits.
+//!
+//! A *site* is a named place in a backbone. At a site stands a *bank* of modules
+//! ([`Module`]: computation), a [`Router`] says which of them are active for this input
+//! (routing), and an [`Aggregator`] makes one result of them (aggregation). Algorithm 1 of the
+//! survey *Modular Deep Learning* (Pfeiffer, Ruder, Vulić, Ponti; arXiv 2302.11529) is
+//! [`ModularLayer::forward`]; everything else here serves it:
+//!
+//! | file | what |
+//! |---|---|
+//! | `layer.rs` | Algorithm 1: route → (compute → aggregate, or aggregate → compute) |
+//! | `site.rs` | sites, the base function at a site, what flows through it |
+//! | `module.rs`, `router.rs`, `aggregator.rs` | the three traits |
+//! | `routing.rs` | the one type for α: static, per example, per token; hard, soft, sparse |
+//! | `bank.rs`, `dispatch.rs` | the inventory, and the fast ways to run it |
+//! | `model.rs`, `backbone.rs`, `targets.rs` | a backbone with modules attached at sites |
+//! | `tensor.rs`, `random.rs` | fallible tensors over libtorch; seeds, initialisation, dropout |
+//! | `params.rs`, `checkpoint.rs`, `module_file.rs` | named parameters and files |
+//! | `registry.rs` | names to constructors, for recipes and the command line |
+//! | `testing/` | the contract that every module, router and aggregator passes |
+
+mod aggregator;
+mod backbone;
+mod bank;
+pub mod checkpoint;
+mod context;
+mod dispatch;
+mod error;
+mod ffi;
+mod layer;
+mod model;
+mod module;
+mod module_file;
+mod nearest;
+mod params;
+mod random;
+mod registry;
+mod router;
+mod routing;
+mod site;
+mod targets;
+mod tensor;
+mod tensor_ops;
+mod tensors;
+#[cfg(feature = "testing")]
+pub mod testing;
+
+pub use aggregator::{Aggregator, AggregatorConfig, Order};
+pub use backbone::{Backbone, Layers};
+pub use bank::{Active, Bank};
+pub use context::{Context, Trace};
+pub use dispatch::{Base, Outputs};
+pub use error::{Error, Mismatch, Result, ResultExt};
+pub use layer::ModularLayer;
+pub use model::Modular;
+pub use module::{LowRank, Module, ModuleConfig};
+pub use module_file::ModuleHeader;
+pub use nearest::nearest;
+pub use params::{Init, Param, ParamStore, Scope, Select};
+pub use random::{Seed, drop_mask, dropout};
+pub use registry::{Catalog, Entry, Registry};
+pub use router::{Router, RouterConfig, Shared};
+pub use routing::{Level, Routing, Weights};
+pub use site::{Host, HostFn, Signal, Site, SiteKind};
+pub use targets::{Names, Targets};
+pub use tensor::{Device, Kind, Tensor, no_grad, with_grad};
+pub use tensors::Tensors;

@@ -1,0 +1,414 @@
+//! A frozen backbone with modules at its sites.
+
+use std::collections::BTreeMap;
+
+use crate::{
+    Active, Aggregator, AggregatorConfig, Backbone, Bank, Context, Error, Kind, Layers,
+    ModularLayer, Module, ModuleConfig, Order, Outputs, ParamStore, Result, ResultExt, Router,
+    RouterConfig, Routing, Scope, Seed, Select, Shared, Signal, Site, Targets, Tensor, Tensors,
+    no_grad,
+};
+
+/// A module that has been attached: its recipe and where it stands.
+#[derive(Debug)]
+pub(crate) struct Attached {
+    pub(crate) config: Box<dyn ModuleConfig>,
+    pub(crate) targets: Targets,
+    pub(crate) sites: Vec<usize>,
+}
+
+/// A backbone with modules, routers and aggregators at its sites.
+///
+/// Parameters are named by what they belong to: `modules.NAME.SITE.PARAM`, `routers.SITE.PARAM`
+/// (`routers.global.PARAM` for one router for all sites), `aggregators.SITE.PARAM`; the backbone's
+/// own are `base.` and their name there. A [`Select`] takes any of them.
+#[derive(Debug)]
+pub struct Modular {
+    backbone: Box<dyn Backbone>,
+    layers: Layers,
+    params: ParamStore,
+    attached: BTreeMap<String, Attached>,
+    pub(crate) router: Option<(Box<dyn RouterConfig>, bool)>,
+    pub(crate) aggregator: Option<Box<dyn AggregatorConfig>>,
+    seed: Seed,
+    /// θ as it was before a merge, by full name.
+    unmerged: Vec<(String, Tensor)>,
+}
+
+impl Modular {
+    /// A backbone without modules. Whatever is attached later starts from `seed`.
+    ///
+    /// # Errors
+    /// Where θ cannot be frozen.
+    pub fn new(backbone: impl Backbone + 'static, seed: Seed) -> Result<Self> {
+        Self::from_box(Box::new(backbone), seed)
+    }
+
+    /// [`Modular::new`] for a backbone whose type is not known.
+    pub fn from_box(backbone: Box<dyn Backbone>, seed: Seed) -> Result<Self> {
+        backbone.params().train_only(&Select::none())?;
+        Ok(Modular {
+            layers: Layers::none(backbone.sites().len()),
+            backbone,
+            params: ParamStore::new(),
+            attached: BTreeMap::new(),
+            router: None,
+            aggregator: None,
+            seed,
+            unmerged: Vec::new(),
+        })
+    }
+
+    /// The backbone.
+    pub fn backbone(&self) -> &dyn Backbone {
+        self.backbone.as_ref()
+    }
+
+    /// φ, ρ and γ: everything but the backbone's own parameters.
+    pub fn params(&self) -> &ParamStore {
+        &self.params
+    }
+
+    /// A place for further parameters, such as the heads of tasks.
+    pub fn scope(&mut self, path: &str) -> Scope<'_> {
+        let (seed, kind, device) = (self.seed, self.module_kind(), self.device());
+        Scope::at(&mut self.params, path, seed).on(kind, device)
+    }
+
+    /// Where the backbone is.
+    pub fn device(&self) -> crate::Device {
+        self.base_tensor().map_or(crate::Device::Cpu, Tensor::device)
+    }
+
+    /// The kind in which the backbone computes.
+    pub fn kind(&self) -> Kind {
+        self.base_tensor().map_or(Kind::Float, Tensor::kind)
+    }
+
+    fn base_tensor(&self) -> Option<&Tensor> {
+        self.backbone.params().iter().next().map(|(_, p)| p.tensor())
+    }
+
+    /// Modules are trained in f32 also where the backbone computes in bf16.
+    fn module_kind(&self) -> Kind {
+        if self.kind() == Kind::Double { Kind::Double } else { Kind::Float }
+    }
+
+    /// The names of the attached modules, sorted.
+    pub fn modules(&self) -> Vec<&str> {
+        self.attached.keys().map(String::as_str).collect()
+    }
+
+    pub(crate) fn attachment(&self, name: &str) -> Result<&Attached> {
+        let known = || Error::unknown("module", name, self.attached.keys());
+        self.attached.get(name).ok_or_else(known)
+    }
+
+    /// The recipe of an attached module and what it was attached to.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`] with the nearest name.
+    pub fn recipe(&self, name: &str) -> Result<(&dyn ModuleConfig, &Targets)> {
+        self.attachment(name).map(|a| (a.config.as_ref(), &a.targets))
+    }
+
+    /// Attaches a module, freshly initialised, at every site that `targets` takes.
+    ///
+    /// # Errors
+    /// Where the name is taken or is not made of letters, digits, `_` and `-`, no site fits, or the
+    /// module does not fit a site; then nothing has been attached.
+    pub fn attach(
+        &mut self,
+        name: &str,
+        config: Box<dyn ModuleConfig>,
+        targets: &Targets,
+    ) -> Result<()> {
+        if self.attached.contains_key(name) {
+            return Err(Error::Duplicate { kind: "module", name: name.to_owned() });
+        }
+        if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || "_-".contains(c)) {
+            return Err(Error::invalid(
+                format!("module name `{name}`"),
+                "is to be made of letters, digits, `_` and `-`",
+            ));
+        }
+        let sites: Vec<Site> =
+            targets.select(self.backbone.sites())?.into_iter().cloned().collect();
+        let built = self.build_all(name, config.as_ref(), &sites);
+        if let Err(e) = built {
+            self.drop_module(name);
+            return Err(e);
+        }
+        let sites = sites.iter().map(|s| s.index).collect();
+        let attached = Attached { config, targets: targets.clone(), sites };
+        self.attached.insert(name.to_owned(), attached);
+        Ok(())
+    }
+
+    fn build_all(&mut self, name: &str, config: &dyn ModuleConfig, sites: &[Site]) -> Result<()> {
+        let mut grown = false;
+        for site in sites {
+            let theta = self.backbone.theta(site)?;
+            let mut scope = self.scope(&format!("modules.{name}.{}", site.path));
+            let module = config.build(site, &theta, &mut scope).at(&site.path)?;
+            if self.layers.at(site).is_none() {
+                let fresh = ModularLayer::new(Bank::new(), Undecided, Undecided);
+                *self.layers.slot(site)? = Some(fresh);
+                // A site that had no layer has neither router nor aggregator yet.
+                grown = true;
+            }
+            if let Some(layer) = self.layers.slot(site)? {
+                layer.bank.insert(name, module)?;
+            }
+        }
+        if self.router.is_some() {
+            self.grow_routers(sites, grown)?;
+        }
+        if grown && let Some(config) = self.aggregator.take() {
+            self.aggregate(config)?;
+        }
+        Ok(())
+    }
+
+    fn grow_routers(&mut self, sites: &[Site], new_sites: bool) -> Result<()> {
+        if new_sites {
+            return Err(Error::unsupported(
+                "attaching a module at a site that had none, after the routers were made",
+                "attach all modules first, then call Modular::route",
+            ));
+        }
+        for site in sites {
+            let path = self.router_path(site);
+            let (seed, kind, device) = (self.seed, self.module_kind(), self.device());
+            let mut scope = Scope::at(&mut self.params, &path, seed).on(kind, device);
+            if let Some(layer) = self.layers.slot(site)? {
+                let modules = layer.bank.len();
+                layer.router_mut().grow(modules, &mut scope).at(&site.path)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn router_path(&self, site: &Site) -> String {
+        match &self.router {
+            Some((_, true)) => GLOBAL_ROUTER.to_owned(),
+            _ => format!("routers.{}", site.path),
+        }
+    }
+
+    /// Takes a module out. Routers that were made for it are taken out, too.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`] with the nearest name.
+    pub fn detach(&mut self, name: &str) -> Result<()> {
+        self.attachment(name)?;
+        self.attached.remove(name);
+        self.drop_module(name);
+        self.forget_routers();
+        Ok(())
+    }
+
+    fn drop_module(&mut self, name: &str) {
+        self.params.remove(&Select::new(format!("modules.{name}.*")));
+        for site in self.backbone.sites() {
+            if let Ok(slot) = self.layers.slot(site)
+                && let Some(layer) = slot
+            {
+                layer.bank.remove(name);
+                if layer.bank.is_empty() {
+                    *slot = None;
+                }
+            }
+        }
+    }
+
+    fn forget_routers(&mut self) {
+        self.router = None;
+        self.params.remove(&Select::new("routers.*"));
+        for site in self.modular_sites() {
+            if let Ok(Some(layer)) = self.layers.slot(&site) {
+                layer.set_router(Box::new(Undecided));
+            }
+        }
+    }
+
+    /// The sites at which modules stand, in the order of a forward pass.
+    pub fn modular_sites(&self) -> Vec<Site> {
+        let sites = self.backbone.sites().iter();
+        sites.filter(|s| self.layers.at(s).is_some()).cloned().collect()
+    }
+
+    /// The modular layer at a site, if there is one.
+    pub fn layer(&self, site: &Site) -> Option<&ModularLayer> {
+        self.layers.at(site)
+    }
+
+    /// Gives every modular site a router, and forgets the ones before. With `global` there is one
+    /// for all sites: the first that is passed decides.
+    ///
+    /// # Errors
+    /// Where no module is attached, or the router does not fit a site.
+    pub fn route(&mut self, config: Box<dyn RouterConfig>, global: bool) -> Result<()> {
+        let sites = self.modular_sites();
+        if sites.is_empty() {
+            return Err(Error::invalid("router", "there is no module yet; attach one first"));
+        }
+        self.forget_routers();
+        for (i, site) in sites.iter().enumerate() {
+            let path = if global { GLOBAL_ROUTER.into() } else { format!("routers.{}", site.path) };
+            let (seed, kind, device) = (self.seed, self.module_kind(), self.device());
+            let mut scope = Scope::at(&mut self.params, &path, seed).on(kind, device);
+            if let Some(layer) = self.layers.slot(site)? {
+                let router: Box<dyn Router> = match (global, i) {
+                    (true, 0) => {
+                        let leader = config.build(site, &layer.bank, &mut scope).at(&site.path)?;
+                        Box::new(Shared::lead(GLOBAL_ROUTER, leader))
+                    }
+                    (true, _) => Box::new(Shared::follow(GLOBAL_ROUTER)),
+                    (false, _) => config.build(site, &layer.bank, &mut scope).at(&site.path)?,
+                };
+                layer.set_router(router);
+            }
+        }
+        self.router = Some((config, global));
+        Ok(())
+    }
+
+    /// Gives every modular site an aggregator, and forgets the ones before.
+    ///
+    /// # Errors
+    /// Where no module is attached, or the aggregator does not fit a site.
+    pub fn aggregate(&mut self, config: Box<dyn AggregatorConfig>) -> Result<()> {
+        let sites = self.modular_sites();
+        if sites.is_empty() {
+            return Err(Error::invalid("aggregator", "there is no module yet; attach one first"));
+        }
+        self.params.remove(&Select::new("aggregators.*"));
+        for site in &sites {
+            let (seed, kind, device) = (self.seed, self.module_kind(), self.device());
+            let path = format!("aggregators.{}", site.path);
+            let mut scope = Scope::at(&mut self.params, &path, seed).on(kind, device);
+            let aggregator = config.build(site, &mut scope).at(&site.path)?;
+            if let Some(layer) = self.layers.slot(site)? {
+                layer.set_aggregator(aggregator);
+            }
+        }
+        self.aggregator = Some(config);
+        Ok(())
+    }
+
+    /// One pass of the backbone with its modules. Outputs are named as transformers names them.
+    ///
+    /// # Errors
+    /// With the site's path where something does not fit there.
+    pub fn forward(&self, inputs: &Tensors, cx: &Context) -> Result<Tensors> {
+        self.backbone.forward(inputs, &self.layers, cx)
+    }
+
+    /// One pass of the backbone alone.
+    pub fn forward_base(&self, inputs: &Tensors, cx: &Context) -> Result<Tensors> {
+        self.backbone.forward(inputs, &Layers::none(self.backbone.sites().len()), cx)
+    }
+
+    /// Makes exactly the selected parameters trainable.
+    pub fn train_only(&self, select: &Select) -> Result<()> {
+        self.params.train_only(select)?;
+        for (name, p) in self.backbone.params().iter() {
+            p.tensor().set_requires_grad(select.matches(&format!("base.{name}")))?;
+        }
+        Ok(())
+    }
+
+    /// The trainable parameters, sorted by name.
+    pub fn trainable(&self) -> Vec<(String, Tensor)> {
+        let own = self.params.trainable().map(|(n, t)| (n.to_owned(), t.clone()));
+        let base = self.backbone.params().trainable();
+        let mut all: Vec<_> = base.map(|(n, t)| (format!("base.{n}"), t.clone())).chain(own).collect();
+        all.sort_by(|a, b| a.0.cmp(&b.0));
+        all
+    }
+
+    /// Writes θ ⊕ φ of one module into the backbone, which then computes with the module at no
+    /// cost. The backbone keeps a copy of θ for [`Modular::unmerge`].
+    ///
+    /// # Errors
+    /// Where something is merged already, or the module is not a change of parameters; then nothing
+    /// has been changed.
+    pub fn merge(&mut self, name: &str) -> Result<()> {
+        if !self.unmerged.is_empty() {
+            return Err(Error::invalid("merge", "a module is merged already; unmerge it first"));
+        }
+        let mut changes: Vec<(Tensor, Tensor)> = Vec::new();
+        let attached = self.attachment(name)?;
+        let mut before = Vec::new();
+        for index in &attached.sites {
+            let Some(site) = self.backbone.sites().get(*index) else { continue };
+            let Some(layer) = self.layers.at(site) else { continue };
+            let theta = self.backbone.theta(site)?;
+            let module = layer.bank.position(name).map(|j| layer.bank.module(j))?;
+            let merged = module.map(|m| no_grad(|| m.compose(&theta))).transpose().at(&site.path)?;
+            let Some(Some(merged)) = merged else {
+                return Err(Error::unsupported(
+                    format!("merging module `{name}` at `{}`", site.path),
+                    "it does not change parameters; keep it attached",
+                ));
+            };
+            for (short, new) in merged.iter() {
+                let old = theta.need(short)?;
+                if !old.bit_equal(new)? {
+                    before.push((format!("{}.{short}", site.path), old.copy()?));
+                    changes.push((old.clone(), new.detach()?));
+                }
+            }
+        }
+        no_grad(|| changes.iter_mut().try_for_each(|(old, new)| old.copy_from(new)))?;
+        self.unmerged = before;
+        Ok(())
+    }
+
+    /// Puts back θ as it was before [`Modular::merge`], bit for bit.
+    pub fn unmerge(&mut self) -> Result<()> {
+        for (name, old) in std::mem::take(&mut self.unmerged) {
+            let mut t = self.backbone.params().get(&name)?.clone();
+            no_grad(|| t.copy_from(&old))?;
+        }
+        Ok(())
+    }
+}
+
+const GLOBAL_ROUTER: &str = "routers.global";
+
+/// What stands at a modular site until a router and an aggregator have been chosen.
+#[derive(Debug)]
+struct Undecided;
+
+impl Router for Undecided {
+    fn kind(&self) -> &'static str {
+        "undecided"
+    }
+
+    fn route(&self, _: &Signal, bank: &Bank, _: &Context) -> Result<Routing> {
+        Err(Error::invalid(
+            "router",
+            format!("modules {} are attached, but nothing says which are active; call Modular::route", bank.names().join(", ")),
+        ))
+    }
+}
+
+impl Aggregator for Undecided {
+    fn kind(&self) -> &'static str {
+        "undecided"
+    }
+
+    fn order(&self) -> Order {
+        Order::Outputs
+    }
+
+    fn outputs(&self, _: &Routing, _: &Outputs) -> Result<Signal> {
+        Err(Error::invalid("aggregator", "none has been chosen; call Modular::aggregate"))
+    }
+
+    fn parameters(&self, _: &Active, _: &Tensors) -> Result<Box<dyn Module>> {
+        Err(Error::invalid("aggregator", "none has been chosen; call Modular::aggregate"))
+    }
+}

@@ -1,0 +1,142 @@
+//! Computation: what a module does to the base function at its site.
+
+use std::fmt::Debug;
+
+use serde_json::Value;
+
+use crate::{Context, Error, Host, Result, Scope, Signal, Site, Tensor, Tensors};
+
+/// A module f_φ at a site: h = f'(x; θ, φ).
+///
+/// Implement the one method that says what the module is; [`Module::forward`] follows from it:
+/// - [`Module::compose`] for parameter composition, f_{θ⊕φ}(x);
+/// - [`Module::delta`] for what is added to the output, f_θ(x) + δ_φ(x);
+/// - [`Module::forward`] itself for input and function composition.
+///
+/// A module holds its parameters as [`Tensor`]s made by a [`Scope`]; saving, loading, freezing and
+/// optimising them is the store's business, not the module's.
+pub trait Module: Debug + Send {
+    /// The name of the kind, as in the registry: `lora`.
+    fn kind(&self) -> &'static str;
+
+    /// h = f'(x; θ, φ).
+    fn forward(&self, f: &Host, x: &Signal, cx: &Context) -> Result<Signal> {
+        if let Some(delta) = self.delta(f, x, cx)? {
+            let y = f.call(x)?;
+            return Ok(y.replace(y.x.add(&delta)?));
+        }
+        match self.compose(f.theta())? {
+            Some(theta) => f.call_with(&theta, x),
+            None => Err(Error::unsupported(
+                format!("module `{}` without forward, delta or compose", self.kind()),
+                "implement one of them",
+            )),
+        }
+    }
+
+    /// h − f_θ(x) where the module knows it without running f_θ, else `None`. It has the shape of
+    /// the site's output.
+    fn delta(&self, _f: &Host, _x: &Signal, _cx: &Context) -> Result<Option<Tensor>> {
+        Ok(None)
+    }
+
+    /// θ ⊕ φ where the module changes parameters, else `None`. It is what merging writes into the
+    /// backbone.
+    fn compose(&self, _theta: &Tensors) -> Result<Option<Tensors>> {
+        Ok(None)
+    }
+
+    /// The change of `weight` as a low-rank product, where it is one in this context (dropout in
+    /// front of it makes it none).
+    fn low_rank(&self, _cx: &Context) -> Option<LowRank> {
+        None
+    }
+
+    /// φ by name, for aggregators that work on parameters.
+    fn phi(&self) -> Tensors {
+        Tensors::new()
+    }
+
+    /// This module with other parameters, through which gradients flow.
+    fn with_phi(&self, _phi: &Tensors) -> Result<Box<dyn Module>> {
+        Err(Error::unsupported(
+            format!("replacing the parameters of module `{}`", self.kind()),
+            "choose an aggregator of outputs",
+        ))
+    }
+
+    /// What has to agree before parameters of two modules can be averaged: the kind, the shapes,
+    /// and the settings that φ does not hold.
+    fn signature(&self) -> String {
+        let shapes: Vec<String> =
+            self.phi().iter().map(|(n, t)| format!("{n}{:?}", t.size())).collect();
+        format!("{}({})", self.kind(), shapes.join(", "))
+    }
+}
+
+/// A recipe for modules: the configuration that is written in files.
+pub trait ModuleConfig: Debug + Send + Sync {
+    /// The name of the kind, as in the registry.
+    fn kind(&self) -> &'static str;
+
+    /// The configuration as in recipes and files, without `type`.
+    fn to_json(&self) -> Result<Value>;
+
+    /// Makes the module for `site`, whose frozen parameters are `theta`.
+    ///
+    /// # Errors
+    /// Where the kind does not work at this kind of site, or the configuration does not fit it.
+    fn build(&self, site: &Site, theta: &Tensors, scope: &mut Scope) -> Result<Box<dyn Module>>;
+}
+
+/// A change of a weight as a product of two thin matrices: ΔW = scale · up · down.
+///
+/// It is a module itself: what merging low-rank modules gives.
+#[derive(Debug, Clone)]
+pub struct LowRank {
+    /// `[rank, in]`, LoRA's A.
+    pub down: Tensor,
+    /// `[out, rank]`, LoRA's B.
+    pub up: Tensor,
+    /// The factor.
+    pub scale: f64,
+}
+
+impl LowRank {
+    /// scale · up · down, `[out, in]`.
+    pub fn weight(&self) -> Result<Tensor> {
+        self.up.matmul(&self.down)?.mul_scalar(self.scale)
+    }
+
+    /// scale · x downᵀ upᵀ in the kind of x.
+    pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
+        let kind = x.kind();
+        // The factor goes to the thin side: rank columns instead of the full width.
+        let inner = x.linear(&self.down.to_kind(kind)?, None)?.mul_scalar(self.scale)?;
+        inner.linear(&self.up.to_kind(kind)?, None)
+    }
+}
+
+impl Module for LowRank {
+    fn kind(&self) -> &'static str {
+        "low_rank"
+    }
+
+    fn delta(&self, _f: &Host, x: &Signal, _cx: &Context) -> Result<Option<Tensor>> {
+        self.apply(&x.x).map(Some)
+    }
+
+    fn compose(&self, theta: &Tensors) -> Result<Option<Tensors>> {
+        let w = theta.need("weight")?;
+        let sum = w.add(&self.weight()?.to_kind(w.kind())?)?;
+        Ok(Some(theta.clone().with("weight", sum)))
+    }
+
+    fn low_rank(&self, _cx: &Context) -> Option<LowRank> {
+        Some(self.clone())
+    }
+
+    fn phi(&self) -> Tensors {
+        Tensors::new().with("down", self.down.clone()).with("up", self.up.clone())
+    }
+}

@@ -1,0 +1,79 @@
+//! Routing: which modules are active for this input.
+
+use std::fmt::Debug;
+
+use serde_json::Value;
+
+use crate::{Bank, Context, Error, Result, Routing, Scope, Signal, Site};
+
+/// α = r_ρ(x, t).
+pub trait Router: Debug + Send {
+    /// The name of the kind, as in the registry: `top_k`.
+    fn kind(&self) -> &'static str;
+
+    /// Scores for the modules of `bank`, in its order.
+    fn route(&self, x: &Signal, bank: &Bank, cx: &Context) -> Result<Routing>;
+
+    /// Makes room for a bank that has grown to `modules` modules, keeping what was learned about
+    /// the first ones.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where the router cannot.
+    fn grow(&mut self, _modules: usize, _scope: &mut Scope) -> Result<()> {
+        Err(Error::unsupported(
+            format!("adding a module under a `{}` router", self.kind()),
+            "attach all modules before the router is made",
+        ))
+    }
+}
+
+/// A recipe for routers.
+pub trait RouterConfig: Debug + Send + Sync {
+    /// The name of the kind, as in the registry.
+    fn kind(&self) -> &'static str;
+
+    /// The configuration as in recipes and files, without `type`.
+    fn to_json(&self) -> Result<Value>;
+
+    /// Makes the router of `site` over the modules of `bank`.
+    fn build(&self, site: &Site, bank: &Bank, scope: &mut Scope) -> Result<Box<dyn Router>>;
+}
+
+/// One router for many sites: the first site that is passed decides, the others follow.
+#[derive(Debug)]
+pub struct Shared {
+    key: String,
+    leader: Option<Box<dyn Router>>,
+}
+
+impl Shared {
+    /// The router that decides.
+    pub fn lead(key: impl Into<String>, router: Box<dyn Router>) -> Self {
+        Shared { key: key.into(), leader: Some(router) }
+    }
+
+    /// A place that takes over what was decided under `key`.
+    pub fn follow(key: impl Into<String>) -> Self {
+        Shared { key: key.into(), leader: None }
+    }
+}
+
+impl Router for Shared {
+    fn kind(&self) -> &'static str {
+        self.leader.as_ref().map_or("shared", |r| r.kind())
+    }
+
+    fn route(&self, x: &Signal, bank: &Bank, cx: &Context) -> Result<Routing> {
+        cx.once(&self.key, || match &self.leader {
+            Some(router) => router.route(x, bank, cx),
+            None => Err(Error::invalid(
+                format!("router `{}`", self.key),
+                "its first site was not passed in this forward pass",
+            )),
+        })
+    }
+
+    fn grow(&mut self, modules: usize, scope: &mut Scope) -> Result<()> {
+        self.leader.as_mut().map_or(Ok(()), |r| r.grow(modules, scope))
+    }
+}

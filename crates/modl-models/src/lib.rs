@@ -1,0 +1,1 @@
+//! Pretrained backbones for modl, with every sub-layer a named site.

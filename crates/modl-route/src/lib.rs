@@ -1,0 +1,1 @@
+//! Routers for modl: fixed, uniform, soft, top-k.

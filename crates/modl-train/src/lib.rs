@@ -1,0 +1,1 @@
+//! Training for modl: a readable loop, optimisers with saved state, resume.
