@@ -35,7 +35,7 @@ pub trait Aggregator: Debug + Send {
 }
 
 /// A recipe for aggregators.
-pub trait AggregatorConfig: Debug + Send + Sync {
+pub trait AggregatorConfig: Debug + Send {
     /// The name of the kind, as in the registry.
     fn kind(&self) -> &'static str;
 

@@ -93,7 +93,8 @@ impl<'a> Active<'a> {
 
     /// Places in α, names and modules.
     pub fn modules(&self) -> impl Iterator<Item = (usize, &'a str, &'a dyn Module)> + '_ {
-        let entry = |j: &usize| Some((*j, self.bank.names.get(*j)?.as_str(), self.bank.module(*j)?));
+        let entry =
+            |j: &usize| Some((*j, self.bank.names.get(*j)?.as_str(), self.bank.module(*j)?));
         self.support.iter().filter_map(entry)
     }
 
@@ -148,14 +149,16 @@ impl<'a> Active<'a> {
             Weights::Fixed(_) => return work(self, x, cx),
             Weights::Dense(w) if w.dim() == 1 => return work(self, x, cx),
             Weights::Rows(rows) => {
-                let mut groups: Vec<(Vec<i64>, &Vec<(usize, f64)>)> = Vec::new();
-                for (r, row) in rows.iter().enumerate() {
-                    match groups.iter_mut().find(|(_, alpha)| *alpha == row) {
-                        Some((members, _)) => members.push(r as i64),
-                        None => groups.push((vec![r as i64], row)),
+                let mut members: Vec<Vec<i64>> = Vec::new();
+                for (r, row) in (0..).zip(rows) {
+                    let alike = |m: &&mut Vec<i64>| rows.get(m[0] as usize) == Some(row);
+                    match members.iter_mut().find(alike) {
+                        Some(m) => m.push(r),
+                        None => members.push(vec![r]),
                     }
                 }
-                groups.into_iter().map(|(r, alpha)| (r, Weights::Fixed(alpha.clone()))).collect()
+                let alpha = |m: &Vec<i64>| Weights::Fixed(rows[m[0] as usize].clone());
+                members.into_iter().map(|m| (m.clone(), alpha(&m))).collect()
             }
             _ if self.routing.level() == Level::Token => {
                 return Err(Error::unsupported(

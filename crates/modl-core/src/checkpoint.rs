@@ -76,7 +76,8 @@ impl Checkpoint {
     }
 
     fn find(&self, name: &str) -> Result<&TensorInfo> {
-        let known = || Error::unknown(format!("tensor in {}", self.path.display()), name, self.names());
+        let known =
+            || Error::unknown(format!("tensor in {}", self.path.display()), name, self.names());
         self.metadata.info(name).ok_or_else(known)
     }
 
@@ -93,7 +94,8 @@ impl Checkpoint {
             Dtype::U8 => Kind::Uint8,
             Dtype::BOOL => Kind::Bool,
             other => {
-                let problem = format!("`{name}` has elements of type {other:?}, which libtorch lacks");
+                let problem =
+                    format!("`{name}` has elements of type {other:?}, which libtorch lacks");
                 return Err(Error::file(&self.path, problem));
             }
         })
@@ -149,8 +151,7 @@ pub fn save<'a>(
         let view = safetensors::tensor::TensorView::new(*dtype, shape.clone(), bytes);
         view.map(|v| (name.as_str(), v))
     });
-    let views: Vec<_> =
-        views.collect::<Result<_, _>>().map_err(|e| Error::file(path, e))?;
+    let views: Vec<_> = views.collect::<Result<_, _>>().map_err(|e| Error::file(path, e))?;
     let metadata = (!metadata.is_empty()).then_some(metadata);
     let bytes = safetensors::serialize(views, metadata).map_err(|e| Error::file(path, e))?;
     write_whole(path, &bytes)

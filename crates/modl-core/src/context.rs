@@ -97,7 +97,11 @@ impl Context {
     /// Where it was not given.
     pub fn feature(&self, name: &str) -> Result<&Tensor> {
         self.find(name).ok_or_else(|| {
-            Error::unknown("feature (give it with Context::with_feature)", name, self.features.keys())
+            Error::unknown(
+                "feature (give it with Context::with_feature)",
+                name,
+                self.features.keys(),
+            )
         })
     }
 
@@ -143,7 +147,11 @@ impl Context {
     }
 
     /// The routing under `key`, worked out on the first call of this forward pass.
-    pub(crate) fn once(&self, key: &str, work: impl FnOnce() -> Result<Routing>) -> Result<Routing> {
+    pub(crate) fn once(
+        &self,
+        key: &str,
+        work: impl FnOnce() -> Result<Routing>,
+    ) -> Result<Routing> {
         if let Some(known) = self.cache.borrow().get(key) {
             // Its losses were counted at the first site.
             return Ok(Routing { losses: Vec::new(), ..known.clone() });

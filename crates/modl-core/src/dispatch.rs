@@ -67,7 +67,9 @@ impl<'a> Outputs<'a> {
     /// (attention) before they weigh them. f_θ(x) is computed at most once.
     pub fn each(&self) -> Result<Vec<(usize, Signal)>> {
         self.f.sharing(self.x, || {
-            let run = |(j, _, m): (usize, &str, &dyn Module)| Ok((j, m.forward(self.f, self.x, self.cx)?));
+            let run = |(j, _, m): (usize, &str, &dyn Module)| {
+                Ok((j, m.forward(self.f, self.x, self.cx)?))
+            };
             self.active.modules().map(run).collect()
         })
     }
@@ -147,7 +149,8 @@ impl<'a> Outputs<'a> {
         }
         let n = [owner.len() as i64];
         let owner = Tensor::from_slice(&owner, &n, device)?;
-        let scale = Tensor::from_slice(&scale, &n, Device::Cpu)?.to_kind(kind)?.to_device(device)?;
+        let scale =
+            Tensor::from_slice(&scale, &n, Device::Cpu)?.to_kind(kind)?.to_device(device)?;
         let alpha = self.routing().dense(kind, device)?.index_select(-1, &owner)?.mul(&scale)?;
         let downs: Vec<Tensor> = parts.iter().map(|(_, p)| p.down.clone()).collect();
         let ups: Vec<Tensor> = parts.iter().map(|(_, p)| p.up.clone()).collect();
@@ -219,8 +222,7 @@ impl<'a> Outputs<'a> {
         let with = self.x.with.map(|_, t| flatten(t))?;
         let flat = Signal { x: flatten(&self.x.x)?, with };
         let k = index.len_of(-1);
-        let groups =
-            self.groups(&index.reshape(&[-1, k])?, &weight.reshape(&[-1, k])?)?;
+        let groups = self.groups(&index.reshape(&[-1, k])?, &weight.reshape(&[-1, k])?)?;
         let y = self.scatter(&flat, &groups, base, seq)?;
         let unflatten = |t: &Tensor| t.reshape(&[batch, seq, t.len_of(-1)]);
         Ok(Signal { x: unflatten(&y.x)?, with: y.with.map(|_, t| unflatten(t))? })
@@ -255,7 +257,8 @@ impl<'a> Outputs<'a> {
         for g in groups {
             let index = Tensor::from_slice(&g.units, &[g.units.len() as i64], device)?;
             let rows: Vec<i64> = g.units.iter().map(|u| u / per_row).collect();
-            let h = g.module.forward(self.f, &x.select_rows(&index)?, &self.cx.select_rows(&rows)?)?;
+            let h =
+                g.module.forward(self.f, &x.select_rows(&index)?, &self.cx.select_rows(&rows)?)?;
             let weight = g.weight.to_kind(kind)?;
             rest = rest.index_add(0, &index, &weight.neg()?)?;
             let term = h.x.mul(&over(&weight, h.x.dim())?)?;
@@ -283,12 +286,14 @@ impl<'a> Outputs<'a> {
 
 /// α with as many trailing dimensions of length 1 as it takes to weigh a tensor of `dims`.
 fn over(alpha: &Tensor, dims: usize) -> Result<Tensor> {
-    (alpha.dim()..dims).try_fold(alpha.clone(), |a, _| if a.dim() == 0 { Ok(a) } else { a.unsqueeze(-1) })
+    (alpha.dim()..dims)
+        .try_fold(alpha.clone(), |a, _| if a.dim() == 0 { Ok(a) } else { a.unsqueeze(-1) })
 }
 
 /// α `[…, n]` with dimensions of length 1 before the last, so that it weighs columns.
 fn before_last(alpha: &Tensor, dims: usize) -> Result<Tensor> {
-    (alpha.dim()..dims).try_fold(alpha.clone(), |a, _| if a.dim() == 1 { Ok(a) } else { a.unsqueeze(-2) })
+    (alpha.dim()..dims)
+        .try_fold(alpha.clone(), |a, _| if a.dim() == 1 { Ok(a) } else { a.unsqueeze(-2) })
 }
 
 fn same_companions<'s>(a: &Signal, b: &'s Signal) -> Result<&'s Signal> {
@@ -303,4 +308,3 @@ fn same_companions<'s>(a: &Signal, b: &'s Signal) -> Result<&'s Signal> {
         ))
     }
 }
-

@@ -13,7 +13,7 @@
 //! | `module.rs`, `router.rs`, `aggregator.rs` | the three traits |
 //! | `routing.rs` | the one type for α: static, per example, per token; hard, soft, sparse |
 //! | `bank.rs`, `dispatch.rs` | the inventory, and the fast ways to run it |
-//! | `model.rs`, `backbone.rs`, `targets.rs` | a backbone with modules attached at sites |
+//! | `model.rs`, `merge.rs`, `backbone.rs`, `targets.rs` | a backbone with modules attached at sites |
 //! | `tensor.rs`, `random.rs` | fallible tensors over libtorch; seeds, initialisation, dropout |
 //! | `params.rs`, `checkpoint.rs`, `module_file.rs` | named parameters and files |
 //! | `registry.rs` | names to constructors, for recipes and the command line |
@@ -28,6 +28,7 @@ mod dispatch;
 mod error;
 mod ffi;
 mod layer;
+mod merge;
 mod model;
 mod module;
 mod module_file;
@@ -44,6 +45,7 @@ mod tensor_ops;
 mod tensors;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod undecided;
 
 pub use aggregator::{Aggregator, AggregatorConfig, Order};
 pub use backbone::{Backbone, Layers};

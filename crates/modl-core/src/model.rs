@@ -2,12 +2,15 @@
 
 use std::collections::BTreeMap;
 
+use crate::undecided::Undecided;
 use crate::{
-    Active, Aggregator, AggregatorConfig, Backbone, Bank, Context, Error, Kind, Layers,
-    ModularLayer, Module, ModuleConfig, Order, Outputs, ParamStore, Result, ResultExt, Router,
-    RouterConfig, Routing, Scope, Seed, Select, Shared, Signal, Site, Targets, Tensor, Tensors,
-    no_grad,
+    AggregatorConfig, Backbone, Bank, Context, Error, Kind, Layers, ModularLayer, ModuleConfig,
+    ParamStore, Result, ResultExt, Router, RouterConfig, Scope, Seed, Select, Shared, Site,
+    Targets, Tensor, Tensors,
 };
+
+/// The key and the path of the one router for all sites.
+const GLOBAL_ROUTER: &str = "routers.global";
 
 /// A module that has been attached: its recipe and where it stands.
 #[derive(Debug)]
@@ -25,14 +28,14 @@ pub(crate) struct Attached {
 #[derive(Debug)]
 pub struct Modular {
     backbone: Box<dyn Backbone>,
-    layers: Layers,
+    pub(crate) layers: Layers,
     params: ParamStore,
     attached: BTreeMap<String, Attached>,
     pub(crate) router: Option<(Box<dyn RouterConfig>, bool)>,
     pub(crate) aggregator: Option<Box<dyn AggregatorConfig>>,
     seed: Seed,
     /// θ as it was before a merge, by full name.
-    unmerged: Vec<(String, Tensor)>,
+    pub(crate) unmerged: Vec<(String, Tensor)>,
 }
 
 impl Modular {
@@ -179,14 +182,27 @@ impl Modular {
         }
         for site in sites {
             let path = self.router_path(site);
-            let (seed, kind, device) = (self.seed, self.module_kind(), self.device());
-            let mut scope = Scope::at(&mut self.params, &path, seed).on(kind, device);
-            if let Some(layer) = self.layers.slot(site)? {
+            self.at_layer(site, &path, |layer, scope| {
                 let modules = layer.bank.len();
-                layer.router_mut().grow(modules, &mut scope).at(&site.path)?;
-            }
+                layer.router_mut().grow(modules, scope)
+            })?;
         }
         Ok(())
+    }
+
+    /// Works on the layer at `site`, if there is one, with a scope at `path` for its parameters.
+    fn at_layer(
+        &mut self,
+        site: &Site,
+        path: &str,
+        work: impl FnOnce(&mut ModularLayer, &mut Scope) -> Result<()>,
+    ) -> Result<()> {
+        let (seed, kind, device) = (self.seed, self.module_kind(), self.device());
+        let mut scope = Scope::at(&mut self.params, path, seed).on(kind, device);
+        match self.layers.slot(site)? {
+            Some(layer) => work(layer, &mut scope).at(&site.path),
+            None => Ok(()),
+        }
     }
 
     fn router_path(&self, site: &Site) -> String {
@@ -256,19 +272,18 @@ impl Modular {
         self.forget_routers();
         for (i, site) in sites.iter().enumerate() {
             let path = if global { GLOBAL_ROUTER.into() } else { format!("routers.{}", site.path) };
-            let (seed, kind, device) = (self.seed, self.module_kind(), self.device());
-            let mut scope = Scope::at(&mut self.params, &path, seed).on(kind, device);
-            if let Some(layer) = self.layers.slot(site)? {
+            self.at_layer(site, &path, |layer, scope| {
                 let router: Box<dyn Router> = match (global, i) {
                     (true, 0) => {
-                        let leader = config.build(site, &layer.bank, &mut scope).at(&site.path)?;
+                        let leader = config.build(site, &layer.bank, scope)?;
                         Box::new(Shared::lead(GLOBAL_ROUTER, leader))
                     }
                     (true, _) => Box::new(Shared::follow(GLOBAL_ROUTER)),
-                    (false, _) => config.build(site, &layer.bank, &mut scope).at(&site.path)?,
+                    (false, _) => config.build(site, &layer.bank, scope)?,
                 };
                 layer.set_router(router);
-            }
+                Ok(())
+            })?;
         }
         self.router = Some((config, global));
         Ok(())
@@ -285,13 +300,10 @@ impl Modular {
         }
         self.params.remove(&Select::new("aggregators.*"));
         for site in &sites {
-            let (seed, kind, device) = (self.seed, self.module_kind(), self.device());
-            let path = format!("aggregators.{}", site.path);
-            let mut scope = Scope::at(&mut self.params, &path, seed).on(kind, device);
-            let aggregator = config.build(site, &mut scope).at(&site.path)?;
-            if let Some(layer) = self.layers.slot(site)? {
-                layer.set_aggregator(aggregator);
-            }
+            self.at_layer(site, &format!("aggregators.{}", site.path), |layer, scope| {
+                layer.set_aggregator(config.build(site, scope)?);
+                Ok(())
+            })?;
         }
         self.aggregator = Some(config);
         Ok(())
@@ -323,92 +335,9 @@ impl Modular {
     pub fn trainable(&self) -> Vec<(String, Tensor)> {
         let own = self.params.trainable().map(|(n, t)| (n.to_owned(), t.clone()));
         let base = self.backbone.params().trainable();
-        let mut all: Vec<_> = base.map(|(n, t)| (format!("base.{n}"), t.clone())).chain(own).collect();
+        let mut all: Vec<_> =
+            base.map(|(n, t)| (format!("base.{n}"), t.clone())).chain(own).collect();
         all.sort_by(|a, b| a.0.cmp(&b.0));
         all
-    }
-
-    /// Writes θ ⊕ φ of one module into the backbone, which then computes with the module at no
-    /// cost. The backbone keeps a copy of θ for [`Modular::unmerge`].
-    ///
-    /// # Errors
-    /// Where something is merged already, or the module is not a change of parameters; then nothing
-    /// has been changed.
-    pub fn merge(&mut self, name: &str) -> Result<()> {
-        if !self.unmerged.is_empty() {
-            return Err(Error::invalid("merge", "a module is merged already; unmerge it first"));
-        }
-        let mut changes: Vec<(Tensor, Tensor)> = Vec::new();
-        let attached = self.attachment(name)?;
-        let mut before = Vec::new();
-        for index in &attached.sites {
-            let Some(site) = self.backbone.sites().get(*index) else { continue };
-            let Some(layer) = self.layers.at(site) else { continue };
-            let theta = self.backbone.theta(site)?;
-            let module = layer.bank.position(name).map(|j| layer.bank.module(j))?;
-            let merged = module.map(|m| no_grad(|| m.compose(&theta))).transpose().at(&site.path)?;
-            let Some(Some(merged)) = merged else {
-                return Err(Error::unsupported(
-                    format!("merging module `{name}` at `{}`", site.path),
-                    "it does not change parameters; keep it attached",
-                ));
-            };
-            for (short, new) in merged.iter() {
-                let old = theta.need(short)?;
-                if !old.bit_equal(new)? {
-                    before.push((format!("{}.{short}", site.path), old.copy()?));
-                    changes.push((old.clone(), new.detach()?));
-                }
-            }
-        }
-        no_grad(|| changes.iter_mut().try_for_each(|(old, new)| old.copy_from(new)))?;
-        self.unmerged = before;
-        Ok(())
-    }
-
-    /// Puts back θ as it was before [`Modular::merge`], bit for bit.
-    pub fn unmerge(&mut self) -> Result<()> {
-        for (name, old) in std::mem::take(&mut self.unmerged) {
-            let mut t = self.backbone.params().get(&name)?.clone();
-            no_grad(|| t.copy_from(&old))?;
-        }
-        Ok(())
-    }
-}
-
-const GLOBAL_ROUTER: &str = "routers.global";
-
-/// What stands at a modular site until a router and an aggregator have been chosen.
-#[derive(Debug)]
-struct Undecided;
-
-impl Router for Undecided {
-    fn kind(&self) -> &'static str {
-        "undecided"
-    }
-
-    fn route(&self, _: &Signal, bank: &Bank, _: &Context) -> Result<Routing> {
-        Err(Error::invalid(
-            "router",
-            format!("modules {} are attached, but nothing says which are active; call Modular::route", bank.names().join(", ")),
-        ))
-    }
-}
-
-impl Aggregator for Undecided {
-    fn kind(&self) -> &'static str {
-        "undecided"
-    }
-
-    fn order(&self) -> Order {
-        Order::Outputs
-    }
-
-    fn outputs(&self, _: &Routing, _: &Outputs) -> Result<Signal> {
-        Err(Error::invalid("aggregator", "none has been chosen; call Modular::aggregate"))
-    }
-
-    fn parameters(&self, _: &Active, _: &Tensors) -> Result<Box<dyn Module>> {
-        Err(Error::invalid("aggregator", "none has been chosen; call Modular::aggregate"))
     }
 }

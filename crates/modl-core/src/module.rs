@@ -75,7 +75,7 @@ pub trait Module: Debug + Send {
 }
 
 /// A recipe for modules: the configuration that is written in files.
-pub trait ModuleConfig: Debug + Send + Sync {
+pub trait ModuleConfig: Debug + Send {
     /// The name of the kind, as in the registry.
     fn kind(&self) -> &'static str;
 

@@ -3,7 +3,7 @@
 //! Methods that PEFT or AdapterHub know are better kept in those projects' formats; this one takes
 //! every method: a safetensors file whose metadata holds a [`ModuleHeader`] as JSON under `modl`.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -70,7 +70,8 @@ fn header<H: serde::de::DeserializeOwned>(file: &Checkpoint) -> Result<H> {
 }
 
 fn metadata(header: &impl Serialize) -> Result<HashMap<String, String>> {
-    let text = serde_json::to_string(header).map_err(|e| Error::invalid("header", e.to_string()))?;
+    let text =
+        serde_json::to_string(header).map_err(|e| Error::invalid("header", e.to_string()))?;
     Ok(HashMap::from([("modl".to_owned(), text), ("format".to_owned(), "pt".to_owned())]))
 }
 
@@ -93,7 +94,9 @@ impl Modular {
         if own == base {
             return Ok(());
         }
-        let problem = format!("was made for the backbone {base}, this one is {own}; open the model that it belongs to");
+        let problem = format!(
+            "was made for the backbone {base}, this one is {own}; open the model that it belongs to"
+        );
         Err(Error::file(path, problem))
     }
 
@@ -194,16 +197,13 @@ impl Modular {
             );
             return Err(Error::file(path, problem));
         }
-        let router = header.router.map(|c| registry.routers.parse(&c)).transpose()?;
-        let aggregator = header.aggregator.map(|c| registry.aggregators.parse(&c)).transpose()?;
-        if let Some(router) = router {
-            self.route(router, header.global)?;
+        if let Some(config) = header.router {
+            self.route(registry.routers.parse(&config)?, header.global)?;
         }
-        if let Some(aggregator) = aggregator {
-            self.aggregate(aggregator)?;
+        if let Some(config) = header.aggregator {
+            self.aggregate(registry.aggregators.parse(&config)?)?;
         }
-        let tensors: BTreeMap<String, Tensor> =
-            file.tensors(self.device())?.into_iter().collect();
+        let tensors = file.tensors(self.device())?;
         let all = tensors.iter().map(|(n, t)| (n.as_str(), t));
         let select = Select::any(["routers.*", "aggregators.*"]);
         self.params().load(&path.display().to_string(), all, &select)

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::{Device, Error, Kind, Mismatch, Result, ResultExt, Seed, Tensor, no_grad};
 pub use crate::random::Init;
+use crate::{Device, Error, Kind, Mismatch, Result, ResultExt, Seed, Tensor, no_grad};
 
 /// A parameter of a [`ParamStore`].
 #[derive(Debug, Clone)]
@@ -325,7 +325,8 @@ mod tests {
         scope.sub("a").param("w", &[3, 2], Init::Kaiming).unwrap();
         let b = scope.sub("b").param("w", &[3, 2], Init::Kaiming).unwrap();
         let mut second = ParamStore::new();
-        let alone = Scope::new(&mut second, Seed(1)).sub("b").param("w", &[3, 2], Init::Kaiming).unwrap();
+        let alone =
+            Scope::new(&mut second, Seed(1)).sub("b").param("w", &[3, 2], Init::Kaiming).unwrap();
         assert!(b.bit_equal(&alone).unwrap());
         assert!(!b.bit_equal(first.get("a.w").unwrap()).unwrap());
     }
@@ -339,7 +340,11 @@ mod tests {
         scope.param("scale", &[2], Init::Zeros).unwrap();
         let ones = Tensor::ones(&[2, 2], Kind::Float, Device::Cpu).unwrap();
         let e = store
-            .load("x.safetensors", [("lora_a", &ones), ("lora_B", &ones), ("scale", &ones)], &Select::all())
+            .load(
+                "x.safetensors",
+                [("lora_a", &ones), ("lora_B", &ones), ("scale", &ones)],
+                &Select::all(),
+            )
             .unwrap_err();
         let Error::Mismatch(m) = &e else { panic!("{e}") };
         assert_eq!(m.missing, [("lora_A".to_owned(), Some("lora_a".to_owned()))]);

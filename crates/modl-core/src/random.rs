@@ -31,7 +31,8 @@ impl Seed {
     /// An independent seed for a number: a step, an epoch, a row.
     pub fn nth(self, n: u64) -> Seed {
         // SplitMix64's finaliser: cheap enough to be called for every dropout of every step.
-        let mut z = self.0 ^ n.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(0xD1B5_4A32_D192_ED03);
+        let mut z =
+            self.0 ^ n.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(0xD1B5_4A32_D192_ED03);
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
         Seed(z ^ (z >> 31))
@@ -66,7 +67,8 @@ impl Init {
     pub fn tensor(self, shape: &[i64], seed: Seed, kind: Kind, device: Device) -> Result<Tensor> {
         let n = shape.iter().product::<i64>().max(0) as usize;
         let mut rng = seed.rng();
-        let mut uniform = |bound: f64| (0..n).map(|_| bound * (2.0 * rng.r#gen::<f64>() - 1.0)).collect();
+        let mut uniform =
+            |bound: f64| (0..n).map(|_| bound * (2.0 * rng.r#gen::<f64>() - 1.0)).collect();
         let values: Vec<f64> = match self {
             Init::Zeros => return Tensor::zeros(shape, kind, device),
             Init::Ones => return Tensor::ones(shape, kind, device),

@@ -76,9 +76,8 @@ impl<T: ?Sized> Catalog<T> {
         let kind = table.shift_remove("type").ok_or_else(|| invalid("has no `type`"))?;
         let kind = kind.as_str().ok_or_else(|| invalid("its `type` is to be a string"))?;
         let entry = self.entries.iter().find(|e| e.name == kind);
-        let entry = entry.ok_or_else(|| {
-            Error::unknown(self.axis, kind, self.entries.iter().map(|e| e.name))
-        })?;
+        let entry = entry
+            .ok_or_else(|| Error::unknown(self.axis, kind, self.entries.iter().map(|e| e.name)))?;
         (entry.parse)(Value::Object(table))
     }
 }

@@ -28,7 +28,7 @@ pub trait Router: Debug + Send {
 }
 
 /// A recipe for routers.
-pub trait RouterConfig: Debug + Send + Sync {
+pub trait RouterConfig: Debug + Send {
     /// The name of the kind, as in the registry.
     fn kind(&self) -> &'static str;
 

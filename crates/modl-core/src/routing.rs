@@ -53,7 +53,8 @@ pub struct Routing {
 impl Routing {
     /// α without auxiliary losses. `Fixed` and `Rows` are looked at to see whether they sum to 1.
     pub fn new(weights: Weights, modules: usize) -> Self {
-        let one = |row: &[(usize, f64)]| (row.iter().map(|(_, w)| w).sum::<f64>() - 1.0).abs() < 1e-12;
+        let one =
+            |row: &[(usize, f64)]| (row.iter().map(|(_, w)| w).sum::<f64>() - 1.0).abs() < 1e-12;
         let normalised = match &weights {
             Weights::Fixed(all) => one(all),
             Weights::Rows(rows) => rows.iter().all(|r| one(r)),
@@ -161,7 +162,9 @@ impl Routing {
         }
         let in_range = |row: &[(usize, f64)]| row.iter().all(|(j, _)| *j < modules);
         match &self.weights {
-            Weights::Fixed(all) if !in_range(all) => wrong(format!("α names a module beyond {modules}")),
+            Weights::Fixed(all) if !in_range(all) => {
+                wrong(format!("α names a module beyond {modules}"))
+            }
             Weights::Rows(all) if all.len() as i64 != rows => {
                 wrong(format!("α has {} rows, the batch has {rows}", all.len()))
             }
@@ -187,7 +190,8 @@ impl Routing {
     /// Mean α of each module over all rows or tokens, `[m]` in f64: the survey's importance. With
     /// hard choices of weight 1 it is the load.
     pub fn importance(&self) -> Result<Vec<f64>> {
-        let flat = self.dense(Kind::Double, Device::Cpu)?.detach()?.reshape(&[-1, self.modules as i64])?;
+        let flat =
+            self.dense(Kind::Double, Device::Cpu)?.detach()?.reshape(&[-1, self.modules as i64])?;
         flat.mean_dims(&[0], false)?.to_vec::<f64>()
     }
 }
@@ -210,7 +214,9 @@ mod tests {
         let index = Tensor::from_slice(&[2i64, 0, 0, 1], &[2, 2], Device::Cpu).unwrap();
         let sparse = Weights::Sparse { index, weight: t(&[1.0, 0.0, 0.25, 0.75], &[2, 2]) };
         let expected = [0.0, 0.0, 1.0, 0.25, 0.75, 0.0];
-        for routing in [rows, Routing::new(sparse, 3), Routing::new(Weights::Dense(t(&expected, &[2, 3])), 3)] {
+        for routing in
+            [rows, Routing::new(sparse, 3), Routing::new(Weights::Dense(t(&expected, &[2, 3])), 3)]
+        {
             let dense = routing.dense(Kind::Double, Device::Cpu).unwrap();
             assert_eq!(dense.to_vec::<f64>().unwrap(), expected);
             assert_eq!(routing.importance().unwrap(), [0.125, 0.375, 0.5]);

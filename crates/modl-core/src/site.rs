@@ -124,7 +124,8 @@ fn join_rows(parts: &[(&[i64], &Tensor)], rows: i64) -> Result<Tensor> {
     let mut padded = Vec::with_capacity(parts.len());
     for (index, t) in parts {
         order.extend_from_slice(index);
-        let by: Vec<i64> = (1..dims).rev().flat_map(|d| [0, longest[d] - t.len_of(d as i64)]).collect();
+        let by: Vec<i64> =
+            (1..dims).rev().flat_map(|d| [0, longest[d] - t.len_of(d as i64)]).collect();
         padded.push(if by.iter().all(|n| *n == 0) { (*t).clone() } else { t.pad(&by)? });
     }
     let mut position = vec![-1i64; rows as usize];

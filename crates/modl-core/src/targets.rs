@@ -152,7 +152,8 @@ impl<'a> LayerFilter<'a> {
     }
 
     fn fits(&self, path: &str) -> bool {
-        let number = self.patterns.iter().find_map(|p| p.captures(path)?.get(1)?.as_str().parse().ok());
+        let number =
+            self.patterns.iter().find_map(|p| p.captures(path)?.get(1)?.as_str().parse().ok());
         number.is_some_and(|n: i64| self.layers.contains(&n))
     }
 }
@@ -188,7 +189,10 @@ mod tests {
         assert_eq!(chosen(&Targets::names(["query"])), [1, 4]);
         assert_eq!(chosen(&Targets::names(["output.dense"])), [2, 3]);
         assert_eq!(chosen(&Targets::pattern(r".*layer\.0.*dense")), [2, 3]);
-        assert!(Targets::pattern("layer.0").select(&sites()).is_err(), "a pattern fits the whole path");
+        assert!(
+            Targets::pattern("layer.0").select(&sites()).is_err(),
+            "a pattern fits the whole path"
+        );
         assert_eq!(chosen(&Targets::pattern("all-linear")), [1, 2, 3, 4]);
     }
 

@@ -168,7 +168,9 @@ impl Tensor {
 
     /// Zeros of `shape`.
     pub fn zeros(shape: &[i64], kind: Kind, device: Device) -> Result<Self> {
-        tch::Tensor::f_zeros(shape, (kind, device)).map(Tensor).map_err(|e| op_error("zeros", &[], e))
+        tch::Tensor::f_zeros(shape, (kind, device))
+            .map(Tensor)
+            .map_err(|e| op_error("zeros", &[], e))
     }
 
     /// Ones of `shape`.

@@ -207,7 +207,9 @@ impl Tensor {
 
     /// Rows of self `[rows, dim]` by `ids` of any shape → `[ids…, dim]`.
     pub fn embedding(&self, ids: &Tensor) -> Result<Tensor> {
-        Self::op("embedding", &[self, ids], |t| tch::Tensor::f_embedding(t[0], t[1], -1, false, false))
+        Self::op("embedding", &[self, ids], |t| {
+            tch::Tensor::f_embedding(t[0], t[1], -1, false, false)
+        })
     }
 
     /// softmax(q kᵀ·scale + mask) v by libtorch's fused kernel; q, k, v `[batch, heads, seq, dim]`.
@@ -343,5 +345,31 @@ impl Tensor {
     pub fn lerp_in_place(&mut self, end: &Tensor, weight: f64) -> Result<()> {
         let r = self.0.f_lerp_(&end.0, weight).map(drop);
         r.map_err(|e| op_error("lerp_in_place", &[&self.0, &end.0], e))
+    }
+
+    /// self ← self + c, in place.
+    pub fn add_scalar_in_place(&mut self, c: f64) -> Result<()> {
+        let r = self.0.f_add_scalar_(c).map(drop);
+        r.map_err(|e| op_error("add_scalar_in_place", &[&self.0], e))
+    }
+
+    /// self ← self + a·b, element by element, in place; a and b broadcast.
+    pub fn addcmul_in_place(&mut self, a: &Tensor, b: &Tensor) -> Result<()> {
+        let r = self.0.f_addcmul_(&a.0, &b.0).map(drop);
+        r.map_err(|e| op_error("addcmul_in_place", &[&self.0, &a.0, &b.0], e))
+    }
+
+    /// self ← self + a ⁄ b, element by element, in place; a and b broadcast.
+    pub fn addcdiv_in_place(&mut self, a: &Tensor, b: &Tensor) -> Result<()> {
+        let r = self.0.f_addcdiv_(&a.0, &b.0).map(drop);
+        r.map_err(|e| op_error("addcdiv_in_place", &[&self.0, &a.0, &b.0], e))
+    }
+
+    /// Means of self `[batch, seq, dim]` over the positions where `mask` `[batch, seq]` is 1 →
+    /// `[batch, dim]`; a row without any gives zeros.
+    pub fn masked_mean(&self, mask: &Tensor) -> Result<Tensor> {
+        let mask = mask.to_kind(self.kind())?;
+        let sum = mask.unsqueeze(1)?.matmul(self)?.squeeze(1)?;
+        sum.div(&mask.sum_dims(&[1], true)?.clamp(1.0, f64::INFINITY)?)
     }
 }

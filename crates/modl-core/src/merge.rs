@@ -1,0 +1,52 @@
+//! Merging a module into the backbone, and taking it out again.
+
+use crate::{Error, Modular, Result, ResultExt, Tensor, no_grad};
+
+impl Modular {
+    /// Writes θ ⊕ φ of one module into the backbone, which then computes with the module at no
+    /// cost. The backbone keeps a copy of θ for [`Modular::unmerge`].
+    ///
+    /// # Errors
+    /// Where something is merged already, or the module is not a change of parameters; then nothing
+    /// has been changed.
+    pub fn merge(&mut self, name: &str) -> Result<()> {
+        if !self.unmerged.is_empty() {
+            return Err(Error::invalid("merge", "a module is merged already; unmerge it first"));
+        }
+        let mut changes: Vec<(Tensor, Tensor)> = Vec::new();
+        let attached = self.attachment(name)?;
+        let mut before = Vec::new();
+        for index in &attached.sites {
+            let Some(site) = self.backbone().sites().get(*index) else { continue };
+            let Some(layer) = self.layers.at(site) else { continue };
+            let theta = self.backbone().theta(site)?;
+            let module = layer.bank.position(name).map(|j| layer.bank.module(j))?;
+            let merged = module.map(|m| no_grad(|| m.compose(&theta))).transpose().at(&site.path)?;
+            let Some(Some(merged)) = merged else {
+                return Err(Error::unsupported(
+                    format!("merging module `{name}` at `{}`", site.path),
+                    "it does not change parameters; keep it attached",
+                ));
+            };
+            for (short, new) in merged.iter() {
+                let old = theta.need(short)?;
+                if !old.bit_equal(new)? {
+                    before.push((format!("{}.{short}", site.path), old.copy()?));
+                    changes.push((old.clone(), new.detach()?));
+                }
+            }
+        }
+        no_grad(|| changes.iter_mut().try_for_each(|(old, new)| old.copy_from(new)))?;
+        self.unmerged = before;
+        Ok(())
+    }
+
+    /// Puts back θ as it was before [`Modular::merge`], bit for bit.
+    pub fn unmerge(&mut self) -> Result<()> {
+        for (name, old) in std::mem::take(&mut self.unmerged) {
+            let mut t = self.backbone().params().get(&name)?.clone();
+            no_grad(|| t.copy_from(&old))?;
+        }
+        Ok(())
+    }
+}
