@@ -1,1 +1,43 @@
-//! The modl command line.
+//! The `modl` command line.
+//!
+//! [`main_with`] is the whole program over a given set of methods: `modl` runs it with
+//! [`builtin`], and a crate that adds a router runs it with its own added. See
+//! `docs/write-a-router.md`.
+
+mod cli;
+mod commands;
+mod demo;
+mod progress;
+mod report;
+
+use std::process::ExitCode;
+
+use modl_core::{Registry, Result};
+use modl_train::Methods;
+
+pub use cli::Cli;
+
+/// All methods that modl ships.
+///
+/// # Errors
+/// Where two crates register the same name.
+pub fn builtin() -> Result<Registry> {
+    Registry::new()
+        .with(modl_compute::register)?
+        .with(modl_route::register)?
+        .with(modl_aggregate::register)
+}
+
+/// Runs the command line of this process over the methods of `registry`, and says how it ended.
+/// Errors go to stderr, each with its causes.
+pub fn main_with(registry: Result<Registry>) -> ExitCode {
+    let methods = registry.and_then(Methods::new).map_err(anyhow::Error::from);
+    let outcome = methods.and_then(|m| cli::parse().run(&m));
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("error: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

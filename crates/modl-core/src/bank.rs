@@ -172,8 +172,9 @@ impl<'a> Active<'a> {
                 (0..x.rows()).map(row).collect::<Result<_>>()?
             }
         };
+        let nobody = groups.is_empty().then(|| (Vec::new(), Weights::Fixed(Vec::new())));
         let mut parts = Vec::with_capacity(groups.len());
-        for (rows, weights) in groups {
+        for (rows, weights) in groups.into_iter().chain(nobody) {
             let index = Tensor::from_slice(&rows, &[rows.len() as i64], x.x.device())?;
             let routing = Routing { weights, losses: Vec::new(), ..self.routing };
             let active = self.bank.select(&routing, rows.len() as i64)?;

@@ -2,7 +2,7 @@
 
 use crate::{
     Active, Context, Device, Error, Host, LowRank, Module, Result, Routing, Signal, SiteKind,
-    Tensor, Weights,
+    Tensor, Tensors, Weights,
 };
 
 /// What α weighs against.
@@ -77,8 +77,9 @@ impl<'a> Outputs<'a> {
     /// Σ αⱼ hⱼ against `base`, by the fastest way that fits. The ways agree with
     /// [`Outputs::plain_sum`] up to rounding.
     pub fn weighted_sum(&self, base: Base) -> Result<Signal> {
-        if self.active.is_empty() && base == Base::Kept {
-            return self.f.call(self.x);
+        self.check_level()?;
+        if self.active.is_empty() {
+            return self.plain_sum(base);
         }
         if let Weights::Fixed(all) = &self.routing().weights
             && let [(_, 1.0)] = all.as_slice()
@@ -103,7 +104,8 @@ impl<'a> Outputs<'a> {
 
     /// Σ αⱼ hⱼ against `base` as the formula says it: every module on everything.
     pub fn plain_sum(&self, base: Base) -> Result<Signal> {
-        let alpha = self.routing().dense(self.x.x.kind(), self.x.x.device())?;
+        self.check_level()?;
+        let alpha = self.routing().dense(self.f.kind(self.x), self.x.x.device())?;
         let with_base = base == Base::Kept && !self.routing().normalised;
         let mut sum: Option<Signal> = None;
         for (j, h) in self.each()? {
@@ -127,6 +129,25 @@ impl<'a> Outputs<'a> {
 
     fn routing(&self) -> &Routing {
         self.active.routing()
+    }
+
+    /// An α for each token, which one router for many sites may have made at another one, fits
+    /// where x has these tokens.
+    fn check_level(&self) -> Result<()> {
+        let tokens = match &self.routing().weights {
+            Weights::Dense(w) if w.dim() == 3 => w.len_of(1),
+            Weights::Sparse { index, .. } if index.dim() == 3 => index.len_of(1),
+            _ => return Ok(()),
+        };
+        let x = &self.x.x;
+        let dims = if self.f.site().kind == SiteKind::Embedding { 2 } else { 3 };
+        if x.dim() == dims && x.len_of(1) == tokens {
+            return Ok(());
+        }
+        Err(Error::unsupported(
+            format!("an α for each of {tokens} tokens where x is {x:?}"),
+            "route per example, or leave this site out of the targets",
+        ))
     }
 
     /// All low-rank modules as one: with A = [A₁; …; Aₖ] and B = [B₁ … Bₖ],
@@ -251,9 +272,10 @@ impl<'a> Outputs<'a> {
     /// of the context.
     fn scatter(&self, x: &Signal, groups: &[Group], base: Base, per_row: i64) -> Result<Signal> {
         let keep = base == Base::Kept && !self.routing().normalised;
-        let (kind, device) = (x.x.kind(), x.x.device());
+        let (kind, device) = (self.f.kind(x), x.x.device());
         let mut rest = Tensor::ones(&[x.rows()], kind, device)?;
         let mut sum = None;
+        let mut with = Tensors::new();
         for g in groups {
             let index = Tensor::from_slice(&g.units, &[g.units.len() as i64], device)?;
             let rows: Vec<i64> = g.units.iter().map(|u| u / per_row).collect();
@@ -262,18 +284,19 @@ impl<'a> Outputs<'a> {
             let weight = g.weight.to_kind(kind)?;
             rest = rest.index_add(0, &index, &weight.neg()?)?;
             let term = h.x.mul(&over(&weight, h.x.dim())?)?;
-            let before = match sum {
-                Some(s) => s,
-                None => {
-                    let mut shape = h.x.size();
-                    shape[0] = x.rows();
-                    Tensor::zeros(&shape, h.x.kind(), device)?
-                }
+            let room = |t: &Tensor| {
+                let shape: Vec<i64> = [x.rows()].into_iter().chain(t.size().split_off(1)).collect();
+                Tensor::zeros(&shape, t.kind(), device)
             };
+            let before = sum.map_or_else(|| room(&h.x), Ok)?;
             sum = Some(before.index_add(0, &index, &term)?);
+            for (name, t) in h.with.iter() {
+                let before = with.get(name).cloned().map_or_else(|| room(t), Ok)?;
+                with.set(name.to_owned(), before.index_copy(0, &index, t)?);
+            }
         }
         match sum {
-            Some(sum) if !keep => Ok(Signal::from(sum)),
+            Some(x) if !keep => Ok(Signal { x, with }),
             sum => {
                 let y = self.f.call(x)?;
                 let rest = over(&rest, y.x.dim())?;

@@ -19,6 +19,10 @@
 //! | `registry.rs` | names to constructors, for recipes and the command line |
 //! | `testing/` | the contract that every module, router and aggregator passes |
 
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 mod aggregator;
 mod backbone;
 mod bank;
@@ -28,6 +32,7 @@ mod dispatch;
 mod error;
 mod ffi;
 mod layer;
+mod machine;
 mod merge;
 mod model;
 mod module;
@@ -54,6 +59,7 @@ pub use context::{Context, Trace};
 pub use dispatch::{Base, Outputs};
 pub use error::{Error, Mismatch, Result, ResultExt};
 pub use layer::ModularLayer;
+pub use machine::{cuda_devices, has_bf16, set_threads, threads};
 pub use model::Modular;
 pub use module::{LowRank, Module, ModuleConfig};
 pub use module_file::ModuleHeader;

@@ -4,7 +4,7 @@ use std::fmt::Debug;
 
 use serde_json::Value;
 
-use crate::{Context, Error, Host, Result, Scope, Signal, Site, Tensor, Tensors};
+use crate::{Context, Error, Host, Result, Scope, Signal, Site, SiteKind, Tensor, Tensors};
 
 /// A module f_φ at a site: h = f'(x; θ, φ).
 ///
@@ -122,8 +122,10 @@ impl Module for LowRank {
         "low_rank"
     }
 
-    fn delta(&self, _f: &Host, x: &Signal, _cx: &Context) -> Result<Option<Tensor>> {
-        self.apply(&x.x).map(Some)
+    fn delta(&self, f: &Host, x: &Signal, _cx: &Context) -> Result<Option<Tensor>> {
+        // At an embedding x are ids, and only the sum of the weights works.
+        let linear = f.site().kind == SiteKind::Linear;
+        linear.then(|| self.apply(&x.x)).transpose()
     }
 
     fn compose(&self, theta: &Tensors) -> Result<Option<Tensors>> {
@@ -138,5 +140,15 @@ impl Module for LowRank {
 
     fn phi(&self) -> Tensors {
         Tensors::new().with("down", self.down.clone()).with("up", self.up.clone())
+    }
+
+    fn with_phi(&self, phi: &Tensors) -> Result<Box<dyn Module>> {
+        let (down, up) = (phi.need("down")?.clone(), phi.need("up")?.clone());
+        Ok(Box::new(LowRank { down, up, scale: self.scale }))
+    }
+
+    fn signature(&self) -> String {
+        let (down, up) = (self.down.size(), self.up.size());
+        format!("low_rank(down{down:?}, up{up:?}, scale {})", self.scale)
     }
 }

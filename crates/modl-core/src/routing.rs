@@ -108,13 +108,15 @@ impl Routing {
         match &self.weights {
             Weights::Fixed(all) => spread(std::slice::from_ref(all))?.select(0, 0),
             Weights::Rows(rows) => spread(rows),
-            Weights::Dense(w) => w.to_kind(kind),
+            Weights::Dense(w) => w.to_kind(kind)?.to_device(device),
             Weights::Sparse { index, weight } => {
                 let mut shape = index.size();
                 if let Some(last) = shape.last_mut() {
                     *last = m;
                 }
-                Tensor::zeros(&shape, kind, device)?.scatter_add(-1, index, &weight.to_kind(kind)?)
+                Tensor::zeros(&shape, kind, index.device())?
+                    .scatter_add(-1, index, &weight.to_kind(kind)?)?
+                    .to_device(device)
             }
         }
     }

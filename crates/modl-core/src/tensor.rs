@@ -185,6 +185,11 @@ impl Tensor {
             .map_err(|e| op_error("full", &[], e))
     }
 
+    /// The identity matrix `[n, n]`.
+    pub fn eye(n: i64, kind: Kind, device: Device) -> Result<Self> {
+        tch::Tensor::f_eye(n, (kind, device)).map(Tensor).map_err(|e| op_error("eye", &[], e))
+    }
+
     /// `0, 1, …, end − 1` as `i64`.
     pub fn arange(end: i64, device: Device) -> Result<Self> {
         tch::Tensor::f_arange(end, (Kind::Int64, device))

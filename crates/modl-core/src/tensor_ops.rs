@@ -315,11 +315,19 @@ impl Tensor {
         Self::op("mse", &[self, target], |t| t[0].f_mse_loss(t[1], tch::Reduction::Mean))
     }
 
+    /// X with self X = `right`: self `[n, n]`, right `[n, k]` → `[n, k]`.
+    ///
+    /// # Errors
+    /// Where self is singular.
+    pub fn solve(&self, right: &Tensor) -> Result<Tensor> {
+        Self::op("solve", &[self, right], |t| tch::Tensor::f_linalg_solve(t[0], t[1], true))
+    }
+
     /// Singular values: self `[m, n]` = U diag(S) Vᵀ with U `[m, k]`, S `[k]`, Vᵀ `[k, n]`.
     pub fn svd(&self) -> Result<(Tensor, Tensor, Tensor)> {
-        tch::Tensor::f_linalg_svd(&self.0, false, "")
-            .map(|(u, s, v)| (Tensor(u), Tensor(s), Tensor(v)))
-            .map_err(|e| op_error("svd", &[&self.0], e))
+        // `linalg_svd` of the bindings passes a driver, which only CUDA accepts.
+        let (u, s, v) = self.0.f_svd(true, true).map_err(|e| op_error("svd", &[&self.0], e))?;
+        Ok((Tensor(u), Tensor(s), Tensor(v).t()?))
     }
 
     /// Sets all elements to zero in place.

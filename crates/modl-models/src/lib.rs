@@ -1,1 +1,16 @@
-//! Pretrained backbones for modl, with every sub-layer a named site.
+#![doc = include_str!("../README.md")]
+
+mod attention;
+mod bert;
+mod dropout;
+mod folder;
+mod mask;
+mod open;
+mod place;
+mod pooling;
+mod tokenizer;
+
+pub use bert::{Activation, Bert, BertConfig};
+pub use open::{LoadOptions, open};
+pub use pooling::mean_pool;
+pub use tokenizer::{Batch, Tokenizer};

@@ -1,0 +1,55 @@
+//! Every aggregator of the registry under the laws of aggregation.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod low_rank;
+
+use low_rank::Lora;
+use modl_core::testing::{AggregatorClaims, check_aggregator, standins};
+use modl_core::{ModuleConfig, Registry, Result};
+use serde_json::{Value, json};
+
+fn check(config: Value, module: Box<dyn Fn() -> Box<dyn ModuleConfig>>, claims: AggregatorClaims) {
+    let registry = Registry::new().with(modl_aggregate::register).unwrap();
+    check_aggregator(&|| registry.aggregators.parse(&config).unwrap(), module.as_ref(), claims);
+}
+
+fn lora() -> Box<dyn Fn() -> Box<dyn ModuleConfig>> {
+    Box::new(|| Box::new(Lora { rank: 2, scale: 0.75 }))
+}
+
+#[test]
+fn weighted_sum() {
+    for base in ["kept", "replaced"] {
+        let config = json!({"type": "weighted_sum", "base": base});
+        check(config.clone(), lora(), AggregatorClaims::default());
+        check(config, Box::new(|| Box::new(standins::Scale)), AggregatorClaims::default());
+    }
+}
+
+#[test]
+fn average() {
+    check(json!({"type": "average"}), lora(), AggregatorClaims::default());
+    check(json!({"type": "average", "normalise": false}), lora(), AggregatorClaims::default());
+}
+
+#[test]
+fn concat() {
+    check(json!({"type": "concat"}), lora(), AggregatorClaims::default());
+}
+
+#[test]
+fn every_aggregator_is_documented_and_reads_back_what_it_wrote() -> Result<()> {
+    let registry = Registry::new().with(modl_aggregate::register)?;
+    assert_eq!(registry.aggregators.entries().len(), 3);
+    for entry in registry.aggregators.entries() {
+        assert!(!entry.title.is_empty() && !entry.citation.is_empty() && !entry.section.is_empty());
+        let config = registry.aggregators.parse(&json!({"type": entry.name}))?;
+        assert_eq!(config.kind(), entry.name);
+        let written = config.to_json()?;
+        assert_eq!((entry.parse)(written.clone())?.to_json()?, written);
+        let typo = registry.aggregators.parse(&json!({"type": entry.name, "normalize": true}));
+        assert!(typo.unwrap_err().to_string().contains("normalize"), "{}", entry.name);
+    }
+    Ok(())
+}

@@ -1,0 +1,78 @@
+//! `modl eval`: a trained run on its held-out examples.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use clap::Args;
+use modl_core::checkpoint;
+use modl_train::{Batch, Methods, evaluate, scores};
+
+use super::run_folder::{self, Loaded};
+use crate::report::Table;
+
+/// Arguments of `modl eval`.
+#[derive(Debug, Args)]
+pub(crate) struct EvalArgs {
+    /// The run's folder.
+    run: PathBuf,
+}
+
+pub(crate) fn run(args: &EvalArgs, methods: &Methods) -> Result<()> {
+    let mut loaded = Loaded::new(run_folder::recipe_of(&args.run, methods)?)?;
+    modl_train::restore(
+        &loaded.recipe,
+        methods,
+        &mut loaded.model,
+        loaded.objective.as_ref(),
+        &args.run,
+    )?;
+    report(&loaded, &args.run)
+}
+
+/// Rows of a batch.
+const BATCH: usize = 64;
+
+/// Prints the metrics of the held-out examples by task, and writes predictions and metrics.
+pub(super) fn report(loaded: &Loaded, folder: &Path) -> Result<()> {
+    let said =
+        evaluate(&loaded.model, loaded.objective.as_ref(), &loaded.test, BATCH, &Batch::describe)?;
+    let metrics = ["sign_accuracy", "spearman", "mae"];
+    let mut table = Table::new(["held out", "examples"].into_iter().chain(metrics));
+    let mut all = serde_json::Map::new();
+    let tasks = loaded.test.tasks();
+    for task in tasks.keys().map(|t| Some(*t)).chain([None]) {
+        let rows: Vec<_> = said.iter().filter(|p| task.is_none_or(|t| t == p.task)).collect();
+        let found = scores(rows.iter().copied(), 0.0);
+        let name = task.unwrap_or("all");
+        let value = |m: &str| found.get(m).map_or("-".to_owned(), |v| format!("{v:.4}"));
+        let cells = [name.to_owned(), rows.len().to_string()];
+        table.row(cells.into_iter().chain(metrics.iter().map(|m| value(m))));
+        all.insert(name.to_owned(), serde_json::to_value(&found)?);
+    }
+    checkpoint::write_whole(folder.join("metrics.json"), &serde_json::to_vec_pretty(&all)?)?;
+    checkpoint::write_whole(folder.join("predictions.json"), &serde_json::to_vec(&said)?)?;
+    println!("{}", table.text());
+    Ok(())
+}
+
+/// What a run is and how far it is.
+pub(super) fn summary(folder: &Path, methods: &Methods) -> Result<()> {
+    let recipe = run_folder::recipe_of(folder, methods)?;
+    let modules: Vec<&str> = recipe.modules.iter().map(|m| m.name.as_str()).collect();
+    println!("run of a recipe: backbone {}", recipe.resolve(&recipe.backbone.path).display());
+    println!("modules: {}", modules.join(", "));
+    let mut table = Table::new(["phase", "done"]).left();
+    for (i, phase) in recipe.phases.iter().enumerate() {
+        let own = folder.join("phases").join(format!("{}-{}", i + 1, phase.name));
+        let state = if own.join("params.safetensors").is_file() {
+            "yes"
+        } else if own.is_dir() {
+            "partly; `modl train` goes on"
+        } else {
+            "no"
+        };
+        table.row([phase.name.as_str(), state]);
+    }
+    println!("{}", table.text());
+    Ok(())
+}

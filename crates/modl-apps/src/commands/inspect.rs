@@ -1,0 +1,116 @@
+//! `modl inspect`: what a model, an adapter, a tensor file or a run is.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use clap::Args;
+use modl_core::checkpoint::Checkpoint;
+use modl_core::{Kind, Modular, Seed};
+use modl_train::Methods;
+
+use super::adapter::is_adapter;
+use crate::report::Table;
+
+/// Arguments of `modl inspect`.
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// A model's folder, an adapter's folder, a .safetensors file, or a run's folder.
+    path: PathBuf,
+    /// List every site of a model, or every tensor of a file.
+    #[arg(long)]
+    all: bool,
+}
+
+pub(crate) fn run(args: &InspectArgs, methods: &Methods) -> Result<()> {
+    let path = &args.path;
+    if path.is_file() {
+        tensors(path, args.all)
+    } else if is_adapter(path) {
+        adapter(path, args.all)
+    } else if path.join("config.json").is_file() {
+        model(path, args.all)
+    } else if path.join("recipe.toml").is_file() {
+        super::eval::summary(path, methods)
+    } else if path.exists() {
+        anyhow::bail!(
+            "{}: is neither a model (config.json), an adapter (adapter_config.json) nor a run (recipe.toml)",
+            path.display()
+        )
+    } else {
+        anyhow::bail!("{}: is not there", path.display())
+    }
+}
+
+fn model(path: &Path, all: bool) -> Result<()> {
+    let backbone = modl_models::open(path, &modl_models::LoadOptions::default())?;
+    let model = Modular::from_box(backbone, Seed(0))?;
+    let backbone = model.backbone();
+    let numbers: usize = backbone.params().iter().map(|(_, p)| p.tensor().numel()).sum();
+    let kind = backbone.config().get("model_type").and_then(|v| v.as_str()).unwrap_or("?");
+    println!("model {kind}, {numbers} parameters, fingerprint {}", backbone.fingerprint()?);
+    let mut table = Table::new(["site", "kind", "in", "out"]);
+    for s in backbone.sites().iter().filter(|s| all || !repeated(&s.path)) {
+        table.row([
+            s.path.clone(),
+            format!("{:?}", s.kind).to_lowercase(),
+            s.input.to_string(),
+            s.output.to_string(),
+        ]);
+    }
+    println!("{}", table.text());
+    if !all {
+        println!(
+            "{} sites; layers after the first are left out, --all shows them",
+            backbone.sites().len()
+        );
+    }
+    Ok(())
+}
+
+/// Whether a site is of a layer after the first.
+fn repeated(path: &str) -> bool {
+    path.split('.').any(|part| part.parse::<u64>().is_ok_and(|n| n > 0))
+}
+
+fn adapter(path: &Path, all: bool) -> Result<()> {
+    let config = std::fs::read_to_string(path.join("adapter_config.json"))?;
+    let config: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&config)?;
+    let set = |v: &serde_json::Value| match v {
+        serde_json::Value::Null | serde_json::Value::Bool(false) => false,
+        serde_json::Value::Object(o) => !o.is_empty(),
+        serde_json::Value::Array(a) => !a.is_empty(),
+        _ => true,
+    };
+    let mut table = Table::new(["setting", "value"]);
+    for (name, value) in config.iter().filter(|(_, v)| set(v)) {
+        table.row([name.clone(), value.to_string()]);
+    }
+    println!("{}", table.text());
+    tensors(&path.join("adapter_model.safetensors"), all)
+}
+
+fn tensors(path: &Path, all: bool) -> Result<()> {
+    let file = Checkpoint::open(path)?;
+    let names = file.names();
+    let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
+    let mut table = Table::new(["tensor", "kind", "shape"]);
+    for name in &names {
+        let (shape, kind): (Vec<i64>, Kind) = file.info(name)?;
+        let n = shape.iter().product::<i64>() as usize;
+        let kind = format!("{kind:?}").to_lowercase();
+        *kinds.entry(kind.clone()).or_default() += n;
+        table.row([name.clone(), kind, format!("{shape:?}")]);
+    }
+    let counts: Vec<String> = kinds.iter().map(|(k, n)| format!("{n} {k}")).collect();
+    println!("{}: {} tensors, {}", path.display(), names.len(), counts.join(", "));
+    if all {
+        println!("{}", table.text());
+    }
+    let mut metadata: Vec<_> = file.metadata().into_iter().collect();
+    metadata.sort();
+    for (key, value) in metadata {
+        println!("  {key}: {value}");
+    }
+    Ok(())
+}

@@ -1,0 +1,43 @@
+//! Four LoRAs made into one, as a PEFT folder.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use modl_aggregate::merge_low_rank;
+use modl_compute::{Lora, peft};
+use modl_core::{Aggregator, LowRank, Modular, Targets, Tensor, no_grad};
+
+/// Merges the modules `names` of `model` with equal weights, and saves the result in `folder` as an
+/// adapter called `merged`. `blank` makes a model without modules.
+pub(crate) fn merge(
+    model: &Modular,
+    names: &[&str],
+    aggregator: &dyn Aggregator,
+    blank: impl FnOnce() -> Result<Modular>,
+    folder: &Path,
+) -> Result<()> {
+    let weight = 1.0 / names.len() as f64;
+    let weights: Vec<(&str, f64)> = names.iter().map(|n| (*n, weight)).collect();
+    let merged = merge_low_rank(model, &weights, aggregator)?;
+    let rank =
+        merged.first().map(|(_, m)| m.down.len_of(0)).context("there is nothing to merge")?;
+    let mut target = blank()?;
+    let lora = Lora { r: rank, alpha: rank as f64, ..Lora::default() };
+    let sites = Targets::names(merged.iter().map(|(path, _)| path.as_str()));
+    target.attach("merged", Box::new(lora), &sites)?;
+    for (site, m) in &merged {
+        write(&target, site, m)?;
+    }
+    peft::save(&target, "merged", folder)?;
+    Ok(())
+}
+
+fn write(target: &Modular, site: &str, m: &LowRank) -> Result<()> {
+    let put = |name: &str, value: &Tensor| -> Result<()> {
+        let mut t = target.params().get(&format!("modules.merged.{site}.{name}"))?.clone();
+        no_grad(|| t.copy_from(value))?;
+        Ok(())
+    };
+    put("lora_A.weight", &m.down)?;
+    put("lora_B.weight", &m.up.mul_scalar(m.scale)?)
+}

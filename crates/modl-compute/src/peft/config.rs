@@ -1,0 +1,184 @@
+//! `adapter_config.json`: what kind of adapter, and where it stands.
+
+use std::fs;
+use std::path::Path;
+
+use modl_core::{Error, ModuleConfig, Names, Result, Site, Targets};
+use serde_json::{Map, Value, json};
+
+use super::fields::Fields;
+use super::{PeftType, Provenance, TYPES, read_targets};
+
+pub(super) const CONFIG_FILE: &str = "adapter_config.json";
+
+/// The version whose fields are written.
+const PEFT_VERSION: &str = "0.21.2";
+
+/// The types of PEFT 0.21.2 that modl knows by name only.
+const NOT_YET: &[&str] = &[
+    "ADALORA",
+    "ADAMSS",
+    "ADAPTION_PROMPT",
+    "BEFT",
+    "BOFT",
+    "BONE",
+    "C3A",
+    "CARTRIDGE",
+    "CPT",
+    "DEFT",
+    "DELORA",
+    "FOURIERFT",
+    "FROD",
+    "GLORA",
+    "GRALORA",
+    "HIRA",
+    "HRA",
+    "IA3",
+    "LILY",
+    "LN_TUNING",
+    "LOHA",
+    "LOKR",
+    "MISS",
+    "MULTITASK_PROMPT_TUNING",
+    "OFT",
+    "OSF",
+    "PEANUT",
+    "POLY",
+    "PREFIX_TUNING",
+    "PROMPT_TUNING",
+    "PSOFT",
+    "PVERA",
+    "P_TUNING",
+    "RANDLORA",
+    "ROAD",
+    "SHADOW",
+    "SHIRA",
+    "SUPERTUNING",
+    "TINYLORA",
+    "TRAINABLE_TOKENS",
+    "UNILORA",
+    "VBLORA",
+    "VERA",
+    "WAVEFT",
+    "XLORA",
+];
+
+/// What an adapter folder says of its adapter.
+#[derive(Debug)]
+pub struct AdapterConfig {
+    pub(super) of: &'static PeftType,
+    /// The recipe of the module.
+    pub module: Box<dyn ModuleConfig>,
+    /// The sites that it was trained at.
+    pub targets: Targets,
+}
+
+impl AdapterConfig {
+    /// `LORA`.
+    pub fn peft_type(&self) -> &'static str {
+        self.of.name
+    }
+}
+
+/// Reads the configuration of an adapter folder, strictly.
+///
+/// # Errors
+/// Where there is none, it is another project's or of a kind that modl does not have, or it asks
+/// for something that modl would not do; every such field is named.
+pub fn read_config(dir: impl AsRef<Path>) -> Result<AdapterConfig> {
+    let path = dir.as_ref().join(CONFIG_FILE);
+    let text = fs::read_to_string(&path).map_err(|e| {
+        Error::file(
+            &path,
+            format!("cannot be read: {e}; PEFT keeps adapters that are not called `default` in a folder of their name below"),
+        )
+    })?;
+    let fields: Map<String, Value> = serde_json::from_str(&text)
+        .map_err(|e| Error::file(&path, format!("is not a table in JSON: {e}")))?;
+    let of = find_type(&path, &fields)?;
+    let mut fields = Fields::new(&path, fields);
+    for name in ["peft_type", "peft_version", "inference_mode"] {
+        fields.ignore(name);
+    }
+    let provenance = Provenance::read(&mut fields)?;
+    let targets = read_targets(&mut fields)?;
+    let module = (of.read)(&mut fields, provenance)?;
+    fields.finish()?;
+    Ok(AdapterConfig { of, module, targets })
+}
+
+fn find_type(path: &Path, fields: &Map<String, Value>) -> Result<&'static PeftType> {
+    let Some(name) = fields.get("peft_type").and_then(Value::as_str) else {
+        // AdapterHub's file has the same name.
+        if fields.contains_key("config") && fields.contains_key("hidden_size") {
+            return Err(Error::unsupported(
+                format!("{}, which is AdapterHub's and not PEFT's", path.display()),
+                "modl reads PEFT folders only so far",
+            ));
+        }
+        return Err(Error::file(path, "has no `peft_type`; is it a PEFT adapter?"));
+    };
+    if let Some(found) = TYPES.iter().find(|t| t.name == name) {
+        return Ok(found);
+    }
+    let here: Vec<&str> = TYPES.iter().map(|t| t.name).collect();
+    if NOT_YET.contains(&name) {
+        return Err(Error::unsupported(
+            format!("the PEFT type {name} in {}", path.display()),
+            format!("modl does not have it yet; it has {}", here.join(", ")),
+        ));
+    }
+    Err(Error::unknown("peft_type", name, here.iter().chain(NOT_YET)))
+}
+
+/// PEFT's file for a module of kind `kind`, with the keys sorted as PEFT sorts them, and the type.
+///
+/// # Errors
+/// [`Error::Unsupported`] where PEFT has no such kind.
+pub(super) fn write_config(
+    module: &dyn ModuleConfig,
+    targets: &Targets,
+    sites: &[Site],
+) -> Result<(&'static PeftType, Provenance, String)> {
+    let kind = module.kind();
+    let peft_type = TYPES.iter().find(|t| t.kind == kind).ok_or_else(|| {
+        Error::unsupported(
+            format!("saving a module of kind `{kind}` as a PEFT folder"),
+            "PEFT has no format for it; use Modular::save_module",
+        )
+    })?;
+    let (mut fields, provenance) = (peft_type.write)(module.to_json()?)?;
+    let common = json!({
+        "auto_mapping": provenance.auto_mapping,
+        "base_model_name_or_path": provenance.base_model_name_or_path,
+        "inference_mode": true,
+        "peft_type": peft_type.name,
+        "peft_version": PEFT_VERSION,
+        "revision": provenance.revision,
+        "task_type": provenance.task_type,
+    });
+    fields.extend(common.as_object().cloned().unwrap_or_default());
+    fields.extend(write_targets(targets, sites));
+    // Only the top level: in a pattern table the order has a meaning.
+    fields.sort_keys();
+    let text = serde_json::to_string_pretty(&Value::Object(fields))
+        .map_err(|e| Error::invalid("adapter_config.json", e.to_string()))?;
+    Ok((peft_type, provenance, text))
+}
+
+fn write_targets(targets: &Targets, sites: &[Site]) -> Map<String, Value> {
+    // What is "all" depends on who reads it, so it is written out, as PEFT does.
+    let all = targets.names == Names::Pattern("all-linear".into());
+    let names = if all {
+        Names::List(sites.iter().map(|s| s.path.clone()).collect())
+    } else {
+        targets.names.clone()
+    };
+    let pattern = (!targets.layers_pattern.is_empty()).then_some(&targets.layers_pattern);
+    Map::from_iter([
+        ("target_modules".to_owned(), json!(names)),
+        ("exclude_modules".to_owned(), json!(targets.exclude)),
+        ("layers_to_transform".to_owned(), json!(targets.layers)),
+        ("layers_pattern".to_owned(), json!(pattern)),
+    ])
+}

@@ -1,0 +1,134 @@
+//! Adapter folders: loading into a model, saving from one.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use modl_core::checkpoint::{self, Checkpoint};
+use modl_core::{Error, Modular, ParamStore, Result, ResultExt, Scope, Seed, Select, Site};
+
+use super::config::{CONFIG_FILE, read_config, write_config};
+use super::{AdapterConfig, PeftType, Provenance};
+
+const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+const PICKLE_FILE: &str = "adapter_model.bin";
+/// The metadata key of the backbone's fingerprint. PEFT writes none and ignores it.
+const BASE_KEY: &str = "modl.base";
+
+/// Attaches the adapter of a PEFT folder, under `name` or the folder's own name, and returns the
+/// name. Tensors in f16 or bf16 become the kind in which the model trains modules.
+///
+/// # Errors
+/// Where the configuration asks for something that modl would not do, the adapter was made for
+/// another backbone, or the tensors are not exactly those that it has to have: all that are
+/// missing, unexpected or misshapen are named. Then the model is as it was.
+pub fn load(model: &mut Modular, dir: impl AsRef<Path>, name: Option<&str>) -> Result<String> {
+    let dir = dir.as_ref();
+    let config = read_config(dir)?;
+    let file = open_weights(dir)?;
+    if let Some(base) = file.metadata().get(BASE_KEY) {
+        model.check_base(file.path(), base)?;
+    }
+    let name = name.map_or_else(|| folder_name(dir), str::to_owned);
+    // Tried aside first: a model with routers cannot take an attached module back.
+    let filled = fill_aside(model, &config, &file)?;
+    model.attach(&name, config.module, &config.targets)?;
+    let prefix = format!("modules.{name}.");
+    let tensors: Vec<_> =
+        filled.iter().map(|(n, p)| (format!("{prefix}{n}"), p.tensor())).collect();
+    let tensors = tensors.iter().map(|(n, t)| (n.as_str(), *t));
+    let source = file.path().display().to_string();
+    model.params().load(&source, tensors, &Select::new(format!("{prefix}*")))?;
+    Ok(name)
+}
+
+fn open_weights(dir: &Path) -> Result<Checkpoint> {
+    let path = dir.join(WEIGHTS_FILE);
+    if !path.exists() && dir.join(PICKLE_FILE).exists() {
+        return Err(Error::unsupported(
+            format!("{}: a pickle file can run any code", dir.join(PICKLE_FILE).display()),
+            "load the adapter in PEFT and save it again with \
+             `save_pretrained(DIR, safe_serialization=True)`",
+        ));
+    }
+    Checkpoint::open(path)
+}
+
+/// The adapter's parameters by `SITE.PARAM`, filled from the file.
+fn fill_aside(model: &Modular, config: &AdapterConfig, file: &Checkpoint) -> Result<ParamStore> {
+    let backbone = model.backbone();
+    let mut store = ParamStore::new();
+    for site in config.targets.select(backbone.sites())? {
+        let mut scope = Scope::at(&mut store, &site.path, Seed(0));
+        config.module.build(site, &backbone.theta(site)?, &mut scope).at(&site.path)?;
+    }
+    // Under the file's own keys, so that an error names what the user can see.
+    let mut by_key = ParamStore::new();
+    for (param, p) in store.iter() {
+        by_key.insert((config.of.key)(param), p.tensor().clone())?;
+    }
+    let tensors = file.tensors(model.device())?;
+    let tensors = tensors.iter().map(|(n, t)| (n.as_str(), t));
+    by_key.load(&file.path().display().to_string(), tensors, &Select::all())?;
+    Ok(store)
+}
+
+/// The last part of a path as a module's name, or `default`, as PEFT calls an adapter.
+fn folder_name(dir: &Path) -> String {
+    let last = dir.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let fits = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    let name: String = last.chars().map(|c| if fits(c) { c } else { '_' }).collect();
+    if name.is_empty() { "default".into() } else { name }
+}
+
+/// Saves an attached module as a PEFT folder, which is made where it does not exist. Each file
+/// appears whole or not at all.
+///
+/// # Errors
+/// Where there is no module of that name, PEFT has no format for its kind, or the disk refuses.
+pub fn save(model: &Modular, name: &str, dir: impl AsRef<Path>) -> Result<()> {
+    let dir = dir.as_ref();
+    let (module, targets) = model.recipe(name)?;
+    let sites: Vec<Site> = targets.select(model.backbone().sites())?.into_iter().cloned().collect();
+    let (peft_type, provenance, text) = write_config(module, targets, &sites)?;
+    let prefix = format!("modules.{name}.");
+    let select = Select::new(format!("{prefix}*"));
+    let tensors: Vec<_> = model
+        .params()
+        .select(&select)
+        .map(|(n, t)| ((peft_type.key)(n.strip_prefix(&prefix).unwrap_or(n)), t))
+        .collect();
+    let metadata = HashMap::from([
+        ("format".to_owned(), "pt".to_owned()),
+        (BASE_KEY.to_owned(), model.backbone().fingerprint()?),
+    ]);
+    checkpoint::save(
+        dir.join(WEIGHTS_FILE),
+        tensors.iter().map(|(n, t)| (n.as_str(), *t)),
+        metadata,
+    )?;
+    checkpoint::write_whole(dir.join("README.md"), card(peft_type, &provenance).as_bytes())?;
+    // Last: a folder without it is no adapter yet.
+    checkpoint::write_whole(dir.join(CONFIG_FILE), text.as_bytes())
+}
+
+/// A model card with the front matter that PEFT writes.
+fn card(peft_type: &PeftType, provenance: &Provenance) -> String {
+    let kind = peft_type.kind;
+    let base = provenance.base_model_name_or_path.as_deref();
+    // A string of JSON is one of YAML, whatever is in it.
+    let yaml = |text: String| serde_json::Value::from(text).to_string();
+    let of = base.map(|b| format!("base_model: {}\n", yaml(b.into()))).unwrap_or_default();
+    let tag = base.map(|b| format!("- {}\n", yaml(format!("base_model:adapter:{b}"))));
+    let tag = tag.unwrap_or_default();
+    let base = base.unwrap_or("the backbone that it was trained on");
+    format!(
+        "---\n{of}library_name: peft\ntags:\n{tag}- {kind}\n---\n\n\
+         # {} adapter\n\n\
+         Made with modl for {base}, in PEFT's format:\n\n\
+         ```python\n\
+         from peft import PeftModel\n\n\
+         model = PeftModel.from_pretrained(base_model, \"path/to/this/folder\")\n\
+         ```\n",
+        peft_type.name
+    )
+}

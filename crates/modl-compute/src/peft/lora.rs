@@ -1,0 +1,103 @@
+//! `peft_type` LORA: PEFT's `LoraConfig` as of version 0.21.2.
+
+use modl_core::{Error, ModuleConfig, Result};
+use serde_json::{Map, Value, json};
+
+use super::{Fields, PREFIX, PeftType, Provenance, Written};
+use crate::{Lora, LoraInit};
+
+pub(super) const LORA: PeftType =
+    PeftType { name: "LORA", kind: "lora", read, write, key: |param| format!("{PREFIX}{param}") };
+
+/// Ways to start that leave the backbone as it is, so that the tensors in the file say all. The
+/// others (`pissa`, `olora`, `corda`, `loftq`, `lora_ga`) take the start out of θ.
+const STARTS_WITHOUT_TRACE: &[&str] = &["eva", "orthogonal", "mica"];
+
+fn read(fields: &mut Fields, peft: Provenance) -> Result<Box<dyn ModuleConfig>> {
+    let start: Value = fields.optional("init_lora_weights")?.unwrap_or(Value::Bool(true));
+    let init = match (&start, start.as_str()) {
+        (Value::Bool(true), _) => LoraInit::Kaiming,
+        (Value::Bool(false), _) => LoraInit::Random,
+        (_, Some("gaussian")) => LoraInit::Gaussian,
+        (_, Some(s)) if STARTS_WITHOUT_TRACE.contains(&s) => LoraInit::Kaiming,
+        _ => {
+            fields.refuse("init_lora_weights", &start);
+            LoraInit::Kaiming
+        }
+    };
+    let bias: String = fields.optional("bias")?.unwrap_or_else(|| "none".into());
+    if bias != "none" {
+        fields.refuse("bias", &bias.into());
+    }
+    // Settings of methods that are off; `use_qalora` and `megatron_config` turn them on.
+    fields.ignore("qalora_group_size");
+    fields.ignore("megatron_core");
+    // Never written by PEFT, and ignored by it.
+    fields.ignore("runtime_config");
+    let standard = Lora::default();
+    Ok(Box::new(Lora {
+        r: fields.optional("r")?.unwrap_or(standard.r),
+        alpha: fields.optional("lora_alpha")?.unwrap_or(standard.alpha),
+        dropout: fields.optional("lora_dropout")?.unwrap_or(standard.dropout),
+        use_rslora: fields.optional("use_rslora")?.unwrap_or(standard.use_rslora),
+        rank_pattern: fields.optional("rank_pattern")?.unwrap_or_default(),
+        alpha_pattern: fields.optional("alpha_pattern")?.unwrap_or_default(),
+        init,
+        peft,
+    }))
+}
+
+fn write(config: Value) -> Result<Written> {
+    let lora: Lora =
+        serde_json::from_value(config).map_err(|e| Error::invalid("lora", e.to_string()))?;
+    let start = match lora.init {
+        LoraInit::Kaiming => json!(true),
+        LoraInit::Random => json!(false),
+        LoraInit::Gaussian => json!("gaussian"),
+    };
+    let ranks: Map<String, Value> =
+        lora.rank_pattern.iter().map(|(k, r)| (k.to_owned(), json!(r))).collect();
+    let alphas: Map<String, Value> =
+        lora.alpha_pattern.iter().map(|(k, a)| (k.to_owned(), number(*a))).collect();
+    let fields = json!({
+        "alora_invocation_tokens": null,
+        "alpha_pattern": alphas,
+        "arrow_config": null,
+        "bias": "none",
+        "corda_config": null,
+        "ensure_weight_tying": false,
+        "eva_config": null,
+        "fan_in_fan_out": false,
+        "init_lora_weights": start,
+        "kasa_config": null,
+        "layer_replication": null,
+        "loftq_config": {},
+        "lora_alpha": number(lora.alpha),
+        "lora_bias": false,
+        "lora_dropout": lora.dropout,
+        "lora_ga_config": null,
+        "megatron_config": null,
+        "megatron_core": "megatron.core",
+        "modules_to_save": null,
+        "monteclora_config": null,
+        "qalora_group_size": 16,
+        "r": lora.r,
+        "rank_pattern": ranks,
+        "target_parameters": null,
+        "trainable_token_indices": null,
+        "use_bdlora": null,
+        "use_dora": false,
+        "use_qalora": false,
+        "use_rslora": lora.use_rslora,
+        "velora_config": null,
+    });
+    match fields {
+        Value::Object(fields) => Ok((fields, lora.peft)),
+        _ => Ok((Map::new(), lora.peft)),
+    }
+}
+
+/// A whole number as PEFT writes α, without a fraction.
+fn number(a: f64) -> Value {
+    if a.fract() == 0.0 && a.abs() < 1e15 { json!(a as i64) } else { json!(a) }
+}

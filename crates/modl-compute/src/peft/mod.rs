@@ -1,0 +1,56 @@
+//! Adapter folders of Hugging Face's PEFT: `adapter_config.json` + `adapter_model.safetensors`.
+//!
+//! Reading is strict where PEFT warns: a field that would change the result is either honoured or
+//! refused by name, and tensors have to fit one by one. What is written is read by PEFT 0.21
+//! without a warning.
+//!
+//! A further kind of PEFT adapter is one file with a `PeftType` and one line in `TYPES`.
+
+mod config;
+mod fields;
+mod folder;
+mod lora;
+mod provenance;
+
+use modl_core::{ModuleConfig, Result, Targets};
+use serde_json::{Map, Value};
+
+pub use config::{AdapterConfig, read_config};
+pub use folder::{load, save};
+pub use provenance::Provenance;
+
+use fields::Fields;
+
+/// The kinds of PEFT adapters that modl reads and writes.
+const TYPES: &[PeftType] = &[lora::LORA];
+
+/// PEFT's fields of one adapter.
+type Written = (Map<String, Value>, Provenance);
+
+/// One `peft_type`: how its configuration and its keys translate.
+#[derive(Debug)]
+struct PeftType {
+    /// As in `peft_type`: `LORA`.
+    name: &'static str,
+    /// The kind of module: `lora`.
+    kind: &'static str,
+    /// Takes the fields that it understands, and makes the configuration.
+    read: fn(&mut Fields, Provenance) -> Result<Box<dyn ModuleConfig>>,
+    /// PEFT's fields of a configuration of `kind` in JSON, without those that all types share.
+    write: fn(Value) -> Result<Written>,
+    /// The key in the file of the parameter `SITE.PARAM`.
+    key: fn(&str) -> String,
+}
+
+/// PEFT wraps a model twice: `base_model` is its own object, `model` the user's.
+const PREFIX: &str = "base_model.model.";
+
+/// Where an adapter stands, in PEFT's fields.
+fn read_targets(fields: &mut Fields) -> Result<Targets> {
+    Ok(Targets {
+        names: fields.required("target_modules")?,
+        exclude: fields.optional("exclude_modules")?,
+        layers: fields.one_or_many("layers_to_transform")?,
+        layers_pattern: fields.one_or_many("layers_pattern")?.unwrap_or_default(),
+    })
+}

@@ -1,0 +1,210 @@
+//! Adapters that PEFT made: outputs, merged weights, and folders written again.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::path::{Path, PathBuf};
+
+use modl_compute::peft;
+use modl_core::checkpoint::Checkpoint;
+use modl_core::testing::{Given, Sum};
+use modl_core::{Context, Device, Kind, Modular, Seed, Tensors};
+use modl_models::{Bert, LoadOptions};
+use serde_json::Value;
+
+const ADAPTERS: [&str; 4] = ["bert_lora", "bert_lora_all", "bert_rslora", "bert_lora_rank_pattern"];
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+fn tensors(path: PathBuf) -> Tensors {
+    Checkpoint::open(path).unwrap().tensors(Device::Cpu).unwrap().into_iter().collect()
+}
+
+fn model() -> Modular {
+    let bert = Bert::load(fixture("base_bert"), &LoadOptions::default()).unwrap();
+    Modular::new(bert, Seed(1)).unwrap()
+}
+
+fn with_adapter(name: &str) -> Modular {
+    let mut model = model();
+    peft::load(&mut model, fixture(name).join("adapter"), Some("a")).unwrap();
+    model.aggregate(Box::new(Sum::default())).unwrap();
+    model.route(Given::only(0), false).unwrap();
+    model
+}
+
+#[track_caller]
+fn same_outputs(found: &Tensors, golden: &Tensors, state: &str) {
+    for output in ["last_hidden_state", "pooler_output"] {
+        let expected = golden.need(&format!("{state}.{output}")).unwrap();
+        let found = found.need(output).unwrap();
+        let apart = found.max_abs_diff(expected).unwrap();
+        assert!(found.all_close(expected, 1e-5, 1e-5).unwrap(), "{state}.{output}: {apart}");
+    }
+}
+
+#[test]
+fn outputs_and_merged_weights_are_pefts() {
+    let inputs = tensors(fixture("base_bert").join("inputs.safetensors"));
+    for name in ADAPTERS {
+        let golden = tensors(fixture(name).join("outputs.safetensors"));
+        let mut model = with_adapter(name);
+        let cx = Context::eval();
+        let adapted = model.forward(&inputs, &cx).unwrap();
+        same_outputs(&adapted, &golden, "adapted");
+        let base = model.forward_base(&inputs, &cx).unwrap();
+        same_outputs(&base, &golden, "base");
+        let moved = adapted.need("last_hidden_state").unwrap();
+        assert!(moved.max_abs_diff(base.need("last_hidden_state").unwrap()).unwrap() > 1e-2);
+
+        let before: Vec<_> = snapshot(&model);
+        model.merge("a").unwrap();
+        same_outputs(&model.forward_base(&inputs, &cx).unwrap(), &golden, "merged");
+        let changed = tensors(fixture(name).join("merged_changed_weights.safetensors"));
+        for (weight, bytes) in &before {
+            let now = model.backbone().params().get(weight).unwrap();
+            match changed.get(weight) {
+                Some(merged) => {
+                    assert!(now.all_close(merged, 1e-6, 1e-6).unwrap(), "{name}: {weight}");
+                    assert_ne!(&now.to_bytes().unwrap(), bytes, "{name}: {weight}");
+                }
+                None => assert_eq!(&now.to_bytes().unwrap(), bytes, "{name}: {weight}"),
+            }
+        }
+        model.unmerge().unwrap();
+        assert_eq!(snapshot(&model), before);
+    }
+}
+
+fn snapshot(model: &Modular) -> Vec<(String, Vec<u8>)> {
+    let all = model.backbone().params().iter();
+    all.map(|(n, p)| (n.to_owned(), p.tensor().to_bytes().unwrap())).collect()
+}
+
+#[test]
+fn a_wrong_scale_would_be_seen() {
+    // What PEFT's rsLoRA adapter gives when it is read as plain LoRA, and the other way round.
+    let inputs = tensors(fixture("base_bert").join("inputs.safetensors"));
+    for (name, rslora) in [("bert_rslora", false), ("bert_lora", true)] {
+        let dir = tempfile::tempdir().unwrap();
+        copy_with(name, dir.path(), |config| config["use_rslora"] = rslora.into());
+        let mut model = model();
+        peft::load(&mut model, dir.path(), Some("a")).unwrap();
+        model.aggregate(Box::new(Sum::default())).unwrap();
+        model.route(Given::only(0), false).unwrap();
+        let golden = tensors(fixture(name).join("outputs.safetensors"));
+        let found = model.forward(&inputs, &Context::eval()).unwrap();
+        let expected = golden.need("adapted.last_hidden_state").unwrap();
+        assert!(found.need("last_hidden_state").unwrap().max_abs_diff(expected).unwrap() > 1e-3);
+    }
+}
+
+fn copy_with(name: &str, to: &Path, edit: impl FnOnce(&mut Value)) {
+    let from = fixture(name).join("adapter");
+    std::fs::copy(from.join("adapter_model.safetensors"), to.join("adapter_model.safetensors"))
+        .unwrap();
+    let mut config = json(&from);
+    edit(&mut config);
+    std::fs::write(to.join("adapter_config.json"), config.to_string()).unwrap();
+}
+
+fn json(dir: &Path) -> Value {
+    let text = std::fs::read_to_string(dir.join("adapter_config.json")).unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+#[test]
+fn what_is_written_again_is_what_was_read() {
+    for name in ADAPTERS {
+        let dir = tempfile::tempdir().unwrap();
+        let model = with_adapter(name);
+        peft::save(&model, "a", dir.path()).unwrap();
+        let golden = fixture(name).join("adapter");
+        assert_eq!(json(dir.path()), json(&golden), "{name}");
+        let text = std::fs::read_to_string(dir.path().join("adapter_config.json")).unwrap();
+        let theirs = std::fs::read_to_string(golden.join("adapter_config.json")).unwrap();
+        let keys = |text: &str| -> Vec<String> {
+            let top = text.lines().filter(|l| l.starts_with("  \""));
+            top.filter_map(|l| l.split('"').nth(1)).map(str::to_owned).collect()
+        };
+        assert_eq!(keys(&text), keys(&theirs), "{name}: PEFT sorts its keys");
+
+        let ours = Checkpoint::open(dir.path().join("adapter_model.safetensors")).unwrap();
+        let theirs = Checkpoint::open(golden.join("adapter_model.safetensors")).unwrap();
+        assert_eq!(ours.names(), theirs.names(), "{name}");
+        for key in theirs.names() {
+            let (a, b) = (ours.tensor(&key, Device::Cpu), theirs.tensor(&key, Device::Cpu));
+            assert!(a.unwrap().bit_equal(&b.unwrap()).unwrap(), "{name}: {key}");
+        }
+        let fingerprint = model.backbone().fingerprint().unwrap();
+        assert_eq!(ours.metadata().get("format").unwrap(), "pt");
+        assert_eq!(ours.metadata().get("modl.base").unwrap(), &fingerprint);
+        let card = std::fs::read_to_string(dir.path().join("README.md")).unwrap();
+        assert!(card.starts_with("---\n") && card.contains("library_name: peft"), "{card}");
+        let mut files: Vec<_> = std::fs::read_dir(dir.path())
+            .unwrap()
+            .map(|f| f.unwrap().file_name().into_string().unwrap())
+            .collect();
+        files.sort();
+        assert_eq!(files, ["README.md", "adapter_config.json", "adapter_model.safetensors"]);
+    }
+}
+
+#[test]
+fn half_precision_adapters_become_f32() {
+    for kind in [Kind::Half, Kind::BFloat16] {
+        let dir = tempfile::tempdir().unwrap();
+        copy_with("bert_lora", dir.path(), |_| {});
+        let path = dir.path().join("adapter_model.safetensors");
+        let all = Checkpoint::open(&path).unwrap().tensors(Device::Cpu).unwrap();
+        let half: Vec<_> =
+            all.iter().map(|(n, t)| (n.as_str(), t.to_kind(kind).unwrap())).collect();
+        let half: Vec<_> = half.iter().map(|(n, t)| (*n, t)).collect();
+        modl_core::checkpoint::save(&path, half.iter().copied(), Default::default()).unwrap();
+        let mut model = model();
+        peft::load(&mut model, dir.path(), Some("a")).unwrap();
+        for (key, t) in half {
+            let short = key.strip_prefix("base_model.model.").unwrap();
+            let loaded = model.params().get(&format!("modules.a.{short}")).unwrap();
+            assert!(loaded.bit_equal(&t.to_kind(Kind::Float).unwrap()).unwrap(), "{key}");
+        }
+    }
+}
+
+#[test]
+fn all_linear_and_layers_are_written_as_peft_reads_them() {
+    use modl_compute::Lora;
+    use modl_core::{Names, Targets};
+    let mut model = model();
+    let all = Targets {
+        exclude: Some(Names::Pattern(".*pooler.*".into())),
+        ..Targets::pattern("all-linear")
+    };
+    model.attach("all", Box::new(Lora::default()), &all).unwrap();
+    let upper = Targets {
+        layers: Some(vec![1]),
+        layers_pattern: vec!["layer".into()],
+        ..Targets::names(["query"])
+    };
+    let pattern = [("layer.1.attention.self.query", 2.5)].into_iter().collect();
+    let lora = Lora { alpha: 0.5, alpha_pattern: pattern, ..Lora::default() };
+    model.attach("upper", Box::new(lora), &upper).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    peft::save(&model, "all", dir.path().join("all")).unwrap();
+    let config = json(&dir.path().join("all"));
+    // Two layers of query, key, value, attention.output.dense, intermediate.dense, output.dense.
+    assert_eq!(config["target_modules"].as_array().unwrap().len(), 12);
+    peft::save(&model, "upper", dir.path().join("upper")).unwrap();
+    let config = json(&dir.path().join("upper"));
+    assert_eq!(config["layers_to_transform"], serde_json::json!([1]));
+    assert_eq!(config["layers_pattern"], serde_json::json!(["layer"]));
+    assert_eq!(config["lora_alpha"], 0.5);
+    let mut again = self::model();
+    for name in ["all", "upper"] {
+        assert_eq!(peft::load(&mut again, dir.path().join(name), None).unwrap(), name);
+        let (config, targets) = again.recipe(name).unwrap();
+        assert_eq!(config.to_json().unwrap(), model.recipe(name).unwrap().0.to_json().unwrap());
+        let select = |t: &Targets| t.select(again.backbone().sites()).unwrap().len();
+        assert_eq!(select(targets), select(model.recipe(name).unwrap().1));
+    }
+}

@@ -1,0 +1,177 @@
+//! BERT's settings, as in `config.json`.
+
+use std::fmt;
+
+use modl_core::{Error, Result, Tensor};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+/// The settings of BERT that count for its computation, with the defaults of transformers'
+/// `BertConfig`.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct BertConfig {
+    /// Rows of the table of words.
+    pub vocab_size: i64,
+    /// Width of the hidden states.
+    pub hidden_size: i64,
+    /// Number of layers.
+    pub num_hidden_layers: usize,
+    /// Number of attention heads, a divisor of `hidden_size`.
+    pub num_attention_heads: i64,
+    /// Width within the feed-forward sub-layers.
+    pub intermediate_size: i64,
+    /// Activation of the feed-forward sub-layers.
+    pub hidden_act: Activation,
+    /// Dropout of embeddings and sub-layers.
+    pub hidden_dropout_prob: f64,
+    /// Dropout of attention probabilities.
+    pub attention_probs_dropout_prob: f64,
+    /// The longest sequence.
+    pub max_position_embeddings: i64,
+    /// Rows of the table of segments.
+    pub type_vocab_size: i64,
+    /// ε of the layer normalisations.
+    pub layer_norm_eps: f64,
+}
+
+impl Default for BertConfig {
+    fn default() -> Self {
+        BertConfig {
+            vocab_size: 30522,
+            hidden_size: 768,
+            num_hidden_layers: 12,
+            num_attention_heads: 12,
+            intermediate_size: 3072,
+            hidden_act: Activation::Gelu,
+            hidden_dropout_prob: 0.1,
+            attention_probs_dropout_prob: 0.1,
+            max_position_embeddings: 512,
+            type_vocab_size: 2,
+            layer_norm_eps: 1e-12,
+        }
+    }
+}
+
+/// The activations that BERT may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activation {
+    /// GELU by the error function.
+    Gelu,
+    /// GELU by tanh.
+    #[serde(alias = "gelu_pytorch_tanh")]
+    GeluNew,
+    /// max(x, 0).
+    Relu,
+    /// x·σ(x).
+    #[serde(alias = "swish")]
+    Silu,
+}
+
+impl Activation {
+    /// The activation of each element.
+    pub fn apply(self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Activation::Gelu => x.gelu(),
+            Activation::GeluNew => x.gelu_tanh(),
+            Activation::Relu => x.relu(),
+            Activation::Silu => x.silu(),
+        }
+    }
+}
+
+/// No BERT is near it; a broken file must not make us build names without end.
+const MOST_LAYERS: usize = 1000;
+
+/// Whether a setting has the value that is supported.
+type Fits = fn(&Value) -> bool;
+
+/// Settings that would change the result, and their only supported value.
+const FIXED: [(&str, Fits, &str); 5] = [
+    ("position_embedding_type", |v| v == "absolute", "only `absolute` positions are"),
+    ("is_decoder", |v| v == false, "only the encoder is"),
+    ("add_cross_attention", |v| v == false, "only the encoder is"),
+    ("quantization_config", Value::is_null, "load unquantised weights"),
+    ("pruned_heads", |v| v.as_object().is_some_and(Map::is_empty), "save the model unpruned"),
+];
+
+impl BertConfig {
+    /// Reads and checks the settings.
+    ///
+    /// # Errors
+    /// By name where a setting has the wrong type, is out of range, or is not supported.
+    pub fn read(config: &Value) -> Result<Self> {
+        for (name, fits, advice) in FIXED {
+            if let Some(value) = config.get(name).filter(|v| !v.is_null() && !fits(v)) {
+                return Err(Error::unsupported(format!("BERT with `{name}` = {value}"), advice));
+            }
+        }
+        let entries = config.as_object().into_iter().flatten();
+        for (name, value) in entries {
+            // Each by itself, because serde's errors do not say which key they are about.
+            Self::parse(&json!({ name: value }))
+                .map_err(|e| Error::invalid(name, e.to_string()))?;
+        }
+        let settings = Self::parse(config).map_err(|e| Error::invalid("config", e.to_string()))?;
+        settings.check()?;
+        Ok(settings)
+    }
+
+    fn parse(config: &Value) -> serde_json::Result<Self> {
+        Self::deserialize(config)
+    }
+
+    fn check(&self) -> Result<()> {
+        let sizes = [
+            ("vocab_size", self.vocab_size),
+            ("hidden_size", self.hidden_size),
+            ("num_attention_heads", self.num_attention_heads),
+            ("intermediate_size", self.intermediate_size),
+            ("max_position_embeddings", self.max_position_embeddings),
+            ("type_vocab_size", self.type_vocab_size),
+        ];
+        if let Some((name, value)) = sizes.iter().find(|(_, n)| *n < 1) {
+            return refuse(name, value, "is to be positive");
+        }
+        if self.num_hidden_layers > MOST_LAYERS {
+            return refuse("num_hidden_layers", self.num_hidden_layers, "are too many");
+        }
+        if self.hidden_size % self.num_attention_heads != 0 {
+            return refuse(
+                "num_attention_heads",
+                self.num_attention_heads,
+                "has to divide hidden_size",
+            );
+        }
+        for (name, p) in [
+            ("hidden_dropout_prob", self.hidden_dropout_prob),
+            ("attention_probs_dropout_prob", self.attention_probs_dropout_prob),
+        ] {
+            if !(0.0..1.0).contains(&p) {
+                return refuse(name, p, "is to be in [0, 1)");
+            }
+        }
+        Ok(())
+    }
+
+    /// With another probability for every dropout.
+    ///
+    /// # Errors
+    /// Where it is not in [0, 1).
+    pub fn with_dropout(mut self, p: f64) -> Result<Self> {
+        self.hidden_dropout_prob = p;
+        self.attention_probs_dropout_prob = p;
+        self.check()?;
+        Ok(self)
+    }
+
+    /// Width of one attention head.
+    pub fn head_width(&self) -> i64 {
+        self.hidden_size / self.num_attention_heads
+    }
+}
+
+fn refuse(name: &str, value: impl fmt::Display, problem: &str) -> Result<()> {
+    Err(Error::invalid(name, format!("{value} {problem}")))
+}

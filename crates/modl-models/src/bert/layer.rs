@@ -1,0 +1,174 @@
+//! One layer of BERT's encoder: attention and a feed-forward network, each followed by dropout, the
+//! residual connection and a layer normalisation.
+
+use modl_core::{Error, HostFn, Result, ResultExt, Signal, SiteKind, Tensor, Tensors};
+
+use super::BertConfig;
+use crate::attention::attend;
+use crate::dropout::{Drop, dropout};
+use crate::mask::additive;
+use crate::place::{Pass, Place, Surveyor};
+
+/// A dense layer with dropout (the site), the residual connection and a normalisation.
+#[derive(Debug)]
+struct Sublayer {
+    place: Place,
+    dense: Place,
+    norm: Place,
+    /// Where its dropout draws from.
+    draw: String,
+    dropout: f64,
+    eps: f64,
+}
+
+impl Sublayer {
+    fn new(to: &mut Surveyor, path: &str, input: i64, settings: &BertConfig) -> Self {
+        let width = settings.hidden_size;
+        Sublayer {
+            place: to.place(path, SiteKind::Sublayer, input, width),
+            dense: to.place(&format!("{path}.dense"), SiteKind::Linear, input, width),
+            norm: to.place(&format!("{path}.LayerNorm"), SiteKind::Norm, width, width),
+            draw: format!("{path}.dropout"),
+            dropout: settings.hidden_dropout_prob,
+            eps: settings.layer_norm_eps,
+        }
+    }
+
+    /// x `[batch, seq, input]`, residual `[batch, seq, hidden]` → `[batch, seq, hidden]`.
+    fn forward(&self, x: &Tensor, residual: &Tensor, pass: Pass) -> Result<Tensor> {
+        if !self.place.modular(pass) {
+            return self.normalise(&self.inner(x, pass)?, residual, pass);
+        }
+        let inner: &HostFn = &|_, x| Ok(x.replace(self.inner(&x.x, pass)?));
+        let norm: &HostFn =
+            &|_, h| Ok(h.replace(self.normalise(&h.x, h.with.need("residual")?, pass)?));
+        let with = Tensors::new().with("residual", residual.clone());
+        let x = Signal { x: x.clone(), with };
+        let Place { site, theta } = &self.place;
+        let h = pass.layers.run_staged(site, theta, &x, pass.cx, inner, &[("norm", norm)])?;
+        self.normalise(&h.x, residual, pass)
+    }
+
+    fn inner(&self, x: &Tensor, pass: Pass) -> Result<Tensor> {
+        dropout(self.dense.linear(x, pass)?, pass.dropout(&self.draw, self.dropout))
+    }
+
+    fn normalise(&self, h: &Tensor, residual: &Tensor, pass: Pass) -> Result<Tensor> {
+        self.norm.layer_norm(&h.add(residual)?, self.eps, pass)
+    }
+}
+
+/// A layer with all its sites.
+#[derive(Debug)]
+pub(super) struct Layer {
+    block: Place,
+    query: Place,
+    key: Place,
+    value: Place,
+    attention: Place,
+    attention_output: Sublayer,
+    intermediate: Place,
+    output: Sublayer,
+    /// Where the dropout of attention probabilities draws from.
+    draw: String,
+    settings: BertConfig,
+}
+
+impl Layer {
+    pub(super) fn new(to: &mut Surveyor, path: &str, settings: &BertConfig) -> Self {
+        let (width, inner) = (settings.hidden_size, settings.intermediate_size);
+        let attention = format!("{path}.attention.self");
+        let block = to.place(path, SiteKind::Block, width, width);
+        let mut projection =
+            |name| to.place(&format!("{attention}.{name}"), SiteKind::Linear, width, width);
+        Layer {
+            block,
+            query: projection("query"),
+            key: projection("key"),
+            value: projection("value"),
+            attention: to.place(&attention, SiteKind::Attention, width, width),
+            attention_output: {
+                Sublayer::new(to, &format!("{path}.attention.output"), width, settings)
+            },
+            intermediate: {
+                to.place(&format!("{path}.intermediate.dense"), SiteKind::Linear, width, inner)
+            },
+            output: Sublayer::new(to, &format!("{path}.output"), inner, settings),
+            draw: format!("{attention}.dropout"),
+            settings: settings.clone(),
+        }
+    }
+
+    /// x `[batch, seq, hidden]` under `mask` `[batch, seq]`, which is `hidden_keys` as it is added
+    /// to scores.
+    pub(super) fn forward(
+        &self,
+        x: &Tensor,
+        mask: &Tensor,
+        hidden_keys: Option<&Tensor>,
+        pass: Pass,
+    ) -> Result<Tensor> {
+        if !self.block.modular(pass) {
+            return self.inner(x, hidden_keys, pass);
+        }
+        // Modules may send some of the rows only, so that the mask is read from the signal.
+        let host: &HostFn = &|_, s| {
+            let hidden_keys = additive(s.with.need("mask")?)?;
+            Ok(s.replace(self.inner(&s.x, hidden_keys.as_ref(), pass)?))
+        };
+        let with = Tensors::new().with("mask", mask.clone());
+        Ok(self.block.run(&Signal { x: x.clone(), with }, pass, host)?.x)
+    }
+
+    fn inner(&self, x: &Tensor, hidden_keys: Option<&Tensor>, pass: Pass) -> Result<Tensor> {
+        let context = self.attend(x, hidden_keys, pass)?;
+        let x = self.attention_output.forward(&context, x, pass)?;
+        let inner = self.intermediate.linear(&x, pass)?;
+        let inner = self.settings.hidden_act.apply(&inner).at(&self.intermediate.site.path)?;
+        self.output.forward(&inner, &x, pass)
+    }
+
+    /// Self-attention of x `[batch, seq, hidden]`, of the same shape.
+    fn attend(&self, x: &Tensor, hidden_keys: Option<&Tensor>, pass: Pass) -> Result<Tensor> {
+        let size = x.size();
+        let &[batch, seq, width] = size.as_slice() else {
+            let problem = format!("hidden states of shape {size:?}, not [batch, seq, hidden]");
+            return Err(Error::invalid(&self.block.site.path, problem));
+        };
+        let heads = [batch, seq, self.settings.num_attention_heads, self.settings.head_width()];
+        let split = |place: &Place| {
+            place.linear(x, pass)?.reshape(&heads)?.transpose(1, 2).at(&place.site.path)
+        };
+        let (query, key, value) = (split(&self.query)?, split(&self.key)?, split(&self.value)?);
+        let drop = pass.dropout(&self.draw, self.settings.attention_probs_dropout_prob);
+        let context = self.attention(query, key, value, hidden_keys, drop, pass)?;
+        context.transpose(1, 2)?.reshape(&[batch, seq, width]).at(&self.attention.site.path)
+    }
+
+    fn attention(
+        &self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        hidden_keys: Option<&Tensor>,
+        drop: Drop,
+        pass: Pass,
+    ) -> Result<Tensor> {
+        if !self.attention.modular(pass) {
+            return attend(&query, &key, &value, hidden_keys, drop).at(&self.attention.site.path);
+        }
+        let mask = match hidden_keys {
+            Some(mask) => mask.clone(),
+            None => {
+                let shape = [key.len_of(0), 1, 1, key.len_of(2)];
+                Tensor::zeros(&shape, key.kind(), key.device())?
+            }
+        };
+        let with = Tensors::new().with("key", key).with("value", value).with("mask", mask);
+        let host: &HostFn = &|_, s| {
+            let (key, value) = (s.with.need("key")?, s.with.need("value")?);
+            attend(&s.x, key, value, s.with.get("mask"), drop).map(Signal::from)
+        };
+        Ok(self.attention.run(&Signal { x: query, with }, pass, host)?.x)
+    }
+}

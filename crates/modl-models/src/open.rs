@@ -1,0 +1,51 @@
+//! From a folder to a backbone: `config.json` names the architecture.
+
+use std::path::Path;
+
+use modl_core::{Backbone, Device, Error, Kind, Result};
+use serde_json::Value;
+
+use crate::Bert;
+use crate::folder::read_config;
+
+/// How a backbone is loaded.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoadOptions {
+    /// The kind in which it computes: f32, bf16, f16 or f64; as stored where `None`.
+    pub kind: Option<Kind>,
+    /// Where it lives; the CPU by default.
+    pub device: Device,
+    /// The probability of every dropout of the backbone's own, in [0, 1); as in `config.json` where
+    /// `None`. It is applied in training alone.
+    pub dropout: Option<f64>,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        LoadOptions { kind: None, device: Device::Cpu, dropout: None }
+    }
+}
+
+/// Makes a backbone of a folder.
+type Load = fn(&Path, Value, &LoadOptions) -> Result<Box<dyn Backbone>>;
+
+/// The architectures by the `model_type` of their `config.json`.
+const ARCHITECTURES: &[(&str, Load)] =
+    &[("bert", |dir, config, options| Ok(Box::new(Bert::from_config(dir, config, options)?)))];
+
+/// Opens a folder as Hugging Face has it: `config.json`, and `model.safetensors` or its shards
+/// with `model.safetensors.index.json`.
+///
+/// # Errors
+/// Where a file is missing or broken, the architecture is unknown, a setting is not supported, or
+/// the tensors are not exactly those of the architecture.
+pub fn open(dir: impl AsRef<Path>, options: &LoadOptions) -> Result<Box<dyn Backbone>> {
+    let dir = dir.as_ref();
+    let config = read_config(dir)?;
+    let name = config.get("model_type").and_then(Value::as_str).ok_or_else(|| {
+        Error::file(dir.join("config.json"), "has no `model_type`, which names the architecture")
+    })?;
+    let known = || Error::unknown("architecture", name, ARCHITECTURES.iter().map(|(n, _)| *n));
+    let (_, load) = ARCHITECTURES.iter().find(|(n, _)| *n == name).ok_or_else(known)?;
+    load(dir, config, options)
+}

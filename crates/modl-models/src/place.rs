@@ -1,0 +1,106 @@
+//! A site with its parameters, and how a backbone runs it.
+//!
+//! Where no module stands, a call here is the operation itself: nothing is allocated for modules
+//! that are not there.
+
+use modl_core::{
+    Context, Error, HostFn, Layers, ParamStore, Result, ResultExt, Signal, Site, SiteKind, Tensor,
+    Tensors,
+};
+
+use crate::dropout::Drop;
+
+/// A site and θ there.
+#[derive(Debug)]
+pub(crate) struct Place {
+    pub(crate) site: Site,
+    pub(crate) theta: Tensors,
+}
+
+/// The parameters that are named `PATH.weight` and `PATH.bias`.
+pub(crate) fn theta(params: &ParamStore, path: &str) -> Tensors {
+    let named = |short: &'static str| Some((short, params.get(&format!("{path}.{short}")).ok()?));
+    let both = ["weight", "bias"].into_iter().filter_map(named);
+    both.map(|(short, t)| (short, t.clone())).collect()
+}
+
+/// Makes places one after the other and remembers their sites in that order.
+#[derive(Debug)]
+pub(crate) struct Surveyor<'a> {
+    pub(crate) params: &'a ParamStore,
+    pub(crate) sites: Vec<Site>,
+}
+
+impl Surveyor<'_> {
+    /// The next place.
+    pub(crate) fn place(&mut self, path: &str, kind: SiteKind, input: i64, output: i64) -> Place {
+        let site = Site { path: path.to_owned(), kind, input, output, index: self.sites.len() };
+        self.sites.push(site.clone());
+        Place { theta: theta(self.params, path), site }
+    }
+}
+
+/// What a forward pass carries through the network.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pass<'a> {
+    pub(crate) layers: &'a Layers,
+    pub(crate) cx: &'a Context,
+}
+
+impl Pass<'_> {
+    /// Dropout with probability `p` in training, drawn for the place that is called `draw`.
+    pub(crate) fn dropout(&self, draw: &str, p: f64) -> Drop {
+        (self.cx.train && p > 0.0).then(|| (p, self.cx.draw(draw)))
+    }
+}
+
+impl Place {
+    /// Whether modules stand here.
+    pub(crate) fn modular(&self, pass: Pass) -> bool {
+        pass.layers.at(&self.site).is_some()
+    }
+
+    /// Runs f through the modules that stand here.
+    pub(crate) fn run(&self, x: &Signal, pass: Pass, f: &HostFn) -> Result<Signal> {
+        pass.layers.run(&self.site, &self.theta, x, pass.cx, f)
+    }
+
+    /// Runs `f` on one tensor without companions.
+    fn simple(
+        &self,
+        x: &Tensor,
+        pass: Pass,
+        f: impl Fn(&Tensors, &Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        if !self.modular(pass) {
+            return f(&self.theta, x).at(&self.site.path);
+        }
+        let host: &HostFn = &|theta, x| Ok(x.replace(f(theta, &x.x)?));
+        Ok(self.run(&Signal::from(x.clone()), pass, host)?.x)
+    }
+
+    /// x Wᵀ + b.
+    pub(crate) fn linear(&self, x: &Tensor, pass: Pass) -> Result<Tensor> {
+        self.simple(x, pass, |theta, x| x.linear(theta.need("weight")?, theta.get("bias")))
+    }
+
+    /// Rows of the table by ids.
+    pub(crate) fn embedding(&self, ids: &Tensor, pass: Pass) -> Result<Tensor> {
+        self.simple(ids, pass, |theta, ids| theta.need("weight")?.embedding(ids))
+    }
+
+    /// The layer's normalisation over the last dimension.
+    pub(crate) fn layer_norm(&self, x: &Tensor, eps: f64, pass: Pass) -> Result<Tensor> {
+        self.simple(x, pass, |theta, x| {
+            x.layer_norm(theta.need("weight")?, theta.need("bias")?, eps)
+        })
+    }
+}
+
+/// θ at `site`, which has to be one of `sites`.
+pub(crate) fn theta_of(sites: &[Site], params: &ParamStore, site: &Site) -> Result<Tensors> {
+    if sites.get(site.index).is_some_and(|s| s.path == site.path) {
+        return Ok(theta(params, &site.path));
+    }
+    Err(Error::unknown("site", &site.path, sites.iter().map(|s| s.path.as_str())))
+}

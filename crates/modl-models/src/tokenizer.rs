@@ -1,0 +1,111 @@
+//! From text to ids, by a `tokenizer.json` as Hugging Face's `tokenizers` writes it.
+
+use std::path::Path;
+
+use modl_core::{Device, Error, Result, Tensor, Tensors};
+use tokenizers::{Encoding, PostProcessor, TruncationDirection};
+
+/// The names that padding has in common vocabularies.
+const PADDING: [&str; 3] = ["[PAD]", "<pad>", "<|endoftext|>"];
+
+/// A tokenizer. Padding and truncation that its file prescribes are not followed: both are the
+/// caller's.
+#[derive(Debug)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    padding: i64,
+}
+
+/// Texts as ids, padded at the end to the longest.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    /// `[texts, seq]` i64.
+    pub ids: Tensor,
+    /// `[texts, seq]` i64: 1 for tokens, 0 for padding.
+    pub mask: Tensor,
+}
+
+impl Batch {
+    /// As a backbone takes it: `input_ids` and `attention_mask`.
+    pub fn inputs(&self) -> Tensors {
+        Tensors::new().with("input_ids", self.ids.clone()).with("attention_mask", self.mask.clone())
+    }
+}
+
+impl Tokenizer {
+    /// Opens the `tokenizer.json` of a model's folder.
+    ///
+    /// # Errors
+    /// Where it is missing or is not a tokenizer.
+    pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
+        let path = dir.as_ref().join("tokenizer.json");
+        let refuse = |e: tokenizers::Error| Error::file(&path, format!("is not a tokenizer: {e}"));
+        if !path.is_file() {
+            return Err(Error::file(
+                &path,
+                "is not there; a model's folder has one beside its weights",
+            ));
+        }
+        let mut inner = tokenizers::Tokenizer::from_file(&path).map_err(refuse)?;
+        let own = inner.get_padding().map(|p| p.pad_id);
+        let named = || PADDING.iter().find_map(|name| inner.token_to_id(name));
+        let padding = i64::from(own.or_else(named).unwrap_or(0));
+        inner.with_padding(None);
+        inner.with_truncation(None).map_err(refuse)?;
+        Ok(Tokenizer { inner, padding })
+    }
+
+    /// The size of the vocabulary with the added tokens.
+    pub fn vocabulary(&self) -> usize {
+        self.inner.get_vocab_size(true)
+    }
+
+    /// The ids of one text with its special tokens, however long.
+    pub fn encode_one(&self, text: &str) -> Result<Vec<i64>> {
+        let encoding = self.inner.encode(text, true).map_err(|e| refused(&e))?;
+        Ok(ids(&encoding).collect())
+    }
+
+    /// The ids of several texts with their special tokens, each cut to `max_len`.
+    ///
+    /// # Errors
+    /// Where there are no texts, or `max_len` leaves no room beside the special tokens.
+    pub fn encode(&self, texts: &[&str], max_len: usize) -> Result<Batch> {
+        let special = self.inner.get_post_processor().map_or(0, |p| p.added_tokens(false));
+        if texts.is_empty() || max_len <= special {
+            let problem = format!(
+                "{} texts cut to {max_len} tokens, {special} of them special, make no batch",
+                texts.len()
+            );
+            return Err(Error::invalid("encode", problem));
+        }
+        let raw = self.inner.encode_batch(texts.to_vec(), false).map_err(|e| refused(&e))?;
+        let whole = raw.into_iter().map(|mut encoding| {
+            encoding.truncate(max_len - special, 0, TruncationDirection::Right);
+            self.inner.post_process(encoding, None, true).map_err(|e| refused(&e))
+        });
+        let rows = whole.collect::<Result<Vec<Encoding>>>()?;
+        let longest = rows.iter().map(Encoding::len).max().unwrap_or(0);
+        let mut all = Vec::with_capacity(rows.len() * longest);
+        let mut mask = Vec::with_capacity(rows.len() * longest);
+        for row in &rows {
+            let rest = longest - row.len();
+            all.extend(ids(row).chain(std::iter::repeat_n(self.padding, rest)));
+            mask.extend(std::iter::repeat_n(1i64, row.len()));
+            mask.extend(std::iter::repeat_n(0i64, rest));
+        }
+        let shape = [rows.len() as i64, longest as i64];
+        Ok(Batch {
+            ids: Tensor::from_slice(&all, &shape, Device::Cpu)?,
+            mask: Tensor::from_slice(&mask, &shape, Device::Cpu)?,
+        })
+    }
+}
+
+fn ids(encoding: &Encoding) -> impl Iterator<Item = i64> + '_ {
+    encoding.get_ids().iter().map(|id| i64::from(*id))
+}
+
+fn refused(e: &tokenizers::Error) -> Error {
+    Error::invalid("text", e.to_string())
+}

@@ -1,0 +1,151 @@
+//! Fixed routing: α is looked up, not learned.
+//!
+//! α = table\[t\] for the task t of each row (MAD-X: Pfeiffer, Vulić, Gurevych, Ruder 2020,
+//! arXiv 2005.00052; DEMix: Gururangan et al. 2021, arXiv 2108.05036), or one constant for all
+//! rows: the active adapters of a model. Survey §4.1.
+//!
+//! ```toml
+//! router = { type = "fixed" }                                # the module named like the task
+//! router = { type = "fixed", table = { tweets = "social", news = ["en", "formal"] } }
+//! router = { type = "fixed", modules = ["tweets"] }          # for all rows, whatever their task
+//! router = { type = "fixed", modules = { en = 1.0, formal = 0.5 } }
+//! ```
+
+use std::collections::BTreeMap;
+
+use modl_core::{
+    Bank, Context, Error, Result, Router, RouterConfig, Routing, Scope, Signal, Site, Weights,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// Modules with their weights.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(
+    untagged,
+    expecting = "is to be the name of a module, a list of names, or a table of names and weights"
+)]
+pub enum Choice {
+    /// One module with weight 1.
+    One(String),
+    /// n modules with weight 1⁄n each; none at all leaves the base function.
+    Equal(Vec<String>),
+    /// Modules with weights of their own. All of weight 1 add up, as active adapters of PEFT do.
+    Weighted(BTreeMap<String, f64>),
+}
+
+impl Choice {
+    fn named(&self) -> Vec<(&str, f64)> {
+        match self {
+            Choice::One(name) => vec![(name, 1.0)],
+            Choice::Equal(names) => {
+                names.iter().map(|n| (n.as_str(), 1.0 / names.len() as f64)).collect()
+            }
+            Choice::Weighted(weights) => weights.iter().map(|(n, w)| (n.as_str(), *w)).collect(),
+        }
+    }
+}
+
+/// Routing by the task of each row, or to one set of modules for all.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Fixed {
+    /// The modules of each task. Without a table a task has the module of its own name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub table: Option<BTreeMap<String, Choice>>,
+    /// The same modules for all rows; then tasks are not looked at.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub modules: Option<Choice>,
+    /// Leaves out modules that do not stand at a site instead of refusing their names: for modules
+    /// that were attached at different sites. Default: false.
+    pub skip_absent: bool,
+}
+
+impl Fixed {
+    /// These modules for all rows, with weight 1⁄n each.
+    pub fn modules<S: Into<String>>(names: impl IntoIterator<Item = S>) -> Self {
+        let names = names.into_iter().map(Into::into).collect();
+        Fixed { modules: Some(Choice::Equal(names)), ..Self::default() }
+    }
+
+    /// Names to places in the bank.
+    fn places(&self, choice: &Choice, bank: &Bank) -> Result<Vec<(usize, f64)>> {
+        let mut places = Vec::new();
+        for (name, weight) in choice.named() {
+            match bank.position(name) {
+                Ok(j) => places.push((j, weight)),
+                Err(_) if self.skip_absent => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(places)
+    }
+
+    fn by_task(&self, task: &str, bank: &Bank) -> Result<Vec<(usize, f64)>> {
+        match &self.table {
+            None => self.places(&Choice::One(task.to_owned()), bank),
+            Some(table) => match table.get(task) {
+                Some(choice) => self.places(choice, bank),
+                None => Err(Error::unknown("task in the router's table", task, table.keys())),
+            },
+        }
+    }
+}
+
+impl RouterConfig for Fixed {
+    fn kind(&self) -> &'static str {
+        "fixed"
+    }
+
+    fn to_json(&self) -> Result<Value> {
+        crate::to_json(self)
+    }
+
+    fn build(&self, _: &Site, bank: &Bank, _: &mut Scope) -> Result<Box<dyn Router>> {
+        if self.table.is_some() && self.modules.is_some() {
+            let problem = "takes either a `table` by task or `modules` for all rows, not both";
+            return Err(Error::invalid("fixed", problem));
+        }
+        for choice in self.table.iter().flat_map(|t| t.values()).chain(&self.modules) {
+            self.places(choice, bank)?;
+        }
+        Ok(Box::new(FixedRouter(self.clone())))
+    }
+}
+
+/// The names are looked up anew in each pass, so that a bank may grow.
+#[derive(Debug)]
+struct FixedRouter(Fixed);
+
+impl Router for FixedRouter {
+    fn kind(&self) -> &'static str {
+        "fixed"
+    }
+
+    fn route(&self, x: &Signal, bank: &Bank, cx: &Context) -> Result<Routing> {
+        let weights = match &self.0.modules {
+            Some(choice) => Weights::Fixed(self.0.places(choice, bank)?),
+            None => {
+                let tasks = cx.tasks()?;
+                if tasks.len() as i64 != x.rows() {
+                    let problem = format!("{} names for {} rows", tasks.len(), x.rows());
+                    return Err(Error::invalid("tasks", problem));
+                }
+                let rows: Vec<_> =
+                    tasks.iter().map(|t| self.0.by_task(t, bank)).collect::<Result<_>>()?;
+                match rows.split_first() {
+                    // One α for the whole batch spares its division.
+                    Some((first, others)) if others.iter().all(|r| r == first) => {
+                        Weights::Fixed(first.clone())
+                    }
+                    _ => Weights::Rows(rows),
+                }
+            }
+        };
+        Ok(Routing::new(weights, bank.len()))
+    }
+
+    fn grow(&mut self, _: usize, _: &mut Scope) -> Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,77 @@
+//! The settings of a training, as they stand in a recipe's phase.
+
+use std::collections::BTreeMap;
+
+use modl_core::{Error, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::{OptimizerConfig, Schedule};
+
+/// How a model is trained.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrainConfig {
+    /// Patterns of the parameters that are trained: `modules.*`. Everything else is frozen.
+    pub train: Vec<String>,
+    /// How often each example is seen; 1 where neither `epochs` nor `steps` is given.
+    pub epochs: Option<u64>,
+    /// The number of steps, instead of `epochs`.
+    pub steps: Option<u64>,
+    /// Examples in a step.
+    pub batch_size: usize,
+    /// The highest learning rate.
+    pub lr: f64,
+    /// How gradients change parameters.
+    pub optimizer: OptimizerConfig,
+    /// How the learning rate changes.
+    pub schedule: Schedule,
+    /// The largest common norm of the gradients; not limited where nothing is said.
+    pub clip: Option<f64>,
+    /// What the routers' own losses count, by name, beside the objective's, which counts 1.
+    pub loss_weights: BTreeMap<String, f64>,
+    /// An event each so many steps; none where it is 0.
+    pub log_every: u64,
+    /// A saved state each so many steps; at the end only where it is 0.
+    pub checkpoint_every: u64,
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        TrainConfig {
+            train: ["modules.*", "routers.*", "aggregators.*", "heads.*"].map(Into::into).to_vec(),
+            epochs: None,
+            steps: None,
+            batch_size: 16,
+            lr: 1e-3,
+            optimizer: OptimizerConfig::default(),
+            schedule: Schedule::default(),
+            clip: Some(1.0),
+            loss_weights: BTreeMap::new(),
+            log_every: 1,
+            checkpoint_every: 0,
+        }
+    }
+}
+
+impl TrainConfig {
+    /// Checks the numbers.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] naming the key.
+    pub fn check(&self) -> Result<()> {
+        if self.epochs.is_some() && self.steps.is_some() {
+            return Err(Error::invalid("steps and epochs", "say the same; keep one of them"));
+        }
+        for (key, fits) in [
+            ("batch_size", self.batch_size > 0),
+            ("lr", self.lr >= 0.0 && self.lr.is_finite()),
+            ("clip", self.clip.is_none_or(|c| c > 0.0)),
+        ] {
+            if !fits {
+                return Err(Error::invalid(key, "is to be a positive number"));
+            }
+        }
+        self.schedule.check()?;
+        self.optimizer.build().map(drop)
+    }
+}

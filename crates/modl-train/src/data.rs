@@ -1,0 +1,266 @@
+//! Examples, data sets, and batches as tensors.
+
+use std::collections::BTreeMap;
+
+use modl_core::{Context, Device, Error, Kind, Result, Tensor, Tensors};
+use sha2::{Digest, Sha256};
+
+/// One example: a text as token ids, and what is to be said of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Example {
+    /// A name that is unique within its task.
+    pub id: String,
+    /// The task, data set or language that it belongs to.
+    pub task: String,
+    /// Token ids with the special tokens of the model.
+    pub ids: Vec<i64>,
+    /// The target, in the task's own unit.
+    pub target: f32,
+}
+
+/// Examples in order, none of them empty, with named features for each.
+#[derive(Debug, Clone, Default)]
+pub struct Dataset {
+    examples: Vec<Example>,
+    features: Tensors,
+    pad: i64,
+}
+
+impl Dataset {
+    /// A data set whose batches are filled up with token 0.
+    ///
+    /// # Errors
+    /// Where there is no example at all, or one without tokens.
+    pub fn new(examples: Vec<Example>) -> Result<Self> {
+        if examples.is_empty() {
+            return Err(Error::invalid(
+                "data set",
+                "has no examples; check its files, its `limit` and its split",
+            ));
+        }
+        if let Some(e) = examples.iter().find(|e| e.ids.is_empty()) {
+            return Err(Error::invalid(
+                format!("example `{}` of `{}`", e.id, e.task),
+                "has no tokens",
+            ));
+        }
+        Ok(Dataset { examples, features: Tensors::new(), pad: 0 })
+    }
+
+    /// Batches are filled up with this token.
+    pub fn with_pad(self, pad: i64) -> Self {
+        Dataset { pad, ..self }
+    }
+
+    /// A feature for each example: `rows` `[examples, …]`, for instance embeddings by a frozen
+    /// model. A batch hands its rows to the forward pass under this name.
+    ///
+    /// # Errors
+    /// Where there is not one row for each example.
+    pub fn with_feature(mut self, name: impl Into<String>, rows: Tensor) -> Result<Self> {
+        let name = name.into();
+        if rows.dim() == 0 || rows.len_of(0) != self.len() as i64 {
+            let problem = format!("has shape {:?} for {} examples", rows.size(), self.len());
+            return Err(Error::invalid(format!("feature `{name}`"), problem));
+        }
+        self.features.set(name, rows);
+        Ok(self)
+    }
+
+    /// The examples in order.
+    pub fn examples(&self) -> &[Example] {
+        &self.examples
+    }
+
+    /// How many.
+    pub fn len(&self) -> usize {
+        self.examples.len()
+    }
+
+    /// Whether there is none, which [`Dataset::new`] refuses.
+    pub fn is_empty(&self) -> bool {
+        self.examples.is_empty()
+    }
+
+    /// The tasks with their numbers of examples, sorted.
+    pub fn tasks(&self) -> BTreeMap<&str, usize> {
+        let mut tasks = BTreeMap::new();
+        for e in &self.examples {
+            *tasks.entry(e.task.as_str()).or_default() += 1;
+        }
+        tasks
+    }
+
+    /// The examples that `keep` takes, in order, with their features.
+    ///
+    /// # Errors
+    /// Where it takes none.
+    pub fn filter(&self, keep: impl Fn(&Example) -> bool) -> Result<Dataset> {
+        let index: Vec<usize> =
+            self.examples.iter().enumerate().filter(|(_, e)| keep(e)).map(|(i, _)| i).collect();
+        let examples = index.iter().filter_map(|i| self.examples.get(*i).cloned()).collect();
+        let features = self.feature_rows(&index)?;
+        Ok(Dataset { features, ..Dataset::new(examples)?.with_pad(self.pad) })
+    }
+
+    /// The examples of one task.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`] with the tasks that there are.
+    pub fn of_task(&self, task: &str) -> Result<Dataset> {
+        let tasks = self.tasks();
+        if !tasks.contains_key(task) {
+            return Err(Error::unknown("task of the data set", task, tasks.keys()));
+        }
+        self.filter(|e| e.task == task)
+    }
+
+    /// The examples for training and those held out: [`held_out`] by `TASK/ID`.
+    ///
+    /// # Errors
+    /// Where one of the two would be empty.
+    pub fn split(&self, seed: u64, share: f64) -> Result<(Dataset, Dataset)> {
+        let out = |e: &Example| held_out(&format!("{}/{}", e.task, e.id), seed, share);
+        Ok((self.filter(|e| !out(e))?, self.filter(out)?))
+    }
+
+    fn feature_rows(&self, index: &[usize]) -> Result<Tensors> {
+        let rows: Vec<i64> = index.iter().map(|i| *i as i64).collect();
+        self.features.map(|_, t| {
+            t.index_select(0, &Tensor::from_slice(&rows, &[rows.len() as i64], t.device())?)
+        })
+    }
+
+    /// The examples at `index` as tensors on `device`, filled up to the longest.
+    ///
+    /// # Errors
+    /// Where an index is out of range.
+    pub fn batch(&self, index: &[usize], device: Device) -> Result<Batch> {
+        let rows: Option<Vec<&Example>> = index.iter().map(|i| self.examples.get(*i)).collect();
+        let rows = rows.ok_or_else(|| {
+            Error::invalid("batch", format!("wants examples beyond the {} there are", self.len()))
+        })?;
+        let longest = rows.iter().map(|e| e.ids.len()).max().unwrap_or(0);
+        let mut ids = Vec::with_capacity(rows.len() * longest);
+        let mut mask = Vec::with_capacity(rows.len() * longest);
+        for e in &rows {
+            ids.extend(&e.ids);
+            mask.extend(std::iter::repeat_n(1i64, e.ids.len()));
+            ids.extend(std::iter::repeat_n(self.pad, longest - e.ids.len()));
+            mask.extend(std::iter::repeat_n(0i64, longest - e.ids.len()));
+        }
+        let shape = [rows.len() as i64, longest as i64];
+        let targets: Vec<f32> = rows.iter().map(|e| e.target).collect();
+        Ok(Batch {
+            inputs: Tensors::new()
+                .with("input_ids", Tensor::from_slice(&ids, &shape, device)?)
+                .with("attention_mask", Tensor::from_slice(&mask, &shape, device)?),
+            targets: Tensor::from_slice(&targets, &[shape[0]], device)?,
+            tasks: rows.iter().map(|e| e.task.clone()).collect(),
+            ids: rows.iter().map(|e| e.id.clone()).collect(),
+            features: self.feature_rows(index)?.map(|_, t| t.to_device(device))?,
+        })
+    }
+
+    /// Twelve hex digits that change with any example, so that a run is not resumed on other data.
+    pub fn fingerprint(&self) -> String {
+        let mut hash = Sha256::new();
+        for e in &self.examples {
+            hash.update(format!("{}\0{}\0{}\0{:?}\n", e.task, e.id, e.target.to_bits(), e.ids));
+        }
+        hash.finalize().iter().take(6).map(|b| format!("{b:02x}")).collect()
+    }
+}
+
+/// Some examples as tensors.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    /// `input_ids` and `attention_mask`, both `[batch, seq]` i64.
+    pub inputs: Tensors,
+    /// `[batch]` f32.
+    pub targets: Tensor,
+    /// The task of each row.
+    pub tasks: Vec<String>,
+    /// The id of each row.
+    pub ids: Vec<String>,
+    /// Features, `[batch, …]` each.
+    pub features: Tensors,
+}
+
+impl Batch {
+    /// Tells `cx` all that the batch knows: tasks, features and the `mask` `[batch, seq]` of real
+    /// tokens, in f32.
+    pub fn describe(&self, cx: Context) -> Result<Context> {
+        let mask = self.inputs.need("attention_mask")?.to_kind(Kind::Float)?;
+        let cx = cx.with_tasks(&self.tasks).with_feature("mask", mask);
+        Ok(self.features.iter().fold(cx, |cx, (name, rows)| cx.with_feature(name, rows.clone())))
+    }
+}
+
+/// What a forward pass is told of a batch. [`Batch::describe`] tells everything; a phase that hides
+/// the tasks or adds features has a function of its own.
+pub type Describe<'a> = dyn Fn(&Batch, Context) -> Result<Context> + 'a;
+
+/// Whether the example called `key` is held out, for a share of all keys. It depends on seed and
+/// key alone: the first 64 bits of SHA-256 of `SEED|KEY`, as a fraction, are below `share`.
+///
+/// ```
+/// use modl_train::held_out;
+/// let out = (0..1000).filter(|i| held_out(&format!("tweets/{i}"), 0, 0.2)).count();
+/// assert!((170..230).contains(&out));
+/// ```
+pub fn held_out(key: &str, seed: u64, share: f64) -> bool {
+    let digest = Sha256::digest(format!("{seed}|{key}"));
+    let bits = digest.iter().take(8).fold(0u64, |all, byte| all << 8 | u64::from(*byte));
+    (bits as f64) < share * 2f64.powi(64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn example(id: usize, len: usize) -> Example {
+        Example { id: id.to_string(), task: "t".into(), ids: vec![7; len], target: id as f32 }
+    }
+
+    #[test]
+    fn a_batch_is_padded_and_brings_its_features() {
+        let rows = Tensor::from_slice(&[0f32, 1., 2.], &[3, 1], Device::Cpu).unwrap();
+        let data = Dataset::new(vec![example(0, 1), example(1, 3), example(2, 2)]).unwrap();
+        let data = data.with_pad(9).with_feature("embedding", rows).unwrap();
+        let batch = data.filter(|e| e.id != "1").unwrap().batch(&[1, 0], Device::Cpu).unwrap();
+        let get = |n: &str| batch.inputs.need(n).unwrap().to_vec::<i64>().unwrap();
+        assert_eq!((get("input_ids"), get("attention_mask")), (vec![7, 7, 7, 9], vec![1, 1, 1, 0]));
+        assert_eq!(batch.targets.to_vec::<f32>().unwrap(), [2.0, 0.0]);
+        let cx = batch.describe(Context::eval()).unwrap();
+        assert_eq!(cx.feature("embedding").unwrap().to_vec::<f32>().unwrap(), [2.0, 0.0]);
+        assert_eq!(cx.tasks().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn nothing_to_train_on_is_refused_in_words() {
+        let e = Dataset::new(vec![]).unwrap_err().to_string();
+        assert!(e.contains("no examples"), "{e}");
+        let data = Dataset::new(vec![example(0, 1)]).unwrap();
+        let e = data.of_task("tt").unwrap_err().to_string();
+        assert!(e.contains("did you mean `t`"), "{e}");
+        assert!(Dataset::new(vec![example(0, 0)]).is_err());
+    }
+
+    #[test]
+    fn a_split_is_a_partition_by_seed_and_id() {
+        let data = Dataset::new((0..200).map(|i| example(i, 1)).collect()).unwrap();
+        let (train, test) = data.split(3, 0.25).unwrap();
+        assert_eq!(train.len() + test.len(), 200);
+        let mut reversed = data.examples().to_vec();
+        reversed.reverse();
+        let (_, again) = Dataset::new(reversed).unwrap().split(3, 0.25).unwrap();
+        let ids = |d: &Dataset| {
+            let mut ids: Vec<_> = d.examples().iter().map(|e| e.id.clone()).collect();
+            ids.sort();
+            ids
+        };
+        assert_eq!(ids(&test), ids(&again));
+        assert_ne!(ids(&test), ids(&data.split(4, 0.25).unwrap().1));
+    }
+}

@@ -1,0 +1,56 @@
+//! Objectives: what is predicted from a model's outputs, and what it costs to be wrong.
+
+use std::fmt::Debug;
+
+use modl_core::{Context, Init, Kind, Modular, Result, Tensor};
+
+use crate::Batch;
+
+/// A prediction and its loss.
+pub trait Objective: Debug {
+    /// Makes the parameters of the head, under `heads.NAME.`; called once, before training.
+    ///
+    /// # Errors
+    /// Where the head exists already.
+    fn setup(&self, model: &mut Modular) -> Result<()>;
+
+    /// What the model says of each row, `[batch]` f32.
+    fn predict(&self, model: &Modular, batch: &Batch, cx: &Context) -> Result<Tensor>;
+
+    /// The mean loss of the batch, `[]` f32.
+    fn loss(&self, model: &Modular, batch: &Batch, cx: &Context) -> Result<Tensor>;
+}
+
+/// One number for a text: ŷ = w·h̄ + b with h̄ the mean of the last hidden states over real tokens,
+/// and the squared error (ŷ − y)².
+///
+/// The head is `heads.NAME.weight` `[1, dim]` (uniform in ±1⁄√dim) and `heads.NAME.bias` `[1]` (0).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Regression {
+    /// The name of the head.
+    pub head: String,
+    /// The width of the model.
+    pub dim: i64,
+}
+
+impl Objective for Regression {
+    fn setup(&self, model: &mut Modular) -> Result<()> {
+        let mut scope = model.scope(&format!("heads.{}", self.head));
+        scope.param("weight", &[1, self.dim], Init::Kaiming)?;
+        scope.param("bias", &[1], Init::Zeros)?;
+        Ok(())
+    }
+
+    fn predict(&self, model: &Modular, batch: &Batch, cx: &Context) -> Result<Tensor> {
+        let weight = model.params().get(&format!("heads.{}.weight", self.head))?;
+        let bias = model.params().get(&format!("heads.{}.bias", self.head))?;
+        let outputs = model.forward(&batch.inputs, cx)?;
+        let hidden = outputs.need("last_hidden_state")?.to_kind(Kind::Float)?; // [batch, seq, dim]
+        let mean = hidden.masked_mean(batch.inputs.need("attention_mask")?)?; // [batch, dim]
+        mean.linear(weight, Some(bias))?.squeeze(-1)
+    }
+
+    fn loss(&self, model: &Modular, batch: &Batch, cx: &Context) -> Result<Tensor> {
+        self.predict(model, batch, cx)?.mse(&batch.targets)
+    }
+}

@@ -1,0 +1,145 @@
+//! AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101): Adam with decoupled weight decay.
+//!
+//! With gradient g, step t *of this parameter*, learning rate η and decay λ:
+//! θ ← (1 − ηλ) θ; m ← β₁m + (1−β₁)g; v ← β₂v + (1−β₂)g²;
+//! θ ← θ − η · m⁄(1−β₁ᵗ) ⁄ (√(v⁄(1−β₂ᵗ)) + ε).
+
+use std::collections::BTreeMap;
+
+use modl_core::{Result, ResultExt, Select, Tensor, no_grad};
+use serde::{Deserialize, Serialize};
+
+use super::{Optimizer, by_parameter, count, in_range, same_shape};
+
+/// The settings of [`AdamW`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AdamWConfig {
+    /// β₁ and β₂: how long the two means remember.
+    pub betas: (f64, f64),
+    /// ε, which keeps the step finite where the gradients are zero.
+    pub eps: f64,
+    /// λ. Where a module is a change to a pretrained function, decay pulls towards that function.
+    pub weight_decay: f64,
+    /// Parameters that never decay: biases and routers, and factors that start at 1, which decay
+    /// would pull to 0.
+    pub no_decay: Vec<String>,
+}
+
+impl Default for AdamWConfig {
+    fn default() -> Self {
+        let no_decay = ["*bias", "routers.*", "*.ia3_l"].map(str::to_owned).to_vec();
+        AdamWConfig { betas: (0.9, 0.999), eps: 1e-8, weight_decay: 0.0, no_decay }
+    }
+}
+
+/// What is kept for one parameter.
+#[derive(Debug)]
+struct Moments {
+    steps: i64,
+    /// m.
+    first: Tensor,
+    /// v ⁄ (1−β₂) = Σ β₂ᵗ⁻ⁱ gᵢ²: without the factor the update is two operations in place.
+    second: Tensor,
+}
+
+/// Adam with decoupled weight decay.
+#[derive(Debug)]
+pub struct AdamW {
+    config: AdamWConfig,
+    no_decay: Select,
+    moments: BTreeMap<String, Moments>,
+}
+
+const PARTS: [&str; 3] = ["first", "second", "steps"];
+
+impl AdamW {
+    /// An optimiser that has not seen any gradient.
+    ///
+    /// # Errors
+    /// Where a β is not in [0, 1), or ε or λ is negative.
+    pub fn new(config: AdamWConfig) -> Result<Self> {
+        in_range("adamw.betas", config.betas.0, 1.0)?;
+        in_range("adamw.betas", config.betas.1, 1.0)?;
+        in_range("adamw.eps", config.eps, f64::INFINITY)?;
+        in_range("adamw.weight_decay", config.weight_decay, f64::INFINITY)?;
+        let no_decay = Select::any(config.no_decay.clone());
+        Ok(AdamW { config, no_decay, moments: BTreeMap::new() })
+    }
+
+    fn update(&mut self, name: &str, mut theta: Tensor, grad: &Tensor, lr: f64) -> Result<()> {
+        let AdamWConfig { betas: (beta1, beta2), eps, weight_decay, .. } = self.config;
+        if !self.moments.contains_key(name) {
+            let zeros = Moments { steps: 0, first: grad.zeros_like()?, second: grad.zeros_like()? };
+            self.moments.insert(name.to_owned(), zeros);
+        }
+        let Some(Moments { steps, first, second }) = self.moments.get_mut(name) else {
+            return Ok(());
+        };
+        *steps += 1;
+        first.lerp_in_place(grad, 1.0 - beta1)?;
+        second.mul_scalar_in_place(beta2)?;
+        second.addcmul_in_place(grad, grad)?;
+        // −η⁄(1−β₁ᵗ) divides the denominator instead of multiplying the numerator, so that the
+        // step needs one temporary tensor; at η = 0 there is no step.
+        let rate = -lr / (1.0 - beta1.powf(*steps as f64));
+        if rate == 0.0 {
+            return Ok(());
+        }
+        let mut below = second.sqrt()?;
+        let unbias = ((1.0 - beta2) / (1.0 - beta2.powf(*steps as f64))).sqrt();
+        below.mul_scalar_in_place(unbias / rate)?;
+        below.add_scalar_in_place(eps / rate)?;
+        if weight_decay > 0.0 && !self.no_decay.matches(name) {
+            theta.mul_scalar_in_place(1.0 - lr * weight_decay)?;
+        }
+        theta.addcdiv_in_place(first, &below)
+    }
+}
+
+impl Optimizer for AdamW {
+    fn kind(&self) -> &'static str {
+        "adamw"
+    }
+
+    fn step(
+        &mut self,
+        params: &[(String, Tensor)],
+        grads: &[Option<Tensor>],
+        lr: f64,
+    ) -> Result<()> {
+        no_grad(|| {
+            for ((name, theta), grad) in params.iter().zip(grads) {
+                if let Some(grad) = grad {
+                    self.update(name, theta.clone(), grad, lr).at(name)?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn state(&self) -> Result<Vec<(String, Tensor)>> {
+        let mut state = Vec::with_capacity(3 * self.moments.len());
+        for (name, m) in &self.moments {
+            let tensors = [m.first.clone(), m.second.clone(), count(m.steps)?];
+            state.extend(PARTS.iter().zip(tensors).map(|(part, t)| (format!("{part}.{name}"), t)));
+        }
+        Ok(state)
+    }
+
+    fn load_state(
+        &mut self,
+        params: &[(String, Tensor)],
+        state: Vec<(String, Tensor)>,
+    ) -> Result<()> {
+        let mut moments = BTreeMap::new();
+        for (name, [first, second, steps]) in by_parameter(PARTS, params, state)? {
+            same_shape(&name, params, &first)?;
+            same_shape(&name, params, &second)?;
+            let steps = steps.item().at(&name)? as i64;
+            moments.insert(name, Moments { steps, first, second });
+        }
+        self.moments = moments;
+        Ok(())
+    }
+}

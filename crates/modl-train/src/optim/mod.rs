@@ -1,0 +1,137 @@
+//! Optimisers: how a gradient changes a parameter, with a state that can be saved.
+//!
+//! A parameter without a gradient was not routed in this step. It is skipped wholly: no decay, no
+//! momentum, no count of steps. An unused module therefore stays bit for bit what it was.
+
+mod adamw;
+mod sgd;
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+
+use modl_core::{Device, Error, Result, Tensor};
+use serde::{Deserialize, Serialize};
+
+pub use adamw::{AdamW, AdamWConfig};
+pub use sgd::{Sgd, SgdConfig};
+
+/// Changes parameters by their gradients.
+pub trait Optimizer: Debug + Send {
+    /// The name in recipes: `adamw`.
+    fn kind(&self) -> &'static str;
+
+    /// One step in place. `grads` has an entry for each of `params`; where it is `None` the
+    /// parameter is left alone.
+    ///
+    /// # Errors
+    /// Where a gradient does not have its parameter's shape.
+    fn step(
+        &mut self,
+        params: &[(String, Tensor)],
+        grads: &[Option<Tensor>],
+        lr: f64,
+    ) -> Result<()>;
+
+    /// What has to be saved to go on later, as `PART.PARAMETER`. Parameters that never had a
+    /// gradient have none.
+    fn state(&self) -> Result<Vec<(String, Tensor)>>;
+
+    /// Takes up a saved state.
+    ///
+    /// # Errors
+    /// Where it is not this optimiser's state for these parameters; then nothing has been changed.
+    fn load_state(
+        &mut self,
+        params: &[(String, Tensor)],
+        state: Vec<(String, Tensor)>,
+    ) -> Result<()>;
+}
+
+/// An optimiser in a recipe: `{ type = "adamw", weight_decay = 0.01 }`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub enum OptimizerConfig {
+    /// Adam with decoupled weight decay.
+    AdamW(AdamWConfig),
+    /// Stochastic gradient descent.
+    Sgd(SgdConfig),
+}
+
+impl Default for OptimizerConfig {
+    fn default() -> Self {
+        OptimizerConfig::AdamW(AdamWConfig::default())
+    }
+}
+
+impl OptimizerConfig {
+    /// Makes the optimiser.
+    ///
+    /// # Errors
+    /// Where a number is out of its range.
+    pub fn build(&self) -> Result<Box<dyn Optimizer>> {
+        Ok(match self {
+            OptimizerConfig::AdamW(c) => Box::new(AdamW::new(c.clone())?),
+            OptimizerConfig::Sgd(c) => Box::new(Sgd::new(c.clone())?),
+        })
+    }
+}
+
+/// Refuses a number outside of `[0, below)`.
+fn in_range(what: &str, value: f64, below: f64) -> Result<()> {
+    if (0.0..below).contains(&value) {
+        return Ok(());
+    }
+    Err(Error::invalid(what, format!("is {value}; it is to be at least 0 and below {below}")))
+}
+
+/// A saved state, one parameter at a time: part `n` of `parts` under the n-th place.
+///
+/// # Errors
+/// Where a part or a parameter is unknown, or a parameter has some of the parts only.
+fn by_parameter<const N: usize>(
+    parts: [&str; N],
+    params: &[(String, Tensor)],
+    state: Vec<(String, Tensor)>,
+) -> Result<BTreeMap<String, [Tensor; N]>> {
+    let mut found: BTreeMap<String, Vec<Option<Tensor>>> = BTreeMap::new();
+    for (key, tensor) in state {
+        let (part, name) = key.split_once('.').unwrap_or((&key, ""));
+        let at = parts.iter().position(|p| *p == part);
+        let at = at.ok_or_else(|| Error::unknown("part of an optimiser's state", part, parts))?;
+        if !params.iter().any(|(n, _)| n == name) {
+            return Err(Error::unknown("trained parameter", name, params.iter().map(|(n, _)| n)));
+        }
+        if let Some(slot) =
+            found.entry(name.to_owned()).or_insert_with(|| vec![None; N]).get_mut(at)
+        {
+            *slot = Some(tensor);
+        }
+    }
+    let whole = |(name, all): (String, Vec<Option<Tensor>>)| {
+        let all: Option<Vec<Tensor>> = all.into_iter().collect();
+        match all.and_then(|a| <[Tensor; N]>::try_from(a).ok()) {
+            Some(all) => Ok((name, all)),
+            None => Err(Error::invalid(
+                format!("optimiser state of `{name}`"),
+                format!("is not whole; wanted are {}", parts.join(", ")),
+            )),
+        }
+    };
+    found.into_iter().map(whole).collect()
+}
+
+/// Refuses a state of another shape than its parameter's.
+fn same_shape(name: &str, params: &[(String, Tensor)], state: &Tensor) -> Result<()> {
+    match params.iter().find(|(n, _)| n == name) {
+        Some((_, p)) if p.size() == state.size() => Ok(()),
+        p => Err(Error::invalid(
+            format!("optimiser state of `{name}`"),
+            format!("has shape {:?}, the parameter {:?}", state.size(), p.map(|(_, t)| t.size())),
+        )),
+    }
+}
+
+/// A count as a tensor `[1]`, to be saved among the others.
+fn count(n: i64) -> Result<Tensor> {
+    Tensor::from_slice(&[n], &[1], Device::Cpu)
+}

@@ -1,0 +1,158 @@
+//! A recipe's phases in a folder, one after the other, over stops and restarts.
+//!
+//! ```text
+//! FOLDER/recipe.json                     what is run
+//! FOLDER/phases/1-fit/state.json, …      the state of the phase while it runs
+//! FOLDER/phases/1-fit/modules/NAME/      each module as a PEFT folder, or as NAME.safetensors
+//!                                        where PEFT does not know the method
+//! FOLDER/phases/1-fit/routing.safetensors, heads.safetensors
+//! FOLDER/phases/1-fit/params.safetensors everything trained so far; written last: the phase is done
+//! ```
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use modl_core::checkpoint::{self, Checkpoint};
+use modl_core::{Error, Modular, ParamStore, Result, Select};
+
+use crate::state::differences;
+use crate::{Dataset, Event, Job, Methods, Objective, Recipe, Sink};
+
+/// Runs the recipe's phases on a fresh model in `folder`. Phases that are done there are taken
+/// over, one that was stopped goes on.
+///
+/// # Errors
+/// Where the folder holds another recipe's run, or a phase fails; what was saved is kept.
+pub fn run(
+    recipe: &Recipe,
+    methods: &Methods,
+    model: &mut Modular,
+    objective: &dyn Objective,
+    data: &Dataset,
+    folder: impl AsRef<Path>,
+    sink: &mut dyn Sink,
+) -> Result<()> {
+    let folder = folder.as_ref();
+    claim(recipe, folder)?;
+    recipe.attach(model, methods)?;
+    objective.setup(model)?;
+    for (i, phase) in recipe.phases.iter().enumerate() {
+        let own = phase_folder(folder, i, &phase.name);
+        let done = own.join(PARAMS);
+        if done.exists() {
+            take_over(model, &done)?;
+            continue;
+        }
+        let strategy = methods.strategies.parse(&phase.strategy)?;
+        strategy.run(&mut Job {
+            model,
+            objective,
+            data,
+            phase,
+            folder: &own,
+            sink,
+            recipe,
+            methods,
+        })?;
+        save_results(model, &own)?;
+        sink.event(&Event::PhaseFinished { name: phase.name.clone(), path: own })?;
+    }
+    Ok(())
+}
+
+/// Makes of a fresh model what the run in `folder` has come to by its last finished phase.
+///
+/// # Errors
+/// Where no phase is finished, or the folder holds another recipe's run.
+pub fn restore(
+    recipe: &Recipe,
+    methods: &Methods,
+    model: &mut Modular,
+    objective: &dyn Objective,
+    folder: impl AsRef<Path>,
+) -> Result<()> {
+    let folder = folder.as_ref();
+    claim(recipe, folder)?;
+    let files = recipe.phases.iter().enumerate().map(|(i, p)| phase_folder(folder, i, &p.name));
+    let done: Vec<PathBuf> = files.map(|f| f.join(PARAMS)).filter(|f| f.exists()).collect();
+    if done.is_empty() {
+        return Err(Error::file(folder, "holds no finished phase; train first"));
+    }
+    recipe.attach(model, methods)?;
+    objective.setup(model)?;
+    // Each in turn: what a phase trained of the backbone is in its own file only.
+    done.iter().try_for_each(|file| take_over(model, file))
+}
+
+const PARAMS: &str = "params.safetensors";
+
+fn phase_folder(folder: &Path, index: usize, name: &str) -> PathBuf {
+    folder.join("phases").join(format!("{}-{name}", index + 1))
+}
+
+/// Writes down what is run in a folder, or refuses it where that is something else.
+fn claim(recipe: &Recipe, folder: &Path) -> Result<()> {
+    let path = folder.join("recipe.json");
+    let own = serde_json::to_string_pretty(recipe.values()).map_err(|e| Error::file(&path, e))?;
+    if !path.exists() {
+        return checkpoint::write_whole(&path, own.as_bytes());
+    }
+    let old = std::fs::read_to_string(&path).map_err(|e| Error::file(&path, e))?;
+    if old == own {
+        return Ok(());
+    }
+    let what = differences(&old, &own);
+    Err(Error::file(
+        folder,
+        format!("holds the run of another recipe ({what}); choose another folder"),
+    ))
+}
+
+/// φ, ρ, γ, heads, and of the backbone what was trained.
+fn trained(model: &Modular) -> Result<ParamStore> {
+    let mut all = ParamStore::new();
+    for (name, p) in model.params().iter() {
+        all.insert(name, p.tensor().clone())?;
+    }
+    for (name, p) in model.backbone().params().iter().filter(|(_, p)| p.trainable()) {
+        all.insert(format!("base.{name}"), p.tensor().clone())?;
+    }
+    Ok(all)
+}
+
+fn save_results(model: &Modular, folder: &Path) -> Result<()> {
+    for name in model.modules() {
+        let modules = folder.join("modules");
+        match modl_compute::peft::save(model, name, modules.join(name)) {
+            Err(Error::Unsupported { .. }) => {
+                model.save_module(name, modules.join(format!("{name}.safetensors")))?;
+            }
+            other => other?,
+        }
+    }
+    model.save_routing(folder.join("routing.safetensors"))?;
+    let heads = Select::new("heads.*");
+    checkpoint::save(
+        folder.join("heads.safetensors"),
+        model.params().select(&heads),
+        HashMap::new(),
+    )?;
+    let all = trained(model)?;
+    let tensors = all.iter().map(|(n, p)| (n, p.tensor()));
+    checkpoint::save(folder.join(PARAMS), tensors, HashMap::new())
+}
+
+/// Loads what a finished phase has saved.
+fn take_over(model: &mut Modular, file: &Path) -> Result<()> {
+    let saved = Checkpoint::open(file)?.tensors(model.device())?;
+    let mut all = ParamStore::new();
+    for (name, p) in model.params().iter() {
+        all.insert(name, p.tensor().clone())?;
+    }
+    // Of the backbone the file has only what was trained.
+    for name in saved.iter().filter_map(|(n, _)| n.strip_prefix("base.")) {
+        all.insert(format!("base.{name}"), model.backbone().params().get(name)?.clone())?;
+    }
+    let tensors = saved.iter().map(|(n, t)| (n.as_str(), t));
+    all.load(&file.display().to_string(), tensors, &Select::all())
+}

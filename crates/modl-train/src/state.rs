@@ -1,0 +1,181 @@
+//! The state of a run on disk, from which it goes on bit for bit.
+//!
+//! `state-STEP.safetensors` holds the trained parameters (`params.NAME`) and what the optimiser
+//! keeps (`optimizer.PART.NAME`); `state.json`, written last, names that file and holds the rest.
+//! Both appear whole or not at all, and older files go only after `state.json` names the new one:
+//! a run that is killed at any moment leaves a whole state.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs;
+use std::path::Path;
+
+use modl_core::checkpoint::{self, Checkpoint};
+use modl_core::{Device, Error, Modular, Result, Seed, Tensor};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::{Cursor, Dataset, TrainConfig};
+
+const FORMAT: u32 = 1;
+
+/// The libtorch that the pinned tch is made for; its build refuses others.
+const LIBTORCH: &str = "2.13";
+
+/// All of a run's state but tensors.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RunState {
+    format: u32,
+    /// The file with the tensors.
+    file: String,
+    /// Steps that are done.
+    pub step: u64,
+    /// Where the data goes on.
+    pub cursor: Cursor,
+    seed: Seed,
+    /// The [`TrainConfig`] as JSON text: as a text it can be compared exactly.
+    config: String,
+    /// Fingerprint of the data.
+    data: String,
+    /// Fingerprint of the backbone before training.
+    base: String,
+    libtorch: String,
+}
+
+/// A state with its tensors.
+#[derive(Debug)]
+pub(crate) struct Saved {
+    pub state: RunState,
+    pub params: Vec<(String, Tensor)>,
+    pub optimizer: Vec<(String, Tensor)>,
+}
+
+impl RunState {
+    pub(crate) fn new(
+        step: u64,
+        cursor: Cursor,
+        seed: Seed,
+        config: &TrainConfig,
+        model: &Modular,
+        data: &Dataset,
+    ) -> Result<Self> {
+        let config =
+            serde_json::to_string(config).map_err(|e| Error::invalid("config", e.to_string()))?;
+        let base_is_trained = model.trainable().iter().any(|(n, _)| n.starts_with("base."));
+        Ok(RunState {
+            format: FORMAT,
+            file: format!("state-{step}.safetensors"),
+            step,
+            cursor,
+            seed,
+            config,
+            data: data.fingerprint(),
+            base: if base_is_trained {
+                "trained".into()
+            } else {
+                model.backbone().fingerprint()?
+            },
+            libtorch: LIBTORCH.into(),
+        })
+    }
+
+    /// Refuses to go on with another run than `own`, and notes what may change single bits.
+    pub(crate) fn check(&self, own: &RunState, folder: &Path) -> Result<Option<String>> {
+        let refuse = |what: String| {
+            let advice = "give it another folder, or what it was started with";
+            Err(Error::file(folder, format!("holds a run with {what}; {advice}")))
+        };
+        if self.config != own.config {
+            return refuse(format!("other settings ({})", differences(&self.config, &own.config)));
+        }
+        for (what, old, new) in
+            [("data", &self.data, &own.data), ("backbone", &self.base, &own.base)]
+        {
+            if old != new {
+                return refuse(format!("another {what} ({old}, now {new})"));
+            }
+        }
+        if self.seed != own.seed {
+            return refuse(format!("seed {}, now {}", self.seed.0, own.seed.0));
+        }
+        let other = self.libtorch != own.libtorch;
+        let note = || {
+            let (old, new) = (&self.libtorch, &own.libtorch);
+            format!("saved under libtorch {old}, resumed under {new}: last bits may differ")
+        };
+        Ok(other.then(note))
+    }
+}
+
+/// The settings in which two configurations differ: `lr 0.1, now 0.2`.
+pub(crate) fn differences(old: &str, new: &str) -> String {
+    let read = |text: &str| serde_json::from_str::<Value>(text).unwrap_or_default();
+    let (old, new) = (read(old), read(new));
+    let keys: BTreeSet<&String> =
+        [&old, &new].into_iter().filter_map(Value::as_object).flat_map(|t| t.keys()).collect();
+    let changed = keys.into_iter().filter(|k| old.get(k) != new.get(k));
+    let say = |k: &String| {
+        let show = |v: &Value| v.get(k).map_or("nothing".to_owned(), Value::to_string);
+        format!("{k} {}, now {}", show(&old), show(&new))
+    };
+    changed.map(say).collect::<Vec<_>>().join("; ")
+}
+
+/// Writes a state; the one before stays whole until this one is.
+pub(crate) fn save(
+    folder: &Path,
+    state: RunState,
+    params: &[(String, Tensor)],
+    optimizer: &[(String, Tensor)],
+) -> Result<()> {
+    let named = |prefix: &str, all: &[(String, Tensor)]| -> Vec<(String, Tensor)> {
+        all.iter().map(|(n, t)| (format!("{prefix}.{n}"), t.clone())).collect()
+    };
+    let all = [named("params", params), named("optimizer", optimizer)].concat();
+    let tensors = all.iter().map(|(n, t)| (n.as_str(), t));
+    checkpoint::save(folder.join(&state.file), tensors, HashMap::new())?;
+    let text = serde_json::to_vec_pretty(&state).map_err(|e| Error::file(folder, e))?;
+    checkpoint::write_whole(folder.join("state.json"), &text)?;
+    let old = fs::read_dir(folder).into_iter().flatten().flatten().filter(|entry| {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        name.starts_with("state-") && name.ends_with(".safetensors") && name != state.file
+    });
+    for entry in old {
+        // One that cannot be removed does no harm: state.json does not name it.
+        let _ = fs::remove_file(entry.path());
+    }
+    Ok(())
+}
+
+/// Reads the state in a folder, if there is one.
+///
+/// # Errors
+/// [`Error::File`] where it is of another format, or its files are not whole.
+pub(crate) fn load(folder: &Path, device: Device) -> Result<Option<Saved>> {
+    let path = folder.join("state.json");
+    if !path.exists() {
+        return Ok(None);
+    }
+    let text = fs::read_to_string(&path).map_err(|e| Error::file(&path, e))?;
+    let state: RunState = serde_json::from_str(&text)
+        .map_err(|e| Error::file(&path, format!("is not the state of a run: {e}")))?;
+    if state.format != FORMAT {
+        let problem = format!("is of format {}, this version reads {FORMAT}", state.format);
+        return Err(Error::file(&path, problem));
+    }
+    let file = Checkpoint::open(folder.join(&state.file))?;
+    let (mut params, mut optimizer) = (Vec::new(), Vec::new());
+    for (name, tensor) in file.tensors(device)? {
+        match name.split_once('.') {
+            Some(("params", rest)) => params.push((rest.to_owned(), tensor)),
+            Some(("optimizer", rest)) => optimizer.push((rest.to_owned(), tensor)),
+            _ => {
+                return Err(Error::file(
+                    file.path(),
+                    format!("holds `{name}`, no part of a state"),
+                ));
+            }
+        }
+    }
+    Ok(Some(Saved { state, params, optimizer }))
+}

@@ -1,0 +1,225 @@
+//! The training loop, from batch to step, in one piece.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use modl_core::{
+    Context, Error, Kind, Modular, ParamStore, Result, ResultExt, Seed, Select, Tensor,
+};
+
+use crate::clip::clip_grad_norm;
+use crate::state::{self, RunState};
+use crate::{Batches, Cursor, Dataset, Describe, Event, Objective, Optimizer, Sink, TrainConfig};
+
+/// A model in training.
+#[derive(Debug)]
+pub struct Trainer<'a> {
+    name: String,
+    model: &'a Modular,
+    objective: &'a dyn Objective,
+    config: TrainConfig,
+    seed: Seed,
+    params: Vec<(String, Tensor)>,
+    optimizer: Box<dyn Optimizer>,
+    folder: Option<PathBuf>,
+    step: u64,
+    saved: Option<u64>,
+}
+
+impl<'a> Trainer<'a> {
+    /// Freezes all parameters but those that `config.train` takes. `name` is for reports.
+    ///
+    /// # Errors
+    /// Where the configuration does not fit, nothing is left to train, or a trained parameter is
+    /// not in f32 or f64, in which small steps would be lost.
+    pub fn new(
+        name: &str,
+        model: &'a Modular,
+        objective: &'a dyn Objective,
+        config: TrainConfig,
+        seed: Seed,
+    ) -> Result<Self> {
+        config.check()?;
+        let optimizer = config.optimizer.build()?;
+        model.train_only(&Select::any(config.train.clone()))?;
+        let params = model.trainable();
+        if params.is_empty() {
+            let known = model.params().iter().map(|(n, _)| n).collect::<Vec<_>>().join(", ");
+            let problem = format!("{:?} takes none of the parameters: {known}", config.train);
+            return Err(Error::invalid("train", problem));
+        }
+        for (name, t) in &params {
+            if !matches!(t.kind(), Kind::Float | Kind::Double) {
+                let problem = format!("is {t:?}; load the backbone in f32 to train it");
+                return Err(Error::invalid(format!("trained parameter `{name}`"), problem));
+            }
+        }
+        Ok(Trainer {
+            name: name.to_owned(),
+            model,
+            objective,
+            config,
+            seed,
+            params,
+            optimizer,
+            folder: None,
+            step: 0,
+            saved: None,
+        })
+    }
+
+    /// Saves states in `folder`. Where there is one already, training goes on from it, bit for bit
+    /// as if it had never stopped (on the same machine with one thread).
+    pub fn keep_in(self, folder: impl AsRef<Path>) -> Self {
+        Trainer { folder: Some(folder.as_ref().to_owned()), ..self }
+    }
+
+    /// Trains to the end.
+    ///
+    /// # Errors
+    /// Where a saved state is another run's, the loss or a gradient is not finite (the state saved
+    /// last is kept), or a forward pass fails.
+    pub fn train(
+        &mut self,
+        data: &Dataset,
+        describe: &Describe,
+        sink: &mut dyn Sink,
+    ) -> Result<()> {
+        let (cursor, note) = self.take_up(data)?;
+        let device = self.model.device();
+        let mut batches = Batches::new(data, self.config.batch_size, self.seed, device, cursor)?;
+        let epochs = self.config.epochs.unwrap_or(1);
+        let steps = self.config.steps.unwrap_or(epochs * batches.per_epoch());
+        let params = self.params.clone();
+        let leaves: Vec<&Tensor> = params.iter().map(|(_, t)| t).collect();
+        let mut unused: BTreeSet<usize> = (0..leaves.len()).collect();
+        let frozen = self.frozen_sample()?;
+        sink.event(&Event::Started {
+            name: self.name.clone(),
+            step: self.step,
+            steps,
+            trained: leaves.iter().map(|t| t.numel()).sum(),
+            examples: data.len(),
+            note,
+        })?;
+        while self.step < steps {
+            let clock = Instant::now();
+            let batch = batches.advance()?;
+            let cx = describe(&batch, Context::train(self.seed, self.step))?;
+            let loss = self.objective.loss(self.model, &batch, &cx)?;
+            let (total, aux) = self.with_router_losses(&loss, &cx)?;
+            self.finite("loss", total.item()?)?;
+            // Without any trained module in this batch there is nothing to differentiate.
+            let mut grads = match total.requires_grad() {
+                true => total.gradients(&leaves, false)?,
+                false => vec![None; leaves.len()],
+            };
+            let grad_norm = clip_grad_norm(&mut grads, self.config.clip)?;
+            self.finite("norm of the gradients", grad_norm)?;
+            let lr = self.config.lr * self.config.schedule.factor(self.step, steps);
+            self.optimizer.step(&self.params, &grads, lr)?;
+            self.step += 1;
+
+            unused.retain(|i| grads.get(*i).is_some_and(Option::is_none));
+            if cfg!(debug_assertions) && !frozen.is_empty() && self.step == 1 {
+                debug_assert_eq!(frozen, self.frozen_sample()?, "a frozen parameter has changed");
+            }
+            if every(self.config.log_every, self.step) {
+                let (loss, seconds) = (loss.item()?, clock.elapsed().as_secs_f64());
+                sink.event(&Event::Step { step: self.step, loss, aux, lr, grad_norm, seconds })?;
+            }
+            if every(self.config.checkpoint_every, self.step) && self.step < steps {
+                self.save(batches.cursor(), data, sink)?;
+            }
+        }
+        if self.saved != Some(self.step) {
+            self.save(batches.cursor(), data, sink)?;
+        }
+        let name = |i: usize| self.params.get(i).map(|(n, _)| n.clone());
+        let unused = unused.into_iter().filter_map(name).collect();
+        sink.event(&Event::Finished { name: self.name.clone(), step: self.step, unused })
+    }
+
+    /// The objective's loss and the routers', each by its weight; and the latter by name.
+    fn with_router_losses(
+        &self,
+        loss: &Tensor,
+        cx: &Context,
+    ) -> Result<(Tensor, BTreeMap<String, f64>)> {
+        let mut total = loss.clone();
+        let mut aux = BTreeMap::new();
+        for (name, own) in cx.take_trace().losses()? {
+            let weight = self.config.loss_weights.get(&name).copied().ok_or_else(|| {
+                let advice = format!("say what it counts, for instance {name} = 0.01");
+                Error::invalid(
+                    format!("loss_weights.{name}"),
+                    format!("a router gives it; {advice}"),
+                )
+            })?;
+            if weight != 0.0 {
+                total = total.add(&own.to_kind(total.kind())?.mul_scalar(weight)?)?;
+            }
+            aux.insert(name, own.item()?);
+        }
+        Ok((total, aux))
+    }
+
+    fn finite(&self, what: &str, value: f64) -> Result<()> {
+        if value.is_finite() {
+            return Ok(());
+        }
+        let kept = match (&self.folder, self.saved) {
+            (Some(f), Some(step)) => format!("the state of step {step} is in {}", f.display()),
+            _ => "no state had been saved".to_owned(),
+        };
+        let advice = "try a lower lr, a longer warm-up, a smaller clip, or f32 instead of bf16";
+        let place = format!("{}, step {}", self.name, self.step + 1);
+        Err(Error::invalid(what, format!("is {value}; {advice}; {kept}"))).at(place)
+    }
+
+    fn save(&mut self, cursor: Cursor, data: &Dataset, sink: &mut dyn Sink) -> Result<()> {
+        let Some(folder) = &self.folder else { return Ok(()) };
+        let state = RunState::new(self.step, cursor, self.seed, &self.config, self.model, data)?;
+        state::save(folder, state, &self.params, &self.optimizer.state()?)?;
+        self.saved = Some(self.step);
+        sink.event(&Event::Saved { path: folder.clone(), step: self.step })
+    }
+
+    /// Takes up the saved state, if there is one: where the data goes on, and what may differ.
+    fn take_up(&mut self, data: &Dataset) -> Result<(Cursor, Option<String>)> {
+        let Some(folder) = &self.folder else { return Ok(Default::default()) };
+        let Some(saved) = state::load(folder, self.model.device())? else {
+            return Ok(Default::default());
+        };
+        let own = RunState::new(0, Cursor::default(), self.seed, &self.config, self.model, data)?;
+        let note = saved.state.check(&own, folder)?;
+        let mut store = ParamStore::new();
+        for (name, t) in &self.params {
+            store.insert(name.clone(), t.clone())?;
+        }
+        self.optimizer.load_state(&self.params, saved.optimizer)?;
+        let params = saved.params.iter().map(|(n, t)| (n.as_str(), t));
+        store.load(&folder.display().to_string(), params, &Select::all())?;
+        self.step = saved.state.step;
+        self.saved = Some(self.step);
+        Ok((saved.state.cursor, note))
+    }
+
+    /// The first numbers of each frozen parameter, to see in debug builds that none changes.
+    fn frozen_sample(&self) -> Result<Vec<(String, Vec<u8>)>> {
+        if !cfg!(debug_assertions) {
+            return Ok(Vec::new());
+        }
+        let all = self.model.params().iter().chain(self.model.backbone().params().iter());
+        let frozen = all.filter(|(_, p)| !p.trainable());
+        let first =
+            |t: &Tensor| t.reshape(&[-1])?.narrow(0, 0, t.numel().min(8) as i64)?.to_bytes();
+        frozen.map(|(n, p)| Ok((n.to_owned(), first(p.tensor()).at(n)?))).collect()
+    }
+}
+
+/// Whether something that is done each `n` steps is due; never where `n` is 0.
+fn every(n: u64, step: u64) -> bool {
+    n > 0 && step.is_multiple_of(n)
+}

@@ -1,0 +1,158 @@
+//! The optimisers against those of libtorch's C++ frontend.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use modl_core::Tensor;
+use modl_train::optim::{AdamWConfig, SgdConfig};
+use modl_train::{Optimizer, OptimizerConfig};
+use tch::nn;
+
+/// Weight `[4, 3]` and bias `[4]` by closed formula, in f64.
+fn start() -> [tch::Tensor; 2] {
+    let of = |n: i64| (tch::Tensor::arange(n, (tch::Kind::Double, tch::Device::Cpu)) * 0.7).sin();
+    [of(12).reshape([4, 3]), of(4) + 0.1]
+}
+
+/// A loss that leaves the bias out in every third step, as a router does with a module.
+fn loss(weight: &tch::Tensor, bias: &tch::Tensor, step: i64) -> tch::Tensor {
+    let x = (tch::Tensor::arange(15, (tch::Kind::Double, tch::Device::Cpu)) + step).cos();
+    let y = x.reshape([5, 3]).matmul(&weight.tr());
+    let y = if step % 3 == 1 { y } else { y + bias };
+    (&y * &y * &y + y.sin()).mean(tch::Kind::Double)
+}
+
+fn theirs<C: nn::OptimizerConfig>(config: C, lr: f64) -> [tch::Tensor; 2] {
+    let mut vs = nn::VarStore::new(tch::Device::Cpu);
+    vs.set_kind(tch::Kind::Double);
+    let [w, b] = start();
+    let (w, b) = (vs.root().var_copy("w", &w), vs.root().var_copy("b", &b));
+    let mut optimizer = config.build(&vs, lr).unwrap();
+    for step in 0..20 {
+        optimizer.backward_step(&loss(&w, &b, step));
+    }
+    [w.detach(), b.detach()]
+}
+
+fn steps(
+    optimizer: &mut dyn Optimizer,
+    params: &[(String, Tensor)],
+    lr: f64,
+    range: std::ops::Range<i64>,
+) {
+    let leaves: Vec<&Tensor> = params.iter().map(|(_, t)| t).collect();
+    for step in range {
+        let loss = Tensor::from(loss(leaves[0].as_ref(), leaves[1].as_ref(), step));
+        let grads = loss.gradients(&leaves, false).unwrap();
+        assert_eq!(grads[1].is_none(), step % 3 == 1);
+        optimizer.step(params, &grads, lr).unwrap();
+    }
+}
+
+fn params() -> Vec<(String, Tensor)> {
+    let named = |(name, t): (&str, tch::Tensor)| {
+        let t = Tensor::from(t);
+        t.set_requires_grad(true).unwrap();
+        (name.to_owned(), t)
+    };
+    ["w", "b"].into_iter().zip(start()).map(named).collect()
+}
+
+fn check<C: nn::OptimizerConfig>(config: OptimizerConfig, other: C, lr: f64) {
+    let theirs = theirs(other, lr);
+    let straight = params();
+    steps(config.build().unwrap().as_mut(), &straight, lr, 0..20);
+    for ((name, ours), theirs) in straight.iter().zip(theirs) {
+        let diff = ours.max_abs_diff(&theirs.into()).unwrap();
+        assert!(diff < 1e-6, "{config:?} {name}: {diff}");
+    }
+    assert!(straight[0].1.max_abs_diff(&start()[0].shallow_clone().into()).unwrap() > 1e-2);
+
+    // The same by way of a saved state.
+    let resumed = params();
+    let mut first = config.build().unwrap();
+    steps(first.as_mut(), &resumed, lr, 0..7);
+    let state = first.state().unwrap().into_iter().map(|(n, t)| (n, t.copy().unwrap())).collect();
+    let mut second = config.build().unwrap();
+    second.load_state(&resumed, state).unwrap();
+    steps(second.as_mut(), &resumed, lr, 7..20);
+    for (a, b) in straight.iter().zip(&resumed) {
+        assert!(a.1.bit_equal(&b.1).unwrap(), "{config:?} {}", a.0);
+    }
+}
+
+#[test]
+fn adamw_is_libtorchs() {
+    let config = AdamWConfig { betas: (0.8, 0.95), eps: 1e-6, weight_decay: 0.1, no_decay: vec![] };
+    let other = nn::AdamW { beta1: 0.8, beta2: 0.95, wd: 0.1, eps: 1e-6, amsgrad: false };
+    check(OptimizerConfig::AdamW(config), other, 0.02);
+}
+
+#[test]
+fn sgd_is_libtorchs() {
+    for (momentum, nesterov, wd) in
+        [(0.0, false, 0.0), (0.0, false, 0.1), (0.9, false, 0.1), (0.9, true, 0.1)]
+    {
+        let config = SgdConfig { momentum, nesterov, weight_decay: wd };
+        check(
+            OptimizerConfig::Sgd(config),
+            nn::Sgd { momentum, dampening: 0.0, wd, nesterov },
+            0.02,
+        );
+    }
+}
+
+#[test]
+fn without_a_gradient_nothing_moves_and_nothing_is_kept() {
+    let config = AdamWConfig { weight_decay: 0.5, ..AdamWConfig::default() };
+    for config in [
+        OptimizerConfig::AdamW(config),
+        OptimizerConfig::Sgd(SgdConfig { momentum: 0.9, ..SgdConfig::default() }),
+    ] {
+        let params = params();
+        let mut optimizer = config.build().unwrap();
+        let grad = params[0].1.ones_like().unwrap();
+        optimizer.step(&params, &[Some(grad), None], 0.1).unwrap();
+        let [w, b] = start();
+        assert!(params[0].1.max_abs_diff(&w.into()).unwrap() > 0.0);
+        assert!(params[1].1.bit_equal(&b.into()).unwrap());
+        assert!(optimizer.state().unwrap().iter().all(|(n, _)| n.ends_with(".w")));
+    }
+}
+
+#[test]
+fn decay_spares_what_is_named() {
+    let config =
+        AdamWConfig { weight_decay: 0.5, no_decay: vec!["b".into()], ..AdamWConfig::default() };
+    let params = params();
+    let zeros = |i: usize| Some(params[i].1.zeros_like().unwrap());
+    let mut optimizer = OptimizerConfig::AdamW(config).build().unwrap();
+    optimizer.step(&params, &[zeros(0), zeros(1)], 0.1).unwrap();
+    let [w, b] = start();
+    assert!(params[0].1.max_abs_diff(&(w * 0.95).into()).unwrap() < 1e-12);
+    assert!(params[1].1.bit_equal(&b.into()).unwrap());
+}
+
+#[test]
+fn a_foreign_or_partial_state_is_refused() {
+    let params = params();
+    let one = || Tensor::ones_like(&params[0].1).unwrap();
+    let mut adamw = OptimizerConfig::default().build().unwrap();
+    let mut load = |state: &[(&str, Tensor)]| {
+        let state = state.iter().map(|(n, t)| (n.to_string(), t.clone())).collect();
+        adamw.load_state(&params, state).unwrap_err().to_string()
+    };
+    assert!(load(&[("momentum.w", one())]).contains("unknown part"));
+    assert!(load(&[("first.x", one())]).contains("unknown trained parameter `x`"));
+    assert!(load(&[("first.w", one())]).contains("not whole"));
+    let steps = one().select(0, 0).unwrap().narrow(0, 0, 1).unwrap();
+    let flat = one().reshape(&[12]).unwrap();
+    let e = load(&[("first.w", flat), ("second.w", one()), ("steps.w", steps)]);
+    assert!(e.contains("has shape [12]"), "{e}");
+}
+
+#[test]
+fn numbers_out_of_range_are_refused() {
+    let betas = AdamWConfig { betas: (1.0, 0.9), ..AdamWConfig::default() };
+    assert!(OptimizerConfig::AdamW(betas).build().is_err());
+    let nesterov = SgdConfig { nesterov: true, ..SgdConfig::default() };
+    assert!(OptimizerConfig::Sgd(nesterov).build().is_err());
+}

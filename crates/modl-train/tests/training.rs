@@ -1,0 +1,256 @@
+//! The loop: what moves, what stays, and that a stopped run goes on bit for bit.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod toy;
+
+use std::path::Path;
+
+use modl_core::{Context, Error, Modular, Result, Seed, Tensor};
+use modl_train::{
+    Batch, Event, Objective, OptimizerConfig, Prediction, Sink, TrainConfig, Trainer, evaluate,
+    mean_absolute_error,
+};
+use toy::{data, head, model};
+
+fn config(steps: u64) -> TrainConfig {
+    TrainConfig { steps: Some(steps), batch_size: 4, lr: 0.02, ..TrainConfig::default() }
+}
+
+fn params(model: &Modular) -> Vec<(String, Tensor)> {
+    model.params().iter().map(|(n, p)| (n.to_owned(), p.tensor().copy().unwrap())).collect()
+}
+
+fn assert_bit_equal(a: &[(String, Tensor)], b: &[(String, Tensor)]) {
+    assert_eq!(a.len(), b.len());
+    for ((name, x), (_, y)) in a.iter().zip(b) {
+        assert!(x.bit_equal(y).unwrap(), "{name}");
+    }
+}
+
+/// Stops a run as a crash would, once `step` is saved.
+struct StopAt(u64);
+
+impl Sink for StopAt {
+    fn event(&mut self, event: &Event) -> Result<()> {
+        match event {
+            Event::Saved { step, .. } if *step == self.0 => Err(Error::invalid("test", "stop")),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn train(model: &Modular, config: TrainConfig, folder: &Path, sink: &mut dyn Sink) -> Result<()> {
+    let head = head();
+    let trainer = Trainer::new("toy", model, &head, config, Seed(7))?;
+    trainer.keep_in(folder).train(&data(10), &Batch::describe, sink)
+}
+
+#[test]
+fn training_fits_the_data() {
+    let (model, data, head) = (model(3), data(10), head());
+    let error = || {
+        let all: Vec<Prediction> = evaluate(&model, &head, &data, 3, &Batch::describe).unwrap();
+        let (said, right): (Vec<f64>, Vec<f64>) =
+            all.iter().map(|p| (p.prediction, p.target)).unzip();
+        mean_absolute_error(&said, &right).unwrap()
+    };
+    let before = error();
+    let mut events: Vec<Event> = Vec::new();
+    let mut trainer = Trainer::new("toy", &model, &head, config(60), Seed(7)).unwrap();
+    trainer.train(&data, &Batch::describe, &mut events).unwrap();
+    let after = error();
+    assert!(after < 0.5 * before, "{before} → {after}");
+    assert!(matches!(&events[0], Event::Started { steps: 60, examples: 20, .. }));
+    assert!(matches!(&events[1], Event::Step { step: 1, .. }));
+    let Some(Event::Finished { step: 60, unused, .. }) = events.last() else {
+        panic!("{events:?}")
+    };
+    assert!(unused.is_empty(), "{unused:?}");
+}
+
+#[test]
+fn predictions_come_in_the_order_of_the_data_whatever_the_batch() {
+    let (model, data, head) = (model(3), data(7), head());
+    let one = evaluate(&model, &head, &data, 1, &Batch::describe).unwrap();
+    let many = evaluate(&model, &head, &data, 6, &Batch::describe).unwrap();
+    for ((a, b), e) in one.iter().zip(&many).zip(data.examples()) {
+        assert_eq!((&a.id, &a.task), (&e.id, &e.task));
+        assert!((a.prediction - b.prediction).abs() < 1e-5, "{a:?} {b:?}");
+    }
+}
+
+#[test]
+fn what_was_not_routed_stays_bit_for_bit_and_is_reported() {
+    let (model, head) = (model(3), head());
+    let before = params(&model);
+    let mut events: Vec<Event> = Vec::new();
+    let decay = serde_json::json!({"type": "adamw", "weight_decay": 0.5});
+    let config = TrainConfig {
+        optimizer: serde_json::from_value::<OptimizerConfig>(decay).unwrap(),
+        ..config(3)
+    };
+    let plus = data(10).of_task("plus").unwrap();
+    let mut trainer = Trainer::new("toy", &model, &head, config, Seed(7)).unwrap();
+    trainer.train(&plus, &Batch::describe, &mut events).unwrap();
+    for ((name, old), (_, new)) in before.iter().zip(params(&model)) {
+        assert_eq!(old.bit_equal(&new).unwrap(), name.contains(".minus."), "{name}");
+    }
+    let Some(Event::Finished { unused, .. }) = events.last() else { panic!() };
+    assert!(unused.len() == 4 && unused.iter().all(|n| n.contains(".minus.")), "{unused:?}");
+}
+
+#[test]
+fn a_batch_without_any_trained_module_is_no_error() {
+    let (model, head) = (model(3), head());
+    let minus = data(10).of_task("minus").unwrap();
+    let config = TrainConfig { train: vec!["modules.plus.*".into()], ..config(2) };
+    let mut trainer = Trainer::new("toy", &model, &head, config, Seed(7)).unwrap();
+    trainer.train(&minus, &Batch::describe, &mut ()).unwrap();
+}
+
+#[test]
+fn a_resumed_run_is_the_straight_one_bit_for_bit() {
+    let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let config = TrainConfig { checkpoint_every: 3, ..config(6) };
+    let straight = model(3);
+    train(&straight, config.clone(), a.path(), &mut ()).unwrap();
+
+    let stopped = model(3);
+    train(&stopped, config.clone(), b.path(), &mut StopAt(3)).unwrap_err();
+    // What a kill during the next save leaves: half a file that state.json does not name.
+    std::fs::write(b.path().join("state-6.safetensors"), b"half").unwrap();
+    drop(stopped);
+    // Another start, to see that everything comes from the state.
+    let resumed = model(99);
+    let mut events: Vec<Event> = Vec::new();
+    train(&resumed, config.clone(), b.path(), &mut events).unwrap();
+    assert!(matches!(&events[0], Event::Started { step: 3, steps: 6, note: None, .. }));
+    let (straight, resumed) = (params(&straight), params(&resumed));
+    assert_bit_equal(&straight, &resumed);
+    assert!(!straight[0].1.bit_equal(&params(&model(3))[0].1).unwrap(), "something was learned");
+
+    // A finished run is taken up as it is.
+    let done = model(98);
+    train(&done, config, b.path(), &mut ()).unwrap();
+    assert_bit_equal(&params(&done), &straight);
+    let files = std::fs::read_dir(b.path()).unwrap().count();
+    assert_eq!(files, 2, "state.json and the file that it names");
+}
+
+#[test]
+fn dropout_and_order_follow_the_seed() {
+    let run = |seed: u64| {
+        let (model, head) = (model(3), head());
+        let mut trainer = Trainer::new("toy", &model, &head, config(4), Seed(seed)).unwrap();
+        trainer.train(&data(10), &Batch::describe, &mut ()).unwrap();
+        params(&model)
+    };
+    assert_bit_equal(&run(1), &run(1));
+    assert!(!run(1)[0].1.bit_equal(&run(2)[0].1).unwrap());
+}
+
+#[test]
+fn another_runs_state_is_refused_in_words() {
+    let dir = tempfile::tempdir().unwrap();
+    train(&model(3), config(2), dir.path(), &mut ()).unwrap();
+    let before = params(&model(4));
+    let refused = |config: TrainConfig| {
+        let model = model(4);
+        let e = train(&model, config, dir.path(), &mut ()).unwrap_err().to_string();
+        assert_bit_equal(&params(&model), &before);
+        e
+    };
+    let e = refused(TrainConfig { lr: 0.5, ..config(2) });
+    assert!(e.contains("lr 0.02, now 0.5"), "{e}");
+    let e = refused(TrainConfig { train: vec!["heads.*".into()], ..config(2) });
+    assert!(e.contains("train ["), "{e}");
+
+    let (model, head) = (model(4), head());
+    let trainer = Trainer::new("toy", &model, &head, config(2), Seed(7)).unwrap();
+    let e = trainer.keep_in(dir.path()).train(&data(9), &Batch::describe, &mut ()).unwrap_err();
+    assert!(e.to_string().contains("another data"), "{e}");
+    let trainer = Trainer::new("toy", &model, &head, config(2), Seed(8)).unwrap();
+    let e = trainer.keep_in(dir.path()).train(&data(10), &Batch::describe, &mut ()).unwrap_err();
+    assert!(e.to_string().contains("seed 7, now 8"), "{e}");
+}
+
+/// A loss that is not a number from a certain step on.
+#[derive(Debug)]
+struct Breaks(u64);
+
+impl Objective for Breaks {
+    fn setup(&self, _: &mut Modular) -> Result<()> {
+        Ok(())
+    }
+
+    fn predict(&self, model: &Modular, batch: &Batch, cx: &Context) -> Result<Tensor> {
+        head().predict(model, batch, cx)
+    }
+
+    fn loss(&self, model: &Modular, batch: &Batch, cx: &Context) -> Result<Tensor> {
+        let loss = head().loss(model, batch, cx)?;
+        if cx.step >= self.0 { loss.mul_scalar(f64::NAN) } else { Ok(loss) }
+    }
+}
+
+#[test]
+fn a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_state() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = model(3);
+    let config = TrainConfig { checkpoint_every: 2, ..config(9) };
+    let trainer = Trainer::new("toy", &model, &Breaks(3), config.clone(), Seed(7)).unwrap();
+    let e = trainer.keep_in(dir.path()).train(&data(10), &Batch::describe, &mut ()).unwrap_err();
+    assert!(matches!(e.root(), Error::Invalid { what, .. } if what == "loss"), "{e}");
+    let e = e.to_string();
+    assert!(e.contains("step 4") && e.contains("lower lr") && e.contains("step 2 is in"), "{e}");
+    assert!(dir.path().join("state-2.safetensors").exists());
+    for (name, t) in params(&model) {
+        assert!(t.is_finite().unwrap().all().unwrap().item().unwrap() == 1.0, "{name}");
+    }
+}
+
+#[test]
+fn nothing_to_train_is_refused_with_what_there_is() {
+    let (model, head) = (model(3), head());
+    let none = TrainConfig { train: vec!["module.*".into()], ..config(2) };
+    let e = Trainer::new("toy", &model, &head, none, Seed(7)).unwrap_err().to_string();
+    assert!(e.contains("module.*") && e.contains("modules.plus"), "{e}");
+    let both = TrainConfig { epochs: Some(1), ..config(2) };
+    assert!(Trainer::new("toy", &model, &head, both, Seed(7)).is_err());
+}
+
+#[test]
+fn routers_losses_count_as_they_are_weighed() {
+    let head = head();
+    let run = |balance: Option<f64>| {
+        let mut model = model(3);
+        model.route(Box::new(modl_route::TopK::default()), false).unwrap();
+        let mut loss_weights = std::collections::BTreeMap::from([("z".to_owned(), 0.0)]);
+        loss_weights.extend(balance.map(|w| ("balance".to_owned(), w)));
+        let config =
+            TrainConfig { train: vec!["routers.*".into()], loss_weights, clip: None, ..config(1) };
+        let mut events: Vec<Event> = Vec::new();
+        let mut trainer = Trainer::new("toy", &model, &head, config, Seed(7)).unwrap();
+        trainer.train(&data(10), &Batch::describe, &mut events).map(|()| events.swap_remove(1))
+    };
+    let e = run(None).unwrap_err().to_string();
+    assert!(e.contains("loss_weights.balance") && e.contains("balance = 0.01"), "{e}");
+    let step = |weight: f64| match run(Some(weight)).unwrap() {
+        Event::Step { loss, aux, grad_norm, .. } => (loss, aux, grad_norm),
+        other => panic!("{other:?}"),
+    };
+    let (none, half, one) = (step(0.0), step(0.5), step(1.0));
+    assert_eq!((none.0, &none.1), (one.0, &one.1), "what is reported is not weighed");
+    assert!(none.1["balance"] > 0.0 && none.1.contains_key("z"));
+    // Fresh modules change nothing, so that only the balance has a gradient here.
+    assert_eq!(none.2, 0.0);
+    assert!(one.2 > 0.0 && (one.2 - 2.0 * half.2).abs() < 1e-6 * one.2, "{half:?} {one:?}");
+}
+
+#[test]
+fn a_phase_may_hide_the_tasks() {
+    let (model, head) = (model(3), head());
+    let hide = |_: &Batch, cx: Context| Ok(cx);
+    let e = evaluate(&model, &head, &data(2), 4, &hide).unwrap_err().to_string();
+    assert!(e.contains("needs a task name"), "{e}");
+}
