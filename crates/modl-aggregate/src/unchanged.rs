@@ -11,8 +11,8 @@ impl Module for Unchanged {
         "unchanged"
     }
 
-    fn forward(&self, f: &Host, x: &Signal, _: &Context) -> Result<Signal> {
-        f.call(x)
+    fn forward(&self, f: &Host, x: &Signal, cx: &Context) -> Result<Signal> {
+        f.call(x, cx)
     }
 
     fn compose(&self, theta: &Tensors) -> Result<Option<Tensors>> {

@@ -36,8 +36,8 @@ impl Module for Opaque {
         "opaque"
     }
 
-    fn forward(&self, f: &Host, x: &Signal, _: &Context) -> Result<Signal> {
-        let y = f.call(x)?;
+    fn forward(&self, f: &Host, x: &Signal, cx: &Context) -> Result<Signal> {
+        let y = f.call(x, cx)?;
         Ok(y.replace(y.x.mul(&self.phi)?.tanh()?))
     }
 }
@@ -143,7 +143,7 @@ fn formula(alpha: &Tensor, h: &[Tensor], y: &Tensor, base: Base) -> Result<Tenso
     })
 }
 
-fn linear(theta: &Tensors, x: &Signal) -> Result<Signal> {
+fn linear(theta: &Tensors, x: &Signal, _: &Context) -> Result<Signal> {
     Ok(x.replace(x.x.linear(theta.need("weight")?, theta.get("bias"))?))
 }
 
@@ -184,7 +184,7 @@ fn every_form_of_alpha_gives_what_the_formula_gives() -> Result<()> {
         let h: Vec<Tensor> = (0..MODULES as usize)
             .map(|j| Ok(bank.module(j).unwrap().forward(&host, &x, &cx)?.x))
             .collect::<Result<_>>()?;
-        let y = host.call(&x)?.x;
+        let y = host.call(&x, &Context::eval())?.x;
         for (name, weights, alpha) in forms() {
             for base in [Base::Kept, Base::Replaced] {
                 let what = format!("{name}, {base:?}, low-rank {low_rank}");
@@ -257,7 +257,9 @@ fn an_empty_batch_stays_empty() -> Result<()> {
 fn fractions_weigh_modules_of_an_embedding() -> Result<()> {
     let (site, table) = (site(SiteKind::Embedding), draw("table", &[IN, OUT]));
     let theta = Tensors::new().with("weight", table);
-    let f = |theta: &Tensors, x: &Signal| Ok(theta.need("weight")?.embedding(&x.x)?.into());
+    let f = |theta: &Tensors, x: &Signal, _: &Context| {
+        Ok(theta.need("weight")?.embedding(&x.x)?.into())
+    };
     let host = Host::new(&site, &theta, &f);
     let x = Signal::from(indices(&[0, 1, 2, 3, 4, 0], &[2, 3]));
     let (bank, _) = bank(false);
@@ -277,7 +279,7 @@ fn fractions_weigh_modules_of_an_embedding() -> Result<()> {
 #[test]
 fn companions_survive_the_sum() -> Result<()> {
     let (site, theta) = (site(SiteKind::Tokens), Tensors::new());
-    let f = |_: &Tensors, x: &Signal| Ok(x.replace(x.x.mul_scalar(2.0)?));
+    let f = |_: &Tensors, x: &Signal, _: &Context| Ok(x.replace(x.x.mul_scalar(2.0)?));
     let host = Host::new(&site, &theta, &f);
     let mask = Tensor::from_slice(&[1f64, 1., 0., 1., 0., 0.], &[2, 3], Device::Cpu)?;
     let with = Tensors::new().with("mask", mask.clone());

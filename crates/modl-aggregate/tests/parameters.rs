@@ -201,14 +201,16 @@ fn gradients_of_the_average_are_those_of_its_formula() -> Result<()> {
 fn without_an_active_module_the_base_function_is_left() -> Result<()> {
     let site = Site { path: "s".into(), kind: SiteKind::Linear, input: IN, output: OUT, index: 0 };
     let theta = Tensors::new().with("weight", module("w", OUT, 1.0).down);
-    let f = |theta: &Tensors, x: &Signal| Ok(x.x.linear(theta.need("weight")?, None)?.into());
+    let f = |theta: &Tensors, x: &Signal, _: &Context| {
+        Ok(x.x.linear(theta.need("weight")?, None)?.into())
+    };
     let host = Host::new(&site, &theta, &f);
     let x = Signal::from(module("x", 3, 1.0).down);
     let bank = bank(&[module("a", 2, 1.0)]);
     for aggregator in [&Concat {} as &dyn Aggregator, &Average::default()] {
         let merged = merge(aggregator, &bank, Weights::Fixed(Vec::new()))?;
         let y = merged.forward(&host, &x, &Context::eval())?;
-        assert!(y.x.bit_equal(&host.call(&x)?.x)?);
+        assert!(y.x.bit_equal(&host.call(&x, &Context::eval())?.x)?);
     }
     Ok(())
 }

@@ -28,7 +28,7 @@ fn bench(c: &mut Criterion) {
         let theta = Tensors::new()
             .with("weight", tensor(&[WIDTH, WIDTH], 0.05, "w", kind))
             .with("bias", tensor(&[WIDTH], 0.05, "b", kind));
-        let f = |theta: &Tensors, x: &Signal| -> Result<Signal> {
+        let f = |theta: &Tensors, x: &Signal, _: &Context| -> Result<Signal> {
             Ok(x.replace(x.x.linear(theta.need("weight")?, theta.get("bias"))?))
         };
         let host = Host::new(&site, &theta, &f);
@@ -43,14 +43,16 @@ fn bench(c: &mut Criterion) {
         leaves.push(&x.x);
         let cx = Context::train(Seed(1), 0);
         let mut group = c.benchmark_group(format!("train 2048 x 384, {kind:?}"));
-        group.bench_function("linear", |b| b.iter(|| step(&host.call(&x).unwrap().x, &g, &[&x.x])));
+        group.bench_function("linear", |b| {
+            b.iter(|| step(&host.call(&x, &cx).unwrap().x, &g, &[&x.x]))
+        });
         group.bench_function("lora", |b| {
             b.iter(|| step(&module.forward(&host, &x, &cx).unwrap().x, &g, &leaves));
         });
         group.bench_function("lora, base + delta", |b| {
             b.iter(|| {
                 let delta = module.delta(&host, &x, &cx).unwrap().unwrap();
-                step(&host.call(&x).unwrap().x.add(&delta).unwrap(), &g, &leaves);
+                step(&host.call(&x, &cx).unwrap().x.add(&delta).unwrap(), &g, &leaves);
             });
         });
         group.finish();

@@ -1,6 +1,5 @@
 #![doc = include_str!("../README.md")]
 
-mod activation;
 mod bottleneck;
 mod dropout;
 mod lora;
@@ -10,7 +9,6 @@ pub mod peft;
 use modl_core::{Entry, ModuleConfig, Registry, Result};
 use serde::de::DeserializeOwned;
 
-pub use activation::Activation;
 pub use bottleneck::{Bottleneck, BottleneckInit, Residual, Scaling};
 pub use lora::{Lora, LoraInit};
 pub use patterns::Patterns;

@@ -151,7 +151,7 @@ impl Module for LoraLinear {
     }
 
     fn forward(&self, f: &Host, x: &Signal, cx: &Context) -> Result<Signal> {
-        let y = f.call(x)?;
+        let y = f.call(x, cx)?;
         let kind = x.x.kind();
         let rows = |t: &Tensor| t.reshape(&[-1, t.len_of(-1)]);
         // `x Aᵀ` carries the factor: r columns instead of the full width. The last product adds

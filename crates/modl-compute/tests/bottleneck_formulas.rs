@@ -1,7 +1,8 @@
 //! Bottleneck adapters against formulas written out in plain tensor operations, in f64.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use modl_compute::{Activation, Bottleneck, BottleneckInit, Residual, Scaling, register};
+use modl_compute::{Bottleneck, BottleneckInit, Residual, Scaling, register};
+use modl_core::Activation;
 use modl_core::testing::{Identity, ModuleClaims, TinyBackbone, check_module};
 use modl_core::{
     Backbone, Context, Device, Error, Host, Init, Kind, Module, ModuleConfig, ParamStore, Registry,
@@ -54,8 +55,8 @@ impl Sub {
     }
 
     fn run(&self, module: &dyn Module, cx: &Context) -> Tensor {
-        let f = |_: &Tensors, x: &Signal| x.x.linear(&self.v, None).map(Signal::from);
-        let norm = |_: &Tensors, x: &Signal| {
+        let f = |_: &Tensors, x: &Signal, _: &Context| x.x.linear(&self.v, None).map(Signal::from);
+        let norm = |_: &Tensors, x: &Signal, _: &Context| {
             let sum = x.x.add(x.with.need("residual")?)?;
             sum.layer_norm(&self.norm.0, &self.norm.1, 1e-12).map(Signal::from)
         };

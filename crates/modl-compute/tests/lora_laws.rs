@@ -45,7 +45,7 @@ impl Place {
     }
 
     fn run<T>(&self, work: impl FnOnce(&Host) -> Result<T>) -> T {
-        let f = |theta: &Tensors, x: &Signal| {
+        let f = |theta: &Tensors, x: &Signal, _: &Context| {
             Ok(x.replace(x.x.linear(theta.need("weight")?, theta.get("bias"))?))
         };
         work(&Host::new(&self.site, &self.theta, &f)).unwrap()
@@ -56,7 +56,7 @@ impl Place {
     }
 
     fn base(&self) -> Tensor {
-        self.run(|host| host.call(&self.x())).x
+        self.run(|host| host.call(&self.x(), &Context::eval())).x
     }
 }
 
@@ -141,7 +141,7 @@ fn forward_delta_low_rank_and_compose_say_the_same() {
     let low = module.low_rank(&cx).unwrap().apply(&x.x).unwrap();
     assert!(low.all_close(&delta, 1e-12, 1e-12).unwrap());
     let theta = module.compose(&place.theta).unwrap().unwrap();
-    let merged = place.run(|h| h.call_with(&theta, &x)).x;
+    let merged = place.run(|h| h.call_with(&theta, &x, &Context::eval())).x;
     assert!(merged.all_close(&y, 1e-12, 1e-12).unwrap());
 }
 
@@ -294,7 +294,7 @@ proptest! {
         prop_assert!(change(twice.as_ref()).all_close(&expected, 1e-11, 1e-11).unwrap());
         // Merged and attached agree.
         let theta = module.compose(&place.theta).unwrap().unwrap();
-        let merged = place.run(|h| h.call_with(&theta, &place.x())).x;
+        let merged = place.run(|h| h.call_with(&theta, &place.x(), &Context::eval())).x;
         prop_assert!(merged.all_close(&place.forward(module.as_ref(), &cx), 1e-11, 1e-11).unwrap());
     }
 }

@@ -91,7 +91,7 @@ impl Layers {
         stages: &[(&str, &HostFn)],
     ) -> Result<Signal> {
         match self.at(site) {
-            None => f(theta, x),
+            None => f(theta, x, cx),
             Some(layer) => {
                 layer.forward(&Host::new(site, theta, f).with_stages(stages), x, cx).at(&site.path)
             }

@@ -66,7 +66,7 @@ impl<'a> Outputs<'a> {
     /// hⱼ of every active module on the whole batch, for aggregators that look at the outputs
     /// (attention) before they weigh them. f_θ(x) is computed at most once.
     pub fn each(&self) -> Result<Vec<(usize, Signal)>> {
-        self.f.sharing(self.x, || {
+        self.f.sharing(self.x, self.cx, || {
             let run = |(j, _, m): (usize, &str, &dyn Module)| {
                 Ok((j, m.forward(self.f, self.x, self.cx)?))
             };
@@ -116,13 +116,13 @@ impl<'a> Outputs<'a> {
             });
         }
         let Some(sum) = sum else {
-            let y = self.f.call(self.x)?;
+            let y = self.f.call(self.x, self.cx)?;
             return if base == Base::Kept { Ok(y) } else { Ok(y.replace(y.x.zeros_like()?)) };
         };
         if !with_base {
             return Ok(sum);
         }
-        let y = self.f.call(self.x)?;
+        let y = self.f.call(self.x, self.cx)?;
         let rest = alpha.sum_dims(&[-1], false)?.neg()?.add_scalar(1.0)?;
         Ok(sum.replace(sum.x.add(&y.x.mul(&over(&rest, y.x.dim())?)?)?))
     }
@@ -178,7 +178,7 @@ impl<'a> Outputs<'a> {
         let inner = self.x.x.linear(&Tensor::cat(&downs, 0)?.to_kind(kind)?, None)?;
         let inner = inner.mul(&before_last(&alpha, inner.dim())?)?;
         let delta = inner.linear(&Tensor::cat(&ups, 1)?.to_kind(kind)?, None)?;
-        let y = self.f.call(self.x)?;
+        let y = self.f.call(self.x, self.cx)?;
         Ok(Some(y.replace(y.x.add(&delta)?)))
     }
 
@@ -215,7 +215,7 @@ impl<'a> Outputs<'a> {
             let x = self.x.select_rows(&index)?;
             let y = match module {
                 Some(m) => m.forward(self.f, &x, &self.cx.select_rows(&members)?)?,
-                None => self.f.call(&x)?,
+                None => self.f.call(&x, &self.cx.select_rows(&members)?)?,
             };
             parts.push((members, y));
             Ok(())
@@ -298,7 +298,9 @@ impl<'a> Outputs<'a> {
         match sum {
             Some(x) if !keep => Ok(Signal { x, with }),
             sum => {
-                let y = self.f.call(x)?;
+                let rows: Vec<i64> = (0..x.rows()).map(|u| u / per_row).collect();
+                let of_units = (per_row > 1).then(|| self.cx.select_rows(&rows)).transpose()?;
+                let y = self.f.call(x, of_units.as_ref().unwrap_or(self.cx))?;
                 let rest = over(&rest, y.x.dim())?;
                 let kept = if keep { y.x.mul(&rest)? } else { y.x.zeros_like()? };
                 Ok(y.replace(sum.map_or(Ok(kept.clone()), |s| s.add(&kept))?))

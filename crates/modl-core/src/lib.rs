@@ -23,6 +23,7 @@
 #[doc = include_str!("../README.md")]
 struct Readme;
 
+mod activation;
 mod aggregator;
 mod backbone;
 mod bank;
@@ -52,6 +53,7 @@ mod tensors;
 pub mod testing;
 mod undecided;
 
+pub use activation::Activation;
 pub use aggregator::{Aggregator, AggregatorConfig, Order};
 pub use backbone::{Backbone, Layers};
 pub use bank::{Active, Bank};
@@ -65,7 +67,7 @@ pub use module::{LowRank, Module, ModuleConfig};
 pub use module_file::ModuleHeader;
 pub use nearest::nearest;
 pub use params::{Init, Param, ParamStore, Scope, Select};
-pub use random::{Seed, drop_mask, dropout};
+pub use random::{Seed, dropout, dropout_mask};
 pub use registry::{Catalog, Entry, Registry};
 pub use router::{Router, RouterConfig, Shared};
 pub use routing::{Level, Routing, Weights};

@@ -22,11 +22,11 @@ pub trait Module: Debug + Send {
     /// h = f'(x; θ, φ).
     fn forward(&self, f: &Host, x: &Signal, cx: &Context) -> Result<Signal> {
         if let Some(delta) = self.delta(f, x, cx)? {
-            let y = f.call(x)?;
+            let y = f.call(x, cx)?;
             return Ok(y.replace(y.x.add(&delta)?));
         }
         match self.compose(f.theta())? {
-            Some(theta) => f.call_with(&theta, x),
+            Some(theta) => f.call_with(&theta, x, cx),
             None => Err(Error::unsupported(
                 format!("module `{}` without forward, delta or compose", self.kind()),
                 "implement one of them",

@@ -281,6 +281,20 @@ impl<'a> Scope<'a> {
         self.keep(full, own)
     }
 
+    /// Another tensor under the name of a parameter that is there, trainable as that one was: for a
+    /// router that grows. What held the old tensor is to take the new one.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`] where there is no such parameter.
+    pub fn replace(&mut self, name: &str, value: &Tensor) -> Result<Tensor> {
+        let full = self.full(name);
+        let trainable = self.store.get(&full)?.requires_grad();
+        self.store.params.remove(&full);
+        let own = self.param_from(name, value)?;
+        own.set_requires_grad(trainable)?;
+        Ok(own)
+    }
+
     /// The parameter of that name, made on the first call and shared by all later ones.
     ///
     /// # Errors

@@ -8,6 +8,7 @@
 use rand::{Rng, RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_xoshiro::Xoshiro256PlusPlus;
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -97,28 +98,58 @@ fn quantise(p: f64) -> (u8, f64) {
     (dropped as u8, 256.0 / (256.0 - dropped))
 }
 
-/// A mask of `shape` that is true where an element is *dropped*, and the factor by which what is
-/// kept has to be scaled so that the mean stays. `p` is rounded to 1⁄256, and the factor is exact
-/// for the rounded probability.
-pub fn drop_mask(shape: &[i64], p: f64, seed: Seed, device: Device) -> Result<(Tensor, f64)> {
+/// A mask of `shape` and of a floating `kind` for a product: 0 where an element is dropped, and
+/// where it is kept the factor that keeps the mean. `p` is rounded to 1⁄256; the factor is exact
+/// for the rounded probability up to the precision of `kind`.
+pub fn dropout_mask(
+    shape: &[i64],
+    p: f64,
+    seed: Seed,
+    kind: Kind,
+    device: Device,
+) -> Result<Tensor> {
     let (threshold, scale) = quantise(p);
-    let n = shape.iter().product::<i64>().max(0) as usize;
-    let mut bytes = vec![0u8; n];
-    Xoshiro256PlusPlus::seed_from_u64(seed.0).fill_bytes(&mut bytes);
-    for b in &mut bytes {
-        *b = u8::from(*b < threshold);
+    match kind {
+        // Written straight into the tensor: masks are as large as activations, and each further
+        // pass over memory costs more than the random numbers.
+        Kind::Float => crate::ffi::filled(shape, kind, |out: &mut [f32]| {
+            draw(out, threshold, seed, 0.0, scale as f32);
+        })?,
+        Kind::BFloat16 => crate::ffi::filled(shape, kind, |out: &mut [half::bf16]| {
+            draw(out, threshold, seed, half::bf16::ZERO, half::bf16::from_f64(scale));
+        })?,
+        _ => crate::ffi::filled(shape, Kind::Double, |out: &mut [f64]| {
+            draw(out, threshold, seed, 0.0, scale);
+        })?
+        .to_kind(kind)?,
     }
-    Ok((Tensor::from_bytes(&bytes, shape, Kind::Bool)?.to_device(device)?, scale))
+    .to_device(device)
+}
+
+/// Elements that are drawn by one generator. The blocks do not depend on the number of threads.
+const BLOCK: usize = 1 << 16;
+
+fn draw<T: Copy + Send + Sync>(out: &mut [T], threshold: u8, seed: Seed, dropped: T, kept: T) {
+    let block = |(n, part): (usize, &mut [T])| {
+        let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed.nth(n as u64).0);
+        let mut bytes = [0u8; 256];
+        for elements in part.chunks_mut(bytes.len()) {
+            rng.fill_bytes(&mut bytes);
+            for (x, byte) in elements.iter_mut().zip(&bytes) {
+                *x = if *byte < threshold { dropped } else { kept };
+            }
+        }
+    };
+    out.par_chunks_mut(BLOCK).enumerate().for_each(block);
 }
 
 /// Each element of `x` is zero with probability `p` (rounded to 1⁄256) and rescaled otherwise, so
-/// that the mean stays; `x` itself where `p` is 0.
+/// that the mean stays (Srivastava et al. 2014); `x` itself where `p` is 0.
 pub fn dropout(x: &Tensor, p: f64, seed: Seed) -> Result<Tensor> {
     if p <= 0.0 {
         return Ok(x.clone());
     }
-    let (mask, scale) = drop_mask(&x.size(), p, seed, x.device())?;
-    x.masked_fill(&mask, 0.0)?.mul_scalar(scale)
+    x.mul(&dropout_mask(&x.size(), p, seed, x.kind(), x.device())?)
 }
 
 #[cfg(test)]
@@ -159,5 +190,11 @@ mod tests {
         assert!((mean - 1.0).abs() < 0.0025, "{mean}");
         let again = dropout(&x, 0.1, Seed(5)).unwrap().to_vec::<f64>().unwrap();
         assert_eq!(y, again);
+        // The same elements are dropped in every kind.
+        for kind in [Kind::BFloat16, Kind::Double] {
+            let other = dropout(&x.to_kind(kind).unwrap(), 0.1, Seed(5)).unwrap();
+            let zeros = |v: &[f64]| v.iter().map(|v| *v == 0.0).collect::<Vec<_>>();
+            assert_eq!(zeros(&other.to_vec::<f64>().unwrap()), zeros(&y));
+        }
     }
 }

@@ -2,16 +2,16 @@
 //! through it.
 //!
 //! The three compositions of the survey (§3) are three ways to call a [`Host`]:
-//! - parameter composition calls f with other parameters: `host.call_with(&theta, x)`;
-//! - input composition calls f on more input: `host.call(&longer)`;
-//! - function composition works on what f returns: `g(host.call(x))`.
+//! - parameter composition calls f with other parameters: `host.call_with(&theta, x, cx)`;
+//! - input composition calls f on more input: `host.call(&longer, cx)`;
+//! - function composition works on what f returns: `g(host.call(x, cx))`.
 
 use std::cell::RefCell;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Kind, Result, Tensor, Tensors};
+use crate::{Context, Error, Kind, Result, Tensor, Tensors};
 
 /// What kind of function stands at a site, and so what θ and the companions of x are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -143,8 +143,9 @@ fn join_rows(parts: &[(&[i64], &Tensor)], rows: i64) -> Result<Tensor> {
     all.index_select(0, &index)
 }
 
-/// A function of θ and x.
-pub type HostFn<'a> = dyn Fn(&Tensors, &Signal) -> Result<Signal> + 'a;
+/// A function of θ and x. The context is that of the rows of x: where a batch is split among
+/// modules, sites within f route by it.
+pub type HostFn<'a> = dyn Fn(&Tensors, &Signal, &Context) -> Result<Signal> + 'a;
 
 /// The base function f_θ at a site, as a module sees it during one forward pass.
 pub struct Host<'a> {
@@ -184,27 +185,27 @@ impl<'a> Host<'a> {
     }
 
     /// f_θ(x).
-    pub fn call(&self, x: &Signal) -> Result<Signal> {
+    pub fn call(&self, x: &Signal, cx: &Context) -> Result<Signal> {
         if let Some((at, y)) = &*self.memo.borrow()
             && std::ptr::eq(*at, x)
         {
             return Ok(y.clone());
         }
-        (self.f)(self.theta, x)
+        (self.f)(self.theta, x, cx)
     }
 
     /// f with other parameters, for instance θ ⊕ φ.
-    pub fn call_with(&self, theta: &Tensors, x: &Signal) -> Result<Signal> {
-        (self.f)(theta, x)
+    pub fn call_with(&self, theta: &Tensors, x: &Signal, cx: &Context) -> Result<Signal> {
+        (self.f)(theta, x, cx)
     }
 
     /// A named stage of the site under θ.
     ///
     /// # Errors
     /// [`Error::Unknown`] with the stages that there are.
-    pub fn stage(&self, name: &str, x: &Signal) -> Result<Signal> {
+    pub fn stage(&self, name: &str, x: &Signal, cx: &Context) -> Result<Signal> {
         match self.stages.iter().find(|(n, _)| *n == name) {
-            Some((_, f)) => f(self.theta, x),
+            Some((_, f)) => f(self.theta, x, cx),
             None => {
                 Err(Error::unknown("stage of the site", name, self.stages.iter().map(|(n, _)| *n)))
             }
@@ -212,8 +213,13 @@ impl<'a> Host<'a> {
     }
 
     /// Runs `work` while `call(x)` on this very `x` is computed at most once.
-    pub(crate) fn sharing<T>(&self, x: &Signal, work: impl FnOnce() -> Result<T>) -> Result<T> {
-        let y = self.call(x)?;
+    pub(crate) fn sharing<T>(
+        &self,
+        x: &Signal,
+        cx: &Context,
+        work: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        let y = self.call(x, cx)?;
         let before = self.memo.replace(Some((std::ptr::from_ref(x), y)));
         let result = work();
         self.memo.replace(before);

@@ -376,8 +376,10 @@ impl Tensor {
     /// Means of self `[batch, seq, dim]` over the positions where `mask` `[batch, seq]` is 1 →
     /// `[batch, dim]`; a row without any gives zeros.
     pub fn masked_mean(&self, mask: &Tensor) -> Result<Tensor> {
-        let mask = mask.to_kind(self.kind())?;
-        let sum = mask.unsqueeze(1)?.matmul(self)?.squeeze(1)?;
-        sum.div(&mask.sum_dims(&[1], true)?.clamp(1.0, f64::INFINITY)?)
+        let sum = mask.to_kind(self.kind())?.unsqueeze(1)?.matmul(self)?.squeeze(1)?;
+        // Counted in f32 at least: bf16 cannot tell 300 from 301.
+        let wide = if self.kind() == Kind::Double { Kind::Double } else { Kind::Float };
+        let count = mask.to_kind(wide)?.sum_dims(&[1], true)?.clamp(1.0, f64::INFINITY)?;
+        sum.to_kind(wide)?.div(&count)?.to_kind(self.kind())
     }
 }

@@ -5,8 +5,8 @@
 use modl_core::testing::standins::{self, Prompt, Scale, WeightMask};
 use modl_core::testing::{Given, PlainSum, Sum, TinyBackbone, perturb};
 use modl_core::{
-    Base, Context, Device, Error, Kind, Modular, Registry, Result, Seed, Select, Targets, Tensor,
-    Tensors, Weights,
+    Bank, Base, Context, Device, Error, Kind, Modular, Registry, Result, Router, RouterConfig,
+    Routing, Scope, Seed, Select, Signal, Site, Targets, Tensor, Tensors, Weights,
 };
 
 const SEED: Seed = Seed(9);
@@ -134,6 +134,54 @@ fn rows_with_and_without_a_prompt_share_a_batch() {
     assert!(
         row.all_close(&base.need("logits").unwrap().select(0, 1).unwrap(), 1e-5, 1e-5).unwrap()
     );
+}
+
+/// Modules by the task of each row.
+#[derive(Debug)]
+struct ByTask;
+
+impl Router for ByTask {
+    fn kind(&self) -> &'static str {
+        "by_task"
+    }
+
+    fn route(&self, _: &Signal, bank: &Bank, cx: &Context) -> Result<Routing> {
+        let rows: Result<_> =
+            cx.tasks()?.iter().map(|t| Ok(vec![(bank.position(t)?, 1.0)])).collect();
+        Ok(Routing::new(Weights::Rows(rows?), bank.len()))
+    }
+}
+
+impl RouterConfig for ByTask {
+    fn kind(&self) -> &'static str {
+        "by_task"
+    }
+
+    fn to_json(&self) -> Result<serde_json::Value> {
+        Ok(serde_json::json!({}))
+    }
+
+    fn build(&self, _: &Site, _: &Bank, _: &mut Scope) -> Result<Box<dyn Router>> {
+        Ok(Box::new(ByTask))
+    }
+}
+
+#[test]
+fn a_site_within_a_layer_that_is_split_by_rows_routes_its_own_rows() {
+    let tasks = ["a", "b", "b", "a"];
+    let mut m = model();
+    for name in ["a", "b"] {
+        m.attach(name, Box::new(Scale), &Targets::names(["layer.0", "query"])).unwrap();
+    }
+    perturb(&m, &Select::all(), 0.7, SEED).unwrap();
+    m.aggregate(Box::new(Sum::default())).unwrap();
+    m.route(Box::new(ByTask), false).unwrap();
+    let mixed = logits(&m, &Context::eval().with_tasks(tasks)).unwrap();
+    for (row, task) in tasks.iter().enumerate() {
+        let alone = logits(&m, &Context::eval().with_tasks([task; 4])).unwrap();
+        let (x, y) = (mixed.select(0, row as i64).unwrap(), alone.select(0, row as i64).unwrap());
+        assert!(x.all_close(&y, 1e-5, 1e-5).unwrap(), "row {row}");
+    }
 }
 
 #[test]

@@ -10,7 +10,7 @@ mod place;
 mod pooling;
 mod tokenizer;
 
-pub use bert::{Activation, Bert, BertConfig};
+pub use bert::{Bert, BertConfig};
 pub use open::{LoadOptions, open};
 pub use pooling::mean_pool;
 pub use tokenizer::{Batch, Tokenizer};

@@ -47,7 +47,15 @@ pub(crate) struct Pass<'a> {
     pub(crate) cx: &'a Context,
 }
 
-impl Pass<'_> {
+impl<'a> Pass<'a> {
+    /// The same pass over the rows that `cx` is of.
+    pub(crate) fn of<'b>(&self, cx: &'b Context) -> Pass<'b>
+    where
+        'a: 'b,
+    {
+        Pass { layers: self.layers, cx }
+    }
+
     /// Dropout with probability `p` in training, drawn for the place that is called `draw`.
     pub(crate) fn dropout(&self, draw: &str, p: f64) -> Drop {
         (self.cx.train && p > 0.0).then(|| (p, self.cx.draw(draw)))
@@ -75,7 +83,7 @@ impl Place {
         if !self.modular(pass) {
             return f(&self.theta, x).at(&self.site.path);
         }
-        let host: &HostFn = &|theta, x| Ok(x.replace(f(theta, &x.x)?));
+        let host: &HostFn = &|theta, x, _| Ok(x.replace(f(theta, &x.x)?));
         Ok(self.run(&Signal::from(x.clone()), pass, host)?.x)
     }
 

@@ -1,7 +1,7 @@
 //! One vector for a sentence: the mean of its tokens (Reimers and Gurevych 2019, Sentence-BERT,
 //! arXiv 1908.10084), h̄ = Σₜ mₜ hₜ ⁄ Σₜ mₜ.
 
-use modl_core::{Error, Kind, Result, Tensor};
+use modl_core::{Error, Result, Tensor};
 
 /// The mean over the tokens that count: `last_hidden_state` `[batch, seq, dim]` and
 /// `attention_mask` `[batch, seq]` → `[batch, dim]`; zeros for a row without any token.
@@ -22,9 +22,5 @@ pub fn mean_pool(last_hidden_state: &Tensor, attention_mask: &Tensor) -> Result<
             ),
         ));
     }
-    let kind = h.kind();
-    let sum = mask.to_kind(kind)?.unsqueeze(1)?.bmm(h)?.squeeze(1)?;
-    // Counted in f32: bf16 cannot tell 300 from 301.
-    let count = mask.to_kind(Kind::Float)?.sum_dims(&[-1], true)?.clamp(1.0, f64::INFINITY)?;
-    sum.to_kind(Kind::Float)?.div(&count)?.to_kind(kind)
+    h.masked_mean(mask)
 }

@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 
 use modl_core::checkpoint::Checkpoint;
-use modl_core::{Backbone, Context, Device, Layers, Tensors, no_grad};
+use modl_core::{Context, Device, Layers, Tensors, no_grad};
 use modl_models::{LoadOptions, Tokenizer, mean_pool, open};
 use serde_json::Value;
 

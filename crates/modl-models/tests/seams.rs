@@ -15,8 +15,12 @@ use modl_core::{
 use modl_models::{LoadOptions, Tokenizer, mean_pool, open};
 
 const SEED: Seed = Seed(7);
-const TEXTS: [&str; 4] =
-    ["A man is eating food.", "The stock market fell sharply today.", "Yay!", "A cat plays with a ball."];
+const TEXTS: [&str; 4] = [
+    "A man is eating food.",
+    "The stock market fell sharply today.",
+    "Yay!",
+    "A cat plays with a ball.",
+];
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/all-MiniLM-L6-v2")
@@ -54,7 +58,8 @@ fn train(model: &Modular) -> (f64, f64) {
     let before = loss().item().unwrap();
     for _ in 0..10 {
         let grads = loss().gradients(&tensors, false).unwrap();
-        let norm: f64 = grads.iter().flatten().map(|g| g.norm().unwrap().item().unwrap().powi(2)).sum();
+        let norm: f64 =
+            grads.iter().flatten().map(|g| g.norm().unwrap().item().unwrap().powi(2)).sum();
         for (t, g) in tensors.iter().zip(&grads) {
             let step = g.as_ref().unwrap().mul_scalar(-0.3 / norm.sqrt().max(1e-12)).unwrap();
             no_grad(|| (*t).clone().add_in_place(&step)).unwrap();
@@ -86,10 +91,15 @@ fn check(make: impl Fn() -> Box<dyn ModuleConfig>, site: &str) {
     let b = vectors(&m);
     assert!(a.max_abs_diff(&b).unwrap() > 1e-4);
     m.route(Given::rows(&[Some(1), None, Some(0), Some(1)]), false).unwrap();
-    let (mixed, base) = (m.forward(&inputs(), &context()).unwrap(), m.forward_base(&inputs(), &context()).unwrap());
-    let (mixed, base) = (mixed.need("last_hidden_state").unwrap(), base.need("last_hidden_state").unwrap());
+    let (mixed, base) =
+        (m.forward(&inputs(), &context()).unwrap(), m.forward_base(&inputs(), &context()).unwrap());
+    let (mixed, base) =
+        (mixed.need("last_hidden_state").unwrap(), base.need("last_hidden_state").unwrap());
     let free = mixed.select(0, 1).unwrap().narrow(0, 0, base.len_of(1)).unwrap();
-    assert!(free.all_close(&base.select(0, 1).unwrap(), 1e-4, 1e-4).unwrap(), "{site}: a row without module");
+    assert!(
+        free.all_close(&base.select(0, 1).unwrap(), 1e-4, 1e-4).unwrap(),
+        "{site}: a row without module"
+    );
     let rows = vectors(&m);
     for (row, alone) in [(0, &b), (2, &a), (3, &b)] {
         let (x, y) = (rows.select(0, row).unwrap(), alone.select(0, row).unwrap());
@@ -122,7 +132,9 @@ fn parameter_composition_a_mask_on_a_weight() {
 #[test]
 #[ignore = "needs: cargo xtask assets"]
 fn function_composition_a_scale() {
-    for site in ["layer.1.output", "layer.3.attention.output", "encoder.layer.4", "output.LayerNorm"] {
+    for site in
+        ["layer.1.output", "layer.3.attention.output", "encoder.layer.4", "output.LayerNorm"]
+    {
         check(|| Box::new(Scale), site);
     }
 }

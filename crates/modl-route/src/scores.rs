@@ -73,6 +73,10 @@ impl Default for Scores {
 }
 
 impl Scores {
+    fn init(&self) -> Init {
+        if self.init_std > 0.0 { Init::Normal(self.init_std) } else { Init::Zeros }
+    }
+
     /// Makes W and b for the router `method` of `site`.
     ///
     /// # Errors
@@ -110,8 +114,7 @@ impl Scores {
             _ => {}
         }
         let modules = modules as i64;
-        let init = if self.init_std > 0.0 { Init::Normal(self.init_std) } else { Init::Zeros };
-        let weight = scope.param("weight", &[modules, width], init)?;
+        let weight = scope.param("weight", &[modules, width], self.init())?;
         let bias = self.bias.then(|| scope.param("bias", &[modules], Init::Zeros)).transpose()?;
         Ok(Scorer { config: self.clone(), method, weight, bias })
     }
@@ -126,6 +129,24 @@ pub(crate) struct Scorer {
     pub(crate) weight: Tensor,
     /// `[modules]`.
     bias: Option<Tensor>,
+}
+
+impl Scorer {
+    /// Rows for new modules: drawn as the first ones were, with bias 0. What was learned about the
+    /// first modules stays.
+    pub(crate) fn grow(&mut self, modules: usize, scope: &mut Scope) -> Result<()> {
+        let [old, width] = self.weight.size()[..] else { return Ok(()) };
+        let new = modules as i64 - old;
+        let seed = scope.seed().nth(modules as u64);
+        let (kind, device) = (self.weight.kind(), self.weight.device());
+        let rows = self.config.init().tensor(&[new, width], seed, kind, device)?;
+        self.weight = scope.replace("weight", &Tensor::cat(&[self.weight.detach()?, rows], 0)?)?;
+        if let Some(bias) = &self.bias {
+            let zeros = Tensor::zeros(&[new], kind, device)?;
+            self.bias = Some(scope.replace("bias", &Tensor::cat(&[bias.detach()?, zeros], 0)?)?);
+        }
+        Ok(())
+    }
 }
 
 /// What is routed, with its scores.

@@ -53,4 +53,8 @@ impl Router for SoftRouter {
         let alpha = self.0.scores(x, cx)?.logits.softmax(-1)?; // [batch, (seq,) modules]
         Ok(Routing::new(Weights::Dense(alpha), bank.len()).normalised())
     }
+
+    fn grow(&mut self, modules: usize, scope: &mut Scope) -> Result<()> {
+        self.0.grow(modules, scope)
+    }
 }

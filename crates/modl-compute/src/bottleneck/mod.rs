@@ -19,13 +19,12 @@ mod init;
 mod settings;
 
 use modl_core::{
-    Context, Error, Host, Init, Module, ModuleConfig, Result, Scope, Signal, Site, SiteKind,
-    Targets, Tensor, Tensors,
+    Activation, Context, Error, Host, Init, Module, ModuleConfig, Result, Scope, Signal, Site,
+    SiteKind, Targets, Tensor, Tensors,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::activation::Activation;
 use crate::dropout::Dropout;
 
 pub use init::BottleneckInit;
@@ -213,14 +212,14 @@ impl Module for Adapter {
     }
 
     fn forward(&self, f: &Host, x: &Signal, cx: &Context) -> Result<Signal> {
-        let h = f.call(x)?;
+        let h = f.call(x, cx)?;
         if let Some(u) = self.delta(f, x, cx)? {
             return Ok(h.replace(h.x.add(&u)?));
         }
         if !self.config.original_ln_before {
             return Ok(h.replace(h.x.add(&self.up_down(&h.x, cx)?)?));
         }
-        let normed = f.stage("norm", &x.replace(h.x.clone()))?.x;
+        let normed = f.stage("norm", &x.replace(h.x.clone()), cx)?.x;
         let u = self.up_down(&normed, cx)?;
         let onto = match self.config.residual_before_ln {
             Residual::BeforeLn => h.x.clone(),

@@ -82,7 +82,7 @@ impl TinyBackbone {
 
     fn linear(&self, path: &str, x: &Tensor, layers: &Layers, cx: &Context) -> Result<Tensor> {
         let site = self.site(path)?;
-        let f = |theta: &Tensors, x: &Signal| {
+        let f = |theta: &Tensors, x: &Signal, _: &Context| {
             Ok(x.replace(x.x.linear(theta.need("weight")?, theta.get("bias"))?))
         };
         Ok(layers.run(site, &self.theta(site)?, &x.clone().into(), cx, &f)?.x)
@@ -90,7 +90,7 @@ impl TinyBackbone {
 
     fn norm(&self, x: &Tensor, layers: &Layers, cx: &Context) -> Result<Tensor> {
         let site = self.site("layer.0.output.norm")?;
-        let f = |theta: &Tensors, x: &Signal| {
+        let f = |theta: &Tensors, x: &Signal, _: &Context| {
             Ok(x.replace(x.x.layer_norm(theta.need("weight")?, theta.need("bias")?, 1e-5)?))
         };
         Ok(layers.run(site, &self.theta(site)?, &x.clone().into(), cx, &f)?.x)
@@ -106,7 +106,7 @@ impl TinyBackbone {
         let mask = x.with.need("mask")?;
         let additive = mask.neg()?.add_scalar(1.0)?.mul_scalar(-1e9)?.unsqueeze(1)?.unsqueeze(1)?;
         let with = Tensors::new().with("key", key).with("value", value).with("mask", additive);
-        let f = |_: &Tensors, s: &Signal| {
+        let f = |_: &Tensors, s: &Signal, _: &Context| {
             let scale = ((DIM / HEADS) as f64).sqrt().recip();
             let scores = s.x.matmul(&s.with.need("key")?.t()?)?.mul_scalar(scale)?;
             let p = scores.add(s.with.need("mask")?)?.softmax(-1)?;
@@ -115,10 +115,10 @@ impl TinyBackbone {
         let attention = self.site("layer.0.attention")?;
         let context = layers.run(attention, &Tensors::new(), &Signal { x: query, with }, cx, &f)?.x;
         let context = context.transpose(1, 2)?.reshape(&size)?;
-        let inner = |_: &Tensors, s: &Signal| {
+        let inner = |_: &Tensors, s: &Signal, cx: &Context| {
             self.linear("layer.0.output.dense", &s.x, layers, cx).map(Signal::from)
         };
-        let norm = |_: &Tensors, s: &Signal| {
+        let norm = |_: &Tensors, s: &Signal, cx: &Context| {
             self.norm(&s.x.add(s.with.need("residual")?)?, layers, cx).map(Signal::from)
         };
         let sub = Signal { x: context, with: Tensors::new().with("residual", x.x.clone()) };
@@ -153,19 +153,20 @@ impl Backbone for TinyBackbone {
         let ids = Signal::from(inputs.need("input_ids")?.clone());
         let mask = inputs.need("attention_mask")?;
         let words = self.site("embeddings.words")?;
-        let look_up =
-            |theta: &Tensors, s: &Signal| Ok(theta.need("weight")?.embedding(&s.x)?.into());
+        let look_up = |theta: &Tensors, s: &Signal, _: &Context| {
+            Ok(theta.need("weight")?.embedding(&s.x)?.into())
+        };
         let x = layers.run(words, &self.theta(words)?, &ids, cx, &look_up)?.x;
         let mask = mask.to_kind(x.kind())?;
         let tokens = self.site("embeddings")?;
-        let place = |theta: &Tensors, s: &Signal| {
+        let place = |theta: &Tensors, s: &Signal, _: &Context| {
             let positions = theta.need("positions")?.narrow(0, 0, s.x.len_of(1))?;
             Ok(s.replace(s.x.add(&positions)?))
         };
         let first = Signal { x, with: Tensors::new().with("mask", mask) };
         let x = layers.run(tokens, &self.theta(tokens)?, &first, cx, &place)?;
         let cx = cx.clone().with_feature("mask", x.with.need("mask")?.clone());
-        let f = |_: &Tensors, s: &Signal| self.block(s, layers, &cx);
+        let f = |_: &Tensors, s: &Signal, cx: &Context| self.block(s, layers, cx);
         let x = layers.run(self.site("layer.0")?, &Tensors::new(), &x, &cx, &f)?.x;
         let logits = self.linear("head", &x, layers, &cx)?;
         Ok(Tensors::new().with("last_hidden_state", x).with("logits", logits))

@@ -80,7 +80,7 @@ impl Module for PromptModule {
         "prompt"
     }
 
-    fn forward(&self, f: &Host, x: &Signal, _: &Context) -> Result<Signal> {
+    fn forward(&self, f: &Host, x: &Signal, cx: &Context) -> Result<Signal> {
         let kind = x.x.kind();
         let prompt = self.prompt.to_kind(kind)?.unsqueeze(0)?.expand(&[x.rows(), -1, -1])?;
         let seen = x.with.need("mask")?.narrow(1, 0, 1)?.ones_like()?.expand(&[-1, 2])?;
@@ -89,7 +89,7 @@ impl Module for PromptModule {
             x: Tensor::cat(&[prompt, x.x.clone()], 1)?,
             with: x.with.clone().with("mask", mask),
         };
-        f.call(&longer)
+        f.call(&longer, cx)
     }
 }
 
@@ -148,8 +148,8 @@ impl Module for ScaleModule {
         "scale"
     }
 
-    fn forward(&self, f: &Host, x: &Signal, _: &Context) -> Result<Signal> {
-        let y = f.call(x)?;
+    fn forward(&self, f: &Host, x: &Signal, cx: &Context) -> Result<Signal> {
+        let y = f.call(x, cx)?;
         Ok(y.replace(y.x.mul(&self.factor.to_kind(y.x.kind())?)?))
     }
 }
@@ -179,7 +179,7 @@ impl Module for GeneratedModule {
     }
 
     fn forward(&self, f: &Host, x: &Signal, cx: &Context) -> Result<Signal> {
-        let y = f.call(x)?;
+        let y = f.call(x, cx)?;
         let kind = y.x.kind();
         let z = cx.feature("task_vector")?.to_kind(kind)?;
         let shift = z.matmul(&self.generator.to_kind(kind)?)?.unsqueeze(1)?;

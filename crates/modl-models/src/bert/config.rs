@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use modl_core::{Error, Result, Tensor};
+use modl_core::{Activation, Error, Result, Tensor};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -49,34 +49,6 @@ impl Default for BertConfig {
             max_position_embeddings: 512,
             type_vocab_size: 2,
             layer_norm_eps: 1e-12,
-        }
-    }
-}
-
-/// The activations that BERT may have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Activation {
-    /// GELU by the error function.
-    Gelu,
-    /// GELU by tanh.
-    #[serde(alias = "gelu_pytorch_tanh")]
-    GeluNew,
-    /// max(x, 0).
-    Relu,
-    /// x·σ(x).
-    #[serde(alias = "swish")]
-    Silu,
-}
-
-impl Activation {
-    /// The activation of each element.
-    pub fn apply(self, x: &Tensor) -> Result<Tensor> {
-        match self {
-            Activation::Gelu => x.gelu(),
-            Activation::GeluNew => x.gelu_tanh(),
-            Activation::Relu => x.relu(),
-            Activation::Silu => x.silu(),
         }
     }
 }

@@ -39,9 +39,10 @@ impl Sublayer {
         if !self.place.modular(pass) {
             return self.normalise(&self.inner(x, pass)?, residual, pass);
         }
-        let inner: &HostFn = &|_, x| Ok(x.replace(self.inner(&x.x, pass)?));
-        let norm: &HostFn =
-            &|_, h| Ok(h.replace(self.normalise(&h.x, h.with.need("residual")?, pass)?));
+        let inner: &HostFn = &|_, x, cx| Ok(x.replace(self.inner(&x.x, pass.of(cx))?));
+        let norm: &HostFn = &|_, h, cx| {
+            Ok(h.replace(self.normalise(&h.x, h.with.need("residual")?, pass.of(cx))?))
+        };
         let with = Tensors::new().with("residual", residual.clone());
         let x = Signal { x: x.clone(), with };
         let Place { site, theta } = &self.place;
@@ -112,9 +113,9 @@ impl Layer {
             return self.inner(x, hidden_keys, pass);
         }
         // Modules may send some of the rows only, so that the mask is read from the signal.
-        let host: &HostFn = &|_, s| {
+        let host: &HostFn = &|_, s, cx| {
             let hidden_keys = additive(s.with.need("mask")?)?;
-            Ok(s.replace(self.inner(&s.x, hidden_keys.as_ref(), pass)?))
+            Ok(s.replace(self.inner(&s.x, hidden_keys.as_ref(), pass.of(cx))?))
         };
         let with = Tensors::new().with("mask", mask.clone());
         Ok(self.block.run(&Signal { x: x.clone(), with }, pass, host)?.x)
@@ -165,7 +166,7 @@ impl Layer {
             }
         };
         let with = Tensors::new().with("key", key).with("value", value).with("mask", mask);
-        let host: &HostFn = &|_, s| {
+        let host: &HostFn = &|_, s, _| {
             let (key, value) = (s.with.need("key")?, s.with.need("value")?);
             attend(&s.x, key, value, s.with.get("mask"), drop).map(Signal::from)
         };

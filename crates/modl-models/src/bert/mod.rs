@@ -30,7 +30,7 @@ use modl_core::{
 };
 use serde_json::Value;
 
-pub use config::{Activation, BertConfig};
+pub use config::BertConfig;
 use layer::Layer;
 use names::{canonical, shapes};
 
@@ -177,8 +177,9 @@ impl Bert {
         if !self.tokens.modular(pass) {
             return Ok((self.place_tokens(&x, types, pass).at("embeddings")?, mask));
         }
-        let host: &HostFn =
-            &|_, s| Ok(s.replace(self.place_tokens(&s.x, s.with.get("token_type_ids"), pass)?));
+        let host: &HostFn = &|_, s, cx| {
+            Ok(s.replace(self.place_tokens(&s.x, s.with.get("token_type_ids"), pass.of(cx))?))
+        };
         let mut with = Tensors::new().with("mask", mask);
         if let Some(types) = types {
             with.set("token_type_ids", types.clone());

@@ -1,7 +1,8 @@
 //! Non-linearities by the names that transformers gives them.
 
-use modl_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
+
+use crate::{Result, Tensor};
 
 /// An element-wise non-linearity σ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -12,6 +13,7 @@ pub enum Activation {
     /// x Φ(x) by the error function.
     Gelu,
     /// x Φ(x) approximated by tanh.
+    #[serde(alias = "gelu_pytorch_tanh")]
     GeluNew,
     /// x·σ(x); also called `silu`.
     #[serde(alias = "silu")]
