@@ -92,6 +92,8 @@ fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let threads = args.last().context("see the head of peer_step.rs")?.parse()?;
     modl_core::set_threads(threads);
+    // As the `modl` program does.
+    modl_core::keep_freed_memory();
     let mut lines = std::io::stdin().lock().lines();
     let first = lines.next().context("no ids")??;
     let ids: Vec<i64> =

@@ -31,6 +31,7 @@ pub fn builtin() -> Result<Registry> {
 /// Runs the command line of this process over the methods of `registry`, and says how it ended.
 /// Errors go to stderr, each with its causes.
 pub fn main_with(registry: Result<Registry>) -> ExitCode {
+    modl_core::keep_freed_memory();
     let methods = registry.and_then(Methods::new).map_err(anyhow::Error::from);
     let outcome = methods.and_then(|m| cli::parse().run(&m));
     match outcome {

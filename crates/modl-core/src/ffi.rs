@@ -1,4 +1,4 @@
-//! The one place with `unsafe`: memory maps, and tensors filled in place.
+//! The one place with `unsafe`: memory maps, tensors filled in place, and a setting of malloc's.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -42,4 +42,20 @@ pub(crate) fn filled<T: tch::kind::Element>(
         fill(unsafe { std::slice::from_raw_parts_mut(t.data_ptr().cast::<T>(), n) });
     }
     Ok(Tensor(t))
+}
+
+/// Sets glibc's thresholds for giving memory back; whether it took both.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+pub(crate) fn keep_freed(mapped_from: i32, trimmed_from: i32) -> bool {
+    // SAFETY: mallopt takes two integers and locks malloc's state itself.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, mapped_from) == 1
+            && libc::mallopt(libc::M_TRIM_THRESHOLD, trimmed_from) == 1
+    }
+}
+
+/// Other allocators are left as they are.
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+pub(crate) fn keep_freed(_mapped_from: i32, _trimmed_from: i32) -> bool {
+    false
 }

@@ -61,7 +61,7 @@ pub use context::{Context, Trace};
 pub use dispatch::{Base, Outputs};
 pub use error::{Error, Mismatch, Result, ResultExt};
 pub use layer::ModularLayer;
-pub use machine::{cuda_devices, has_bf16, set_threads, threads};
+pub use machine::{cuda_devices, has_bf16, keep_freed_memory, set_threads, threads};
 pub use model::Modular;
 pub use module::{LowRank, Module, ModuleConfig};
 pub use module_file::ModuleHeader;

@@ -23,7 +23,7 @@ pub(crate) fn attend(
         return Err(Error::invalid("query", format!("has shape {size:?}, not four")));
     };
     let scale = (width as f64).sqrt().recip();
-    if drop.is_none() && fused_is_faster(query, key, value) {
+    if drop.is_none() && fused_is_faster(query, key) {
         return Tensor::attention(query, key, value, mask, scale);
     }
     let keys = key.len_of(2);
@@ -42,12 +42,10 @@ pub(crate) fn attend(
     p.bmm(&value)?.reshape(&[batch, heads, seq, width])
 }
 
-/// Whether libtorch's fused kernel beats the products. On the CPU it never does in bf16: at 128
-/// tokens its forward pass is 1.7 and its backward pass 5 times as slow. In f32 its forward pass is
-/// faster at any length, with its backward pass, which scales badly with threads, only from
-/// [`LONG`] tokens on.
-fn fused_is_faster(query: &Tensor, key: &Tensor, value: &Tensor) -> bool {
-    let learning = [query, key, value].iter().any(|t| t.requires_grad());
+/// Whether libtorch's fused kernel beats the products. On the CPU it never does in bf16, where its
+/// backward pass is five times as slow; in f32 only from [`LONG`] keys on, where the scores no
+/// longer stay in the cache.
+fn fused_is_faster(query: &Tensor, key: &Tensor) -> bool {
     let wide = matches!(query.kind(), Kind::Float | Kind::Double);
-    query.device() != Device::Cpu || (wide && (!learning || key.len_of(2) >= LONG))
+    query.device() != Device::Cpu || (wide && key.len_of(2) >= LONG)
 }

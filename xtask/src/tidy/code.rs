@@ -52,7 +52,10 @@ pub fn check(path: &str, source: &str) -> Vec<Offence> {
 
 fn has_head_docs(source: &str) -> bool {
     let mut lines = source.lines().map(str::trim).filter(|line| !line.is_empty());
-    lines.find(|line| !line.starts_with("#![")).is_some_and(|line| line.starts_with("//!"))
+    let included = |line: &&str| line.starts_with("#![doc");
+    lines
+        .find(|line| !line.starts_with("#![") || included(line))
+        .is_some_and(|line| line.starts_with("//!") || included(&line))
 }
 
 /// Whether a line has this call and not one whose name ends like it.
@@ -106,6 +109,7 @@ mod tests {
     fn files_have_docs_and_are_short() {
         assert_eq!(messages("crates/a/src/b.rs", "fn f() {}\n").len(), 1);
         assert!(messages("crates/a/src/b.rs", "\n#![allow(x)]\n//! Docs.\n").is_empty());
+        assert!(messages("crates/a/src/lib.rs", "#![doc = include_str!(\"x\")]\n").is_empty());
         let long = format!("//! Docs.\n{}", "\n".repeat(MAX_LINES));
         assert_eq!(messages("crates/a/src/b.rs", &long).len(), 1);
     }

@@ -5,6 +5,7 @@
 //! without knowing it, and by merging, against one LoRA for everything and no module at all.
 
 mod data;
+mod measures;
 mod merging;
 mod methods;
 mod report;

@@ -2,7 +2,6 @@
 //! not done again.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -16,14 +15,14 @@ use modl_core::{
 use modl_models::{LoadOptions, open};
 use modl_route::{Choice, Fixed, Scores, Soft, TopK};
 use modl_train::{
-    Batch, Dataset, Event, Fanout, JsonLines, Objective, Prediction, Regression, Sink, TrainConfig,
-    Trainer, evaluate, scores,
+    Batch, Dataset, Fanout, JsonLines, Objective, Regression, TrainConfig, Trainer, evaluate,
 };
 
 use super::data::{Corpus, DOMAINS};
+use super::measures::{Clock, by_domain, count, mean_alpha, seconds, size};
 use super::merging::merge;
 use super::methods::Method;
-use super::results::{Outcome, Score, Seeds};
+use super::results::{Outcome, Seeds};
 use super::setting::Setting;
 use crate::progress::{Bars, bar};
 
@@ -287,13 +286,15 @@ impl<'a> Study<'a> {
             Method::MergedExact => single("merged-exact")?,
         };
         let learned = matches!(method, Method::SoftRouter | Method::Top1Router);
+        let batches = self.test.len().div_ceil(EVAL_BATCH) as u64;
+        let progress = bar(batches, &format!("seed {} test: {}", self.seed, method.title()));
         let traces = RefCell::new(Vec::new());
         let describe = |batch: &Batch, cx: Context| {
             let cx = if learned { without_tasks(batch, cx)? } else { batch.describe(cx)? };
             traces.borrow_mut().push((batch.tasks.clone(), cx.clone()));
+            progress.inc(1);
             Ok(cx)
         };
-        let progress = bar(1, &format!("seed {} test: {}", self.seed, method.title()));
         let predictions = evaluate(&model, &self.objective, &self.test, EVAL_BATCH, &describe)?;
         progress.finish_and_clear();
         let (files, trainings) = self.needs(method);
@@ -302,7 +303,8 @@ impl<'a> Study<'a> {
             routing: if learned { Some(mean_alpha(&traces.into_inner())?) } else { None },
             parameters: files.iter().map(|f| count(f)).sum::<Result<usize>>()?,
             bytes: files.iter().map(|f| size(f)).sum::<Result<u64>>()?,
-            seconds: trainings.iter().map(|f| seconds(f)).sum::<Result<f64>>()?,
+            // An empty sum of floats is −0.
+            seconds: trainings.iter().map(|f| seconds(f)).sum::<Result<f64>>()? + 0.0,
         })
     }
 
@@ -335,76 +337,10 @@ fn without_tasks(batch: &Batch, cx: Context) -> modl_core::Result<Context> {
     Ok(cx.with_feature("mask", mask))
 }
 
-fn by_domain(predictions: &[Prediction]) -> Result<BTreeMap<String, Score>> {
-    let domain = |domain: &&str| -> Result<(String, Score)> {
-        let metrics = scores(predictions.iter().filter(|p| p.task == *domain), 0.0);
-        let get = |name: &str| {
-            metrics.get(name).copied().with_context(|| format!("{name} of {domain} is not defined"))
-        };
-        let score = Score { accuracy: get("sign_accuracy")?, spearman: get("spearman")? };
-        Ok((domain.to_string(), score))
-    };
-    DOMAINS.iter().map(domain).collect()
-}
-
-/// The mean α at the first site over the texts of each domain.
-fn mean_alpha(traces: &[(Vec<String>, Context)]) -> Result<Vec<Vec<f64>>> {
-    let m = DOMAINS.len();
-    let mut sums = vec![vec![0.0; m]; m];
-    let mut counts = vec![0.0; m];
-    for (tasks, cx) in traces {
-        let trace = cx.take_trace();
-        let (_, routing) = trace.routings.first().context("no routing was recorded")?;
-        let alpha = routing.dense(Kind::Double, Device::Cpu)?.to_vec::<f64>()?;
-        for (task, row) in tasks.iter().zip(alpha.chunks(m)) {
-            let Some(d) = DOMAINS.iter().position(|name| name == task) else { continue };
-            counts[d] += 1.0;
-            for (sum, a) in sums[d].iter_mut().zip(row) {
-                *sum += a;
-            }
-        }
-    }
-    for (row, n) in sums.iter_mut().zip(counts) {
-        row.iter_mut().for_each(|v| *v /= f64::max(n, 1.0));
-    }
-    Ok(sums)
-}
-
-/// Adds up the seconds of the steps, so that an interruption counts once.
-#[derive(Debug, Default)]
-struct Clock {
-    seconds: f64,
-}
-
-impl Sink for Clock {
-    fn event(&mut self, event: &Event) -> modl_core::Result<()> {
-        if let Event::Step { seconds, .. } = event {
-            self.seconds += seconds;
-        }
-        Ok(())
-    }
-}
-
 fn seconds_of(seconds: f64) -> (String, String) {
     ("seconds".to_owned(), seconds.to_string())
 }
 
 fn name_of(title: &str) -> String {
     title.replace(' ', "-").to_lowercase()
-}
-
-/// The numbers in a tensor file.
-fn count(file: &Path) -> Result<usize> {
-    let file = Checkpoint::open(file)?;
-    let n = |name: String| Ok(file.info(&name)?.0.iter().product::<i64>() as usize);
-    file.names().into_iter().map(n).sum()
-}
-
-fn size(file: &Path) -> Result<u64> {
-    Ok(std::fs::metadata(file).with_context(|| file.display().to_string())?.len())
-}
-
-fn seconds(file: &Path) -> Result<f64> {
-    let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
-    text.trim().parse().with_context(|| format!("{}: is no number", file.display()))
 }

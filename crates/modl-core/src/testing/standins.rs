@@ -24,6 +24,13 @@ pub fn register(r: &mut Registry) -> Result<()> {
     r.modules.add(module("weight_mask", |_| Ok(Box::new(WeightMask))))?;
     r.modules.add(module("scale", |_| Ok(Box::new(Scale))))?;
     r.modules.add(module("generated", |_| Ok(Box::new(Generated))))?;
+    r.aggregators.add(Entry {
+        name: "sum",
+        title: "Stand-in",
+        citation: "-",
+        section: "5",
+        parse: |_| Ok(Box::new(super::Sum::default())),
+    })?;
     r.routers.add(Entry {
         name: "balanced_halves",
         title: "Stand-in",

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use modl_core::{Activation, Error, Result, Tensor};
+use modl_core::{Activation, Error, Result};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
