@@ -4,6 +4,10 @@
 //! [`builtin`], and a crate that adds a router runs it with its own added. See
 //! `docs/write-a-router.md`.
 
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 mod cli;
 mod commands;
 mod demo;

@@ -21,12 +21,12 @@ pub enum Error {
         message: String,
     },
     /// An error at a named place: a site, a parameter, a module.
-    #[error("at `{path}`: {source}")]
+    #[error("at `{path}`: {cause}")]
     At {
         /// The place.
         path: String,
-        /// What went wrong there.
-        source: Box<Error>,
+        /// What went wrong there. It is part of the message, and so no `source` of it.
+        cause: Box<Error>,
     },
     /// A value that a caller or a file gave does not fit.
     #[error("{what}: {problem}")]
@@ -111,7 +111,7 @@ impl Error {
     /// The error without the places around it.
     pub fn root(&self) -> &Error {
         match self {
-            Error::At { source, .. } => source.root(),
+            Error::At { cause, .. } => cause.root(),
             other => other,
         }
     }
@@ -125,7 +125,7 @@ pub trait ResultExt<T> {
 
 impl<T> ResultExt<T> for Result<T> {
     fn at(self, path: impl AsRef<str>) -> Result<T> {
-        self.map_err(|e| Error::At { path: path.as_ref().to_owned(), source: Box::new(e) })
+        self.map_err(|e| Error::At { path: path.as_ref().to_owned(), cause: Box::new(e) })
     }
 }
 

@@ -10,7 +10,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::checkpoint::{self, Checkpoint};
-use crate::{Error, Modular, Registry, Result, Select, Targets, Tensor};
+use crate::{
+    Error, Modular, ModuleConfig, ParamStore, Registry, Result, ResultExt, Scope, Seed, Select,
+    Targets,
+};
 
 const FORMAT: u32 = 1;
 
@@ -135,25 +138,50 @@ impl Modular {
         self.check_base(path, &header.base)?;
         let name = name.unwrap_or(&header.name);
         let config = registry.modules.parse(&header.config)?;
-        self.attach(name, config, &header.targets)?;
-        if let Err(e) = self.fill(name, path, file.tensors(self.device())?) {
-            self.detach(name)?;
-            return Err(e);
-        }
+        let params = self.parameters_of(config.as_ref(), &header.targets)?;
+        let tensors = file.tensors(self.device())?;
+        let found = tensors.iter().map(|(n, t)| (n.as_str(), t));
+        params.load(&path.display().to_string(), found, &Select::all())?;
+        self.attach_with(name, config, &header.targets, &params)?;
         Ok(name.to_owned())
     }
 
-    /// Overwrites the parameters of an attached module, strictly. Names are `SITE.PARAM`.
+    /// The parameters that a module would have, fresh, by `SITE.PARAM`: to be filled before it is
+    /// attached by [`Modular::attach_with`].
     ///
     /// # Errors
-    /// [`Error::Mismatch`] with all that does not fit; then nothing has been changed.
-    pub fn fill(&self, name: &str, path: &Path, tensors: Vec<(String, Tensor)>) -> Result<()> {
+    /// Where no site fits, or the module does not fit a site.
+    pub fn parameters_of(
+        &self,
+        config: &dyn ModuleConfig,
+        targets: &Targets,
+    ) -> Result<ParamStore> {
+        let backbone = self.backbone();
+        let mut store = ParamStore::new();
+        for site in targets.select(backbone.sites())? {
+            let mut scope = Scope::at(&mut store, &site.path, Seed(0));
+            config.build(site, &backbone.theta(site)?, &mut scope).at(&site.path)?;
+        }
+        Ok(store)
+    }
+
+    /// Attaches a module with given parameters, named `SITE.PARAM`.
+    ///
+    /// # Errors
+    /// As [`Modular::attach`], or [`Error::Mismatch`] where the parameters are not the module's.
+    pub fn attach_with(
+        &mut self,
+        name: &str,
+        config: Box<dyn ModuleConfig>,
+        targets: &Targets,
+        params: &ParamStore,
+    ) -> Result<()> {
+        self.attach(name, config, targets)?;
         let prefix = format!("modules.{name}.");
-        let full: Vec<(String, Tensor)> =
-            tensors.into_iter().map(|(n, t)| (format!("{prefix}{n}"), t)).collect();
-        let source = path.display().to_string();
-        let all = full.iter().map(|(n, t)| (n.as_str(), t));
-        self.params().load(&source, all, &Select::new(format!("{prefix}*")))
+        let named: Vec<_> =
+            params.iter().map(|(n, p)| (format!("{prefix}{n}"), p.tensor())).collect();
+        let named = named.iter().map(|(n, t)| (n.as_str(), *t));
+        self.params().load(name, named, &Select::new(format!("{prefix}*")))
     }
 
     /// Saves routers and aggregators with their recipes.

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use modl_aggregate::merge_low_rank;
 use modl_compute::{Lora, peft};
-use modl_core::{Aggregator, LowRank, Modular, Targets, Tensor, no_grad};
+use modl_core::{Aggregator, Modular, ParamStore, Targets};
 
 /// Merges the modules `names` of `model` with equal weights, and saves the result in `folder` as an
 /// adapter called `merged`. `blank` makes a model without modules.
@@ -24,20 +24,12 @@ pub(crate) fn merge(
     let mut target = blank()?;
     let lora = Lora { r: rank, alpha: rank as f64, ..Lora::default() };
     let sites = Targets::names(merged.iter().map(|(path, _)| path.as_str()));
-    target.attach("merged", Box::new(lora), &sites)?;
-    for (site, m) in &merged {
-        write(&target, site, m)?;
+    let mut params = ParamStore::new();
+    for (site, m) in merged {
+        params.insert(format!("{site}.lora_A.weight"), m.down)?;
+        params.insert(format!("{site}.lora_B.weight"), m.up.mul_scalar(m.scale)?)?;
     }
+    target.attach_with("merged", Box::new(lora), &sites, &params)?;
     peft::save(&target, "merged", folder)?;
     Ok(())
-}
-
-fn write(target: &Modular, site: &str, m: &LowRank) -> Result<()> {
-    let put = |name: &str, value: &Tensor| -> Result<()> {
-        let mut t = target.params().get(&format!("modules.merged.{site}.{name}"))?.clone();
-        no_grad(|| t.copy_from(value))?;
-        Ok(())
-    };
-    put("lora_A.weight", &m.down)?;
-    put("lora_B.weight", &m.up.mul_scalar(m.scale)?)
 }

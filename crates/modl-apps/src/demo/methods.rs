@@ -28,43 +28,69 @@ impl Method {
         Method::WrongDomain,
     ];
 
-    /// For tables and plots.
-    pub(crate) fn title(self) -> &'static str {
-        match self {
-            Method::LinearHead => "frozen + linear head",
-            Method::OneForAll => "one LoRA for all",
-            Method::KnownDomain => "LoRA of the domain",
-            Method::SoftRouter => "router, soft",
-            Method::Top1Router => "router, top-1",
-            Method::MergedAverage => "merged: average",
-            Method::MergedExact => "merged: exact",
-            Method::WrongDomain => "LoRA of a wrong domain",
-        }
+    /// The name of its files.
+    pub(crate) fn name(self) -> &'static str {
+        self.words().0
     }
 
-    /// One sentence for the report.
+    /// For tables and plots.
+    pub(crate) fn title(self) -> &'static str {
+        self.words().1
+    }
+
+    /// A sentence or two for the report.
     pub(crate) fn description(self) -> &'static str {
+        self.words().2
+    }
+
+    fn words(self) -> (&'static str, &'static str, &'static str) {
         match self {
-            Method::LinearHead => {
-                "No module: a ridge regression on the frozen sentence vectors of all domains. Every other method keeps this head, frozen."
-            }
-            Method::OneForAll => "One LoRA, trained on the texts of all domains together.",
-            Method::KnownDomain => {
-                "Four LoRAs, each trained on its own domain; at test the domain is known (fixed routing)."
-            }
-            Method::SoftRouter => {
-                "The same four LoRAs, frozen; a router that is not told the domain mixes them for each text."
-            }
-            Method::Top1Router => {
-                "The same four LoRAs, frozen; a router that is not told the domain picks one for each text."
-            }
-            Method::MergedAverage => {
-                "The four LoRAs made into one of the same rank: A and B averaged each by itself, which is not the average of the changes."
-            }
-            Method::MergedExact => {
-                "The four LoRAs made into one of four times the rank, whose change is exactly the average of theirs."
-            }
-            Method::WrongDomain => "A control: each domain with the LoRA of the next one.",
+            Method::LinearHead => (
+                "linear_head",
+                "frozen + linear head",
+                "No module: a ridge regression on the frozen sentence vectors of all \
+                 domains. Every other method keeps this head, frozen.",
+            ),
+            Method::OneForAll => (
+                "one_for_all",
+                "one LoRA for all",
+                "One LoRA, trained on the texts of all domains together.",
+            ),
+            Method::KnownDomain => (
+                "known_domain",
+                "LoRA of the domain",
+                "Four LoRAs, each trained on its own domain; at test the domain is known \
+                 (fixed routing).",
+            ),
+            Method::SoftRouter => (
+                "soft_router",
+                "router, soft",
+                "The same four LoRAs, frozen; a router that is not told the domain mixes \
+                 them for each text.",
+            ),
+            Method::Top1Router => (
+                "top1_router",
+                "router, top-1",
+                "The same four LoRAs, frozen; a router that is not told the domain picks \
+                 one for each text.",
+            ),
+            Method::MergedAverage => (
+                "merged_average",
+                "merged: average",
+                "The four LoRAs made into one of the same rank: A and B averaged each by \
+                 itself, which is not the average of the changes.",
+            ),
+            Method::MergedExact => (
+                "merged_exact",
+                "merged: exact",
+                "The four LoRAs made into one of four times the rank, whose change is \
+                 exactly the average of theirs.",
+            ),
+            Method::WrongDomain => (
+                "wrong_domain",
+                "LoRA of a wrong domain",
+                "A control: each domain with the LoRA of the next one.",
+            ),
         }
     }
 }

@@ -64,7 +64,7 @@ pub(crate) fn write(
                 &svg,
                 "Rows: the domain of the text, which the router is not told. Columns: the module.",
             );
-            write_whole(out.join(format!("routing-{}.svg", slug(method))), svg.as_bytes())?;
+            write_whole(out.join(format!("routing-{}.svg", method.name())), svg.as_bytes())?;
         }
     }
     page.heading("What it cost");
@@ -81,10 +81,6 @@ pub(crate) fn write(
     write_whole(&path, page.html().as_bytes())?;
     write_whole(out.join("accuracy.svg"), bars(results)?.as_bytes())?;
     Ok(Written { text: format!("{}\n\n{}", quality.text(), cost.text()), path })
-}
-
-fn slug(method: Method) -> &'static str {
-    if method == Method::SoftRouter { "soft" } else { "top1" }
 }
 
 fn quality(results: &Results) -> Result<Table> {

@@ -72,7 +72,7 @@ impl<'a> Study<'a> {
         self.merge_modules()?;
         let mut outcomes = Seeds::new();
         for method in Method::ALL {
-            let path = self.folder.join("results").join(format!("{}.json", method.title()));
+            let path = self.folder.join("results").join(format!("{}.json", method.name()));
             let outcome = match std::fs::read_to_string(&path) {
                 Ok(text) => serde_json::from_str(&text)
                     .with_context(|| format!("{}: remove it and start again", path.display()))?,

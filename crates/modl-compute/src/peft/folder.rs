@@ -4,10 +4,10 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use modl_core::checkpoint::{self, Checkpoint};
-use modl_core::{Error, Modular, ParamStore, Result, ResultExt, Scope, Seed, Select, Site};
+use modl_core::{Error, Modular, ParamStore, Result, Select, Site};
 
 use super::config::{CONFIG_FILE, read_config, write_config};
-use super::{AdapterConfig, PeftType, Provenance};
+use super::{PeftType, Provenance};
 
 const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 const PICKLE_FILE: &str = "adapter_model.bin";
@@ -29,15 +29,16 @@ pub fn load(model: &mut Modular, dir: impl AsRef<Path>, name: Option<&str>) -> R
         model.check_base(file.path(), base)?;
     }
     let name = name.map_or_else(|| folder_name(dir), str::to_owned);
-    // Tried aside first: a model with routers cannot take an attached module back.
-    let filled = fill_aside(model, &config, &file)?;
-    model.attach(&name, config.module, &config.targets)?;
-    let prefix = format!("modules.{name}.");
-    let tensors: Vec<_> =
-        filled.iter().map(|(n, p)| (format!("{prefix}{n}"), p.tensor())).collect();
-    let tensors = tensors.iter().map(|(n, t)| (n.as_str(), *t));
-    let source = file.path().display().to_string();
-    model.params().load(&source, tensors, &Select::new(format!("{prefix}*")))?;
+    // Under the file's own keys, so that an error names what the user can see.
+    let params = model.parameters_of(config.module.as_ref(), &config.targets)?;
+    let mut by_key = ParamStore::new();
+    for (param, p) in params.iter() {
+        by_key.insert((config.of.key)(param), p.tensor().clone())?;
+    }
+    let tensors = file.tensors(model.device())?;
+    let tensors = tensors.iter().map(|(n, t)| (n.as_str(), t));
+    by_key.load(&file.path().display().to_string(), tensors, &Select::all())?;
+    model.attach_with(&name, config.module, &config.targets, &params)?;
     Ok(name)
 }
 
@@ -51,25 +52,6 @@ fn open_weights(dir: &Path) -> Result<Checkpoint> {
         ));
     }
     Checkpoint::open(path)
-}
-
-/// The adapter's parameters by `SITE.PARAM`, filled from the file.
-fn fill_aside(model: &Modular, config: &AdapterConfig, file: &Checkpoint) -> Result<ParamStore> {
-    let backbone = model.backbone();
-    let mut store = ParamStore::new();
-    for site in config.targets.select(backbone.sites())? {
-        let mut scope = Scope::at(&mut store, &site.path, Seed(0));
-        config.module.build(site, &backbone.theta(site)?, &mut scope).at(&site.path)?;
-    }
-    // Under the file's own keys, so that an error names what the user can see.
-    let mut by_key = ParamStore::new();
-    for (param, p) in store.iter() {
-        by_key.insert((config.of.key)(param), p.tensor().clone())?;
-    }
-    let tensors = file.tensors(model.device())?;
-    let tensors = tensors.iter().map(|(n, t)| (n.as_str(), t));
-    by_key.load(&file.path().display().to_string(), tensors, &Select::all())?;
-    Ok(store)
 }
 
 /// The last part of a path as a module's name, or `default`, as PEFT calls an adapter.

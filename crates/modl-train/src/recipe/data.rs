@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use modl_core::Result;
+use modl_core::{Error, Result};
 use serde::{Deserialize, Serialize};
 
 use super::Recipe;
@@ -58,6 +58,9 @@ impl Recipe {
             let rows = match self.data.format {
                 DataFormat::Tsv => read_tsv(self.resolve(file), self.data.limit)?,
             };
+            if rows.is_empty() {
+                return Err(Error::file(self.resolve(file), "has no examples"));
+            }
             for row in rows {
                 let ids = tokenise(&row.text)?;
                 examples.push(Example { id: row.id, task: task.clone(), ids, target: row.score });

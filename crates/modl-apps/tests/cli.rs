@@ -1,0 +1,337 @@
+//! The program as a user meets it: what it prints, what it writes, how it refuses, how it goes on.
+
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use modl_core::Device;
+use modl_core::checkpoint::Checkpoint;
+
+/// The tiny BERT of the golden files, and the LoRA that PEFT made on it.
+const BERT: &str = "../modl-models/tests/fixtures/base_bert";
+const LORA: &str = "../modl-compute/tests/fixtures/bert_lora";
+
+fn modl() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_modl"));
+    command.args(["--threads", "1"]).env("RUST_BACKTRACE", "1");
+    command
+}
+
+fn run(args: &[&str]) -> Output {
+    modl().args(args).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn succeed(args: &[&str]) -> String {
+    let out = run(args);
+    assert!(out.status.success(), "{args:?}: {}", text(&out.stderr));
+    text(&out.stdout)
+}
+
+/// Runs what has to fail: with exit code 1 and an error that holds all of `parts`, in plain words.
+fn refuse(args: &[&str], parts: &[&str]) {
+    let out = run(args);
+    let error = text(&out.stderr);
+    assert_eq!(out.status.code(), Some(1), "{args:?}: {error}");
+    for part in parts {
+        assert!(error.contains(part), "{args:?} lacks `{part}`: {error}");
+    }
+    for noise in ["panicked", "C++", "frame #", "stack backtrace"] {
+        assert!(!error.contains(noise), "{args:?}: {error}");
+    }
+}
+
+/// A folder with a model that has a tokenizer, data of two tasks, and a recipe.
+struct Bench {
+    dir: tempfile::TempDir,
+}
+
+const WORDS: [&str; 6] = ["good", "bad", "film", "news", "very", "not"];
+
+const RECIPE: &str = r#"
+seed = 3
+
+[backbone]
+path = "model"
+dropout = 0.1
+
+[data]
+tasks = { a = "a.tsv", b = "b.tsv" }
+test = 0.25
+
+[modules.a]
+type = "lora"
+targets = ["query", "value"]
+r = 2
+
+[modules.b]
+type = "lora"
+targets = ["query", "value"]
+r = 2
+
+[router]
+type = "soft"
+scope = "global"
+init_std = 0.1
+
+[aggregator]
+type = "weighted_sum"
+
+[head]
+type = "regression"
+
+[[phases]]
+name = "fit"
+strategy = "per_task"
+train = ["modules.{module}.*", "heads.*"]
+epochs = 2
+lr = 1e-2
+checkpoint_every = 2
+
+[[phases]]
+name = "router"
+strategy = "routing"
+epochs = 1
+lr = 1e-2
+checkpoint_every = 2
+"#;
+
+impl Bench {
+    fn new() -> Self {
+        let bench = Bench { dir: tempfile::tempdir().unwrap() };
+        let model = bench.path("model");
+        fs::create_dir(&model).unwrap();
+        for name in ["config.json", "model.safetensors"] {
+            fs::copy(Path::new(BERT).join(name), model.join(name)).unwrap();
+        }
+        let vocab: Vec<String> =
+            WORDS.iter().enumerate().map(|(i, w)| format!("\"{w}\": {}", i + 3)).collect();
+        let tokenizer = format!(
+            r#"{{"version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
+            "normalizer": null, "pre_tokenizer": {{"type": "Whitespace"}}, "post_processor": null,
+            "decoder": null, "model": {{"type": "WordLevel", "vocab": {{"[UNK]": 1, {}}},
+            "unk_token": "[UNK]"}}}}"#,
+            vocab.join(", ")
+        );
+        fs::write(model.join("tokenizer.json"), tokenizer).unwrap();
+        for (task, shift) in [("a", 0), ("b", 3)] {
+            let line = |i: usize| {
+                let word = |k: usize| WORDS[(i * k + shift + k) % WORDS.len()];
+                let score = if (i + shift) % 2 == 0 { 1.5 } else { -1.0 };
+                format!("{i}\t{score}\t{} {} {}\n", word(1), word(2), word(5))
+            };
+            let lines: String = (0..240).map(line).collect();
+            fs::write(bench.path(&format!("{task}.tsv")), lines).unwrap();
+        }
+        fs::write(bench.path("recipe.toml"), RECIPE).unwrap();
+        bench
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn arg(&self, name: &str) -> String {
+        self.path(name).display().to_string()
+    }
+
+    /// The recipe with a part replaced, under another name.
+    fn recipe(&self, name: &str, from: &str, to: &str) -> String {
+        assert!(RECIPE.contains(from), "{from}");
+        fs::write(self.path(name), RECIPE.replace(from, to)).unwrap();
+        self.arg(name)
+    }
+}
+
+#[test]
+fn lists_are_tables_or_objects() {
+    for (axis, known) in [
+        ("modules", "lora"),
+        ("routers", "top_k"),
+        ("aggregators", "concat"),
+        ("strategies", "per_task"),
+    ] {
+        assert!(succeed(&["list", axis]).contains(known));
+        let json: serde_json::Value =
+            serde_json::from_str(&succeed(&["list", axis, "--json"])).unwrap();
+        let entry = json.as_array().unwrap().iter().find(|e| e["name"] == known).unwrap();
+        for key in ["name", "title", "citation", "section"] {
+            assert!(entry[key].as_str().is_some_and(|s| !s.is_empty()), "{axis}: {key}");
+        }
+    }
+}
+
+#[test]
+fn forward_is_what_transformers_and_peft_compute() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out.safetensors");
+    let golden = Checkpoint::open(Path::new(LORA).join("outputs.safetensors")).unwrap();
+    let adapter = format!("{LORA}/adapter");
+    let inputs = format!("{BERT}/inputs.safetensors");
+    for (prefix, extra) in [
+        ("base", vec![]),
+        ("adapted", vec!["--adapter", adapter.as_str()]),
+        ("merged", vec!["--adapter", adapter.as_str(), "--merged"]),
+    ] {
+        let target = out.display().to_string();
+        let mut args = vec!["forward", "--model", BERT, "--inputs", &inputs, "--out", &target];
+        args.extend(extra);
+        succeed(&args);
+        let found = Checkpoint::open(&out).unwrap();
+        for name in ["last_hidden_state", "pooler_output"] {
+            let wanted = golden.tensor(&format!("{prefix}.{name}"), Device::Cpu).unwrap();
+            let got = found.tensor(name, Device::Cpu).unwrap();
+            assert!(got.all_close(&wanted, 1e-5, 1e-5).unwrap(), "{prefix}.{name}");
+        }
+    }
+}
+
+#[test]
+fn a_recipe_is_trained_tested_and_looked_at() {
+    let b = Bench::new();
+    let (recipe, out) = (b.arg("recipe.toml"), b.arg("run"));
+    let table = succeed(&["train", &recipe, "--out", &out]);
+    assert!(table.contains("spearman") && table.contains("all"), "{table}");
+    let first = fs::read_to_string(b.path("run/metrics.json")).unwrap();
+    let again = succeed(&["eval", &out]);
+    assert!(again.contains("spearman"));
+    assert_eq!(fs::read_to_string(b.path("run/metrics.json")).unwrap(), first);
+    assert!(succeed(&["inspect", &out]).contains("router"));
+    let adapter = b.arg("run/phases/1-fit/modules/a");
+    assert!(succeed(&["inspect", &adapter]).contains("LORA"));
+    assert!(succeed(&["inspect", &b.arg("model")]).contains("attention.self.query"));
+    // Another recipe does not overwrite the run.
+    let other = b.recipe("other.toml", "seed = 3", "seed = 4");
+    refuse(&["train", &other, "--out", &out], &["another recipe", "seed"]);
+}
+
+#[test]
+fn a_run_that_was_killed_at_any_moment_goes_on_to_the_same_bits() {
+    let b = Bench::new();
+    let recipe = b.arg("recipe.toml");
+    succeed(&["train", &recipe, "--out", &b.arg("straight")]);
+    // Each round is killed a little later, so that kills fall into steps and into saves.
+    for round in 0..40u64 {
+        let mut child = modl().args(["train", &recipe, "--out", &b.arg("killed")]).spawn().unwrap();
+        let end = Instant::now() + Duration::from_millis(120 + 17 * round);
+        while Instant::now() < end && child.try_wait().unwrap().is_none() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    succeed(&["train", &recipe, "--out", &b.arg("killed")]);
+    for phase in ["1-fit", "2-router"] {
+        let params = |run: &str| {
+            fs::read(b.path(run).join("phases").join(phase).join("params.safetensors")).unwrap()
+        };
+        assert!(params("straight") == params("killed"), "{phase}: other bits");
+    }
+}
+
+#[test]
+fn a_mistake_in_a_recipe_is_named_with_its_line() {
+    let b = Bench::new();
+    let out = b.arg("run");
+    for (from, to, parts) in [
+        ("epochs = 2", "epoch = 2", vec!["epoch", "did you mean `epochs`"]),
+        ("type = \"soft\"", "type = \"sofft\"", vec!["did you mean `soft`"]),
+        ("r = 2\n\n[router]", "rank = 2\n\n[router]", vec!["rank", "allowed"]),
+        ("seed = 3", "seed = ", vec![]),
+    ] {
+        let recipe = b.recipe("typo.toml", from, to);
+        let line = 1 + RECIPE[..RECIPE.find(from).unwrap()].lines().count();
+        let place = format!("typo.toml:{line}:");
+        refuse(&["train", &recipe, "--out", &out], &[&[place.as_str()], &parts[..]].concat());
+    }
+    let recipe = b.recipe("typo.toml", "[\"query\", \"value\"]", "[\"qurey\", \"value\"]");
+    refuse(&["train", &recipe, "--out", &out], &["qurey", "did you mean `query`"]);
+    refuse(&["train", &b.arg("none.toml"), "--out", &out], &["none.toml"]);
+    let set = ["train", &b.arg("recipe.toml"), "--out", &out, "--set", "phases.0.lrr=1"];
+    refuse(&set, &["lrr", "lr"]);
+}
+
+#[test]
+fn bad_data_is_refused_in_words() {
+    let b = Bench::new();
+    let (recipe, out) = (b.arg("recipe.toml"), b.arg("run"));
+    fs::write(b.path("a.tsv"), "").unwrap();
+    refuse(&["train", &recipe, "--out", &out], &["a.tsv", "no examples"]);
+    fs::write(b.path("a.tsv"), "1\tbad\ttext\n").unwrap();
+    refuse(&["train", &recipe, "--out", &out], &["a.tsv:1", "score"]);
+    fs::remove_file(b.path("a.tsv")).unwrap();
+    refuse(&["train", &recipe, "--out", &out], &["a.tsv"]);
+}
+
+#[test]
+fn a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_state() {
+    let b = Bench::new();
+    let recipe = b.recipe(
+        "steep.toml",
+        "lr = 1e-2\ncheckpoint_every = 2",
+        "lr = 1e30\nclip = 1e30\ncheckpoint_every = 1",
+    );
+    let out = b.arg("run");
+    refuse(&["train", &recipe, "--out", &out], &["lower lr", "step", "state of step"]);
+    assert!(b.path("run/phases/1-fit/a/state.json").is_file());
+}
+
+#[test]
+fn broken_models_and_adapters_are_refused_whole() {
+    let b = Bench::new();
+    let inputs = format!("{BERT}/inputs.safetensors");
+    let out = b.arg("out.safetensors");
+    let model = b.arg("model");
+    let forward = |extra: &[&str], parts: &[&str]| {
+        let mut args = vec!["forward", "--model", &model, "--inputs", &inputs, "--out", &out];
+        args.extend(extra);
+        refuse(&args, parts);
+        assert!(!b.path("out.safetensors").exists());
+    };
+    // An adapter for other names: all offenders, with the nearest.
+    let adapter = b.path("adapter");
+    fs::create_dir(&adapter).unwrap();
+    for name in ["adapter_config.json", "adapter_model.safetensors"] {
+        fs::copy(Path::new(LORA).join("adapter").join(name), adapter.join(name)).unwrap();
+    }
+    let config = fs::read_to_string(adapter.join("adapter_config.json")).unwrap();
+    let arg = b.arg("adapter");
+    fs::write(adapter.join("adapter_config.json"), config.replace("\"query\"", "\"key\"")).unwrap();
+    forward(&["--adapter", &arg], &["4 missing, 4 unexpected", "nearest", "self.key.lora_A"]);
+    fs::write(adapter.join("adapter_config.json"), config.replace("\"r\": 4", "\"r\": 5")).unwrap();
+    forward(&["--adapter", &arg], &["of another shape", "wanted [5, 32], found [4, 32]"]);
+    fs::write(
+        adapter.join("adapter_config.json"),
+        config.replace("\"use_dora\": false", "\"use_dora\": true"),
+    )
+    .unwrap();
+    forward(&["--adapter", &arg], &["use_dora"]);
+    // A model that is cut off, of an unknown architecture, or not there.
+    let weights = b.path("model/model.safetensors");
+    let whole = fs::read(&weights).unwrap();
+    fs::write(&weights, &whole[..whole.len() / 2]).unwrap();
+    forward(&[], &["model.safetensors", "not a whole safetensors file"]);
+    fs::write(&weights, &whole).unwrap();
+    let path = b.path("model/config.json");
+    let config = fs::read_to_string(&path).unwrap();
+    fs::write(&path, config.replace("\"model_type\": \"bert\"", "\"model_type\": \"bart\""))
+        .unwrap();
+    forward(&[], &["unknown architecture `bart`", "did you mean `bert`"]);
+    fs::remove_file(&path).unwrap();
+    forward(&[], &["config.json"]);
+}
+
+#[test]
+fn wrong_arguments_end_with_code_2_and_the_way_to_the_help() {
+    for args in [vec!["lisst"], vec!["list", "routes"], vec!["train"], vec![]] {
+        let out = run(&args);
+        assert_eq!(out.status.code(), Some(2), "{args:?}");
+        assert!(text(&out.stderr).contains("help"), "{args:?}: {}", text(&out.stderr));
+    }
+}
