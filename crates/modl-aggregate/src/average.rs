@@ -38,7 +38,7 @@ impl AggregatorConfig for Average {
     }
 
     fn to_json(&self) -> Result<Value> {
-        crate::to_json(self)
+        modl_core::to_json("average", self)
     }
 
     fn build(&self, _: &Site, _: &mut Scope) -> Result<Box<dyn Aggregator>> {

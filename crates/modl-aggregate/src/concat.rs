@@ -27,7 +27,7 @@ impl AggregatorConfig for Concat {
     }
 
     fn to_json(&self) -> Result<Value> {
-        crate::to_json(self)
+        modl_core::to_json("concat", self)
     }
 
     fn build(&self, _: &Site, _: &mut Scope) -> Result<Box<dyn Aggregator>> {

@@ -28,7 +28,7 @@ impl AggregatorConfig for WeightedSum {
     }
 
     fn to_json(&self) -> Result<Value> {
-        crate::to_json(self)
+        modl_core::to_json("weighted_sum", self)
     }
 
     fn build(&self, _: &Site, _: &mut Scope) -> Result<Box<dyn Aggregator>> {

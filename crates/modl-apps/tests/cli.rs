@@ -123,7 +123,7 @@ impl Bench {
         for (task, shift) in [("a", 0), ("b", 3)] {
             let line = |i: usize| {
                 let word = |k: usize| WORDS[(i * k + shift + k) % WORDS.len()];
-                let score = if (i + shift) % 2 == 0 { 1.5 } else { -1.0 };
+                let score = if (i + shift).is_multiple_of(2) { 1.5 } else { -1.0 };
                 format!("{i}\t{score}\t{} {} {}\n", word(1), word(2), word(5))
             };
             let lines: String = (0..240).map(line).collect();
@@ -216,15 +216,19 @@ fn a_run_that_was_killed_at_any_moment_goes_on_to_the_same_bits() {
     let b = Bench::new();
     let recipe = b.arg("recipe.toml");
     succeed(&["train", &recipe, "--out", &b.arg("straight")]);
-    // Each round is killed a little later, so that kills fall into steps and into saves.
-    for round in 0..40u64 {
-        let mut child = modl().args(["train", &recipe, "--out", &b.arg("killed")]).spawn().unwrap();
-        let end = Instant::now() + Duration::from_millis(120 + 17 * round);
+    // Each round is killed a little later, so that kills fall into starts, steps and saves.
+    for round in 0..60u64 {
+        let mut train = modl();
+        train.args(["train", &recipe, "--out", &b.arg("killed")]);
+        let mut child = train.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let end = Instant::now() + Duration::from_millis(60 + 4 * round);
         while Instant::now() < end && child.try_wait().unwrap().is_none() {
             std::thread::sleep(Duration::from_millis(1));
         }
         child.kill().unwrap();
-        child.wait().unwrap();
+        if child.wait().unwrap().success() {
+            break;
+        }
     }
     succeed(&["train", &recipe, "--out", &b.arg("killed")]);
     for phase in ["1-fit", "2-router"] {

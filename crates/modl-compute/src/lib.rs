@@ -6,8 +6,7 @@ mod lora;
 mod patterns;
 pub mod peft;
 
-use modl_core::{Entry, ModuleConfig, Registry, Result};
-use serde::de::DeserializeOwned;
+use modl_core::{Registry, Result};
 
 pub use bottleneck::{Bottleneck, BottleneckInit, Residual, Scaling};
 pub use lora::{Lora, LoraInit};
@@ -18,25 +17,15 @@ pub use patterns::Patterns;
 /// # Errors
 /// Where a name is taken.
 pub fn register(r: &mut Registry) -> Result<()> {
-    r.modules.add(Entry {
-        name: "lora",
-        title: "Low-rank adaptation (LoRA, rsLoRA)",
-        citation: "Hu et al. 2021, arXiv 2106.09685",
-        section: "3.1",
-        parse: |c| parse::<Lora>("lora", c),
-    })?;
-    r.modules.add(Entry {
-        name: "bottleneck",
-        title: "Bottleneck adapter (Houlsby, Pfeiffer, parallel)",
-        citation: "Houlsby et al. 2019, arXiv 1902.00751",
-        section: "3.3",
-        parse: |c| parse::<Bottleneck>("bottleneck", c),
-    })
-}
-
-fn parse<C: ModuleConfig + DeserializeOwned + 'static>(
-    name: &str,
-    config: serde_json::Value,
-) -> Result<Box<dyn ModuleConfig>> {
-    Ok(Box::new(Entry::<dyn ModuleConfig>::read::<C>(name, config)?))
+    let r = &mut r.modules;
+    r.register::<Lora>(
+        "Low-rank adaptation (LoRA, rsLoRA)",
+        "Hu et al. 2021, arXiv 2106.09685",
+        "3.1",
+    )?;
+    r.register::<Bottleneck>(
+        "Bottleneck adapter (Houlsby, Pfeiffer, parallel)",
+        "Houlsby et al. 2019, arXiv 1902.00751",
+        "3.3",
+    )
 }

@@ -104,7 +104,7 @@ impl ModuleConfig for Lora {
     }
 
     fn to_json(&self) -> Result<Value> {
-        serde_json::to_value(self).map_err(|e| Error::invalid("lora", e.to_string()))
+        modl_core::to_json(self.kind(), self)
     }
 
     fn build(&self, site: &Site, _: &Tensors, scope: &mut Scope) -> Result<Box<dyn Module>> {

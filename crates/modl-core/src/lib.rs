@@ -68,7 +68,7 @@ pub use module_file::ModuleHeader;
 pub use nearest::nearest;
 pub use params::{Init, Param, ParamStore, Scope, Select};
 pub use random::{Seed, dropout, dropout_mask};
-pub use registry::{Catalog, Entry, Registry};
+pub use registry::{Catalog, Entry, Registry, from_json, to_json};
 pub use router::{Router, RouterConfig, Shared};
 pub use routing::{Level, Routing, Weights};
 pub use site::{Host, HostFn, Signal, Site, SiteKind};

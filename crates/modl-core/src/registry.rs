@@ -4,6 +4,8 @@
 //! A registry is a value, never a global: `Registry::new()`, then the `register` function of each
 //! crate. Nothing happens before `main`, and nothing is lost when a linker drops a crate.
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::{AggregatorConfig, Error, ModuleConfig, Result, RouterConfig};
@@ -82,16 +84,48 @@ impl<T: ?Sized> Catalog<T> {
     }
 }
 
-/// Reads a configuration from a value and says for which method where it does not fit. `parse`
-/// functions of entries are made of it.
-impl<T: ?Sized> Entry<T> {
-    /// Reads `C` from `config`.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] naming `method` and the key that does not fit.
-    pub fn read<C: serde::de::DeserializeOwned>(method: &str, config: Value) -> Result<C> {
-        serde_json::from_value(config).map_err(|e| Error::invalid(method, e.to_string()))
-    }
+/// The catalogue's `register`, for the configurations of one axis.
+macro_rules! registers {
+    ($config:ident) => {
+        impl Catalog<dyn $config> {
+            /// Adds a method under the name of its configuration `C`, with its title, its paper and
+            /// the section of the survey: the one line that a method needs. Recipes are read
+            /// strictly: a key that `C` does not know is an error.
+            ///
+            /// # Errors
+            /// [`Error::Duplicate`] where the name is taken.
+            pub fn register<C: $config + DeserializeOwned + Default + 'static>(
+                &mut self,
+                title: &'static str,
+                citation: &'static str,
+                section: &'static str,
+            ) -> Result<()> {
+                let name = C::default().kind();
+                let parse = |v| Ok(Box::new(from_json::<C>(C::default().kind(), v)?) as _);
+                self.add(Entry { name, title, citation, section, parse })
+            }
+        }
+    };
+}
+
+registers!(ModuleConfig);
+registers!(RouterConfig);
+registers!(AggregatorConfig);
+
+/// Reads the configuration of a method.
+///
+/// # Errors
+/// [`Error::Invalid`] naming `method` and the key that does not fit.
+pub fn from_json<C: DeserializeOwned>(method: &str, config: Value) -> Result<C> {
+    serde_json::from_value(config).map_err(|e| Error::invalid(method, e.to_string()))
+}
+
+/// The configuration of a method as in recipes and files.
+///
+/// # Errors
+/// [`Error::Invalid`] naming `method` where JSON cannot hold a value.
+pub fn to_json(method: &str, config: &impl Serialize) -> Result<Value> {
+    serde_json::to_value(config).map_err(|e| Error::invalid(method, e.to_string()))
 }
 
 /// All methods of the three axes that meet at a site.

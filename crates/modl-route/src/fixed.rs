@@ -98,7 +98,7 @@ impl RouterConfig for Fixed {
     }
 
     fn to_json(&self) -> Result<Value> {
-        crate::to_json(self)
+        modl_core::to_json(self.kind(), self)
     }
 
     fn build(&self, _: &Site, bank: &Bank, _: &mut Scope) -> Result<Box<dyn Router>> {

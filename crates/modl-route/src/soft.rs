@@ -33,7 +33,7 @@ impl RouterConfig for Soft {
     }
 
     fn to_json(&self) -> Result<Value> {
-        crate::to_json(self)
+        modl_core::to_json(self.kind(), self)
     }
 
     fn build(&self, site: &Site, bank: &Bank, scope: &mut Scope) -> Result<Box<dyn Router>> {

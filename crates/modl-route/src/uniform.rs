@@ -20,7 +20,7 @@ impl RouterConfig for Uniform {
     }
 
     fn to_json(&self) -> Result<Value> {
-        crate::to_json(self)
+        modl_core::to_json("uniform", self)
     }
 
     fn build(&self, _: &Site, _: &Bank, _: &mut Scope) -> Result<Box<dyn Router>> {

@@ -199,6 +199,6 @@ fn entry<S: Strategy + DeserializeOwned + 'static>(
     citation: &'static str,
     section: &'static str,
 ) -> Entry<dyn Strategy> {
-    let parse = |config| Ok(Box::new(Entry::<dyn Strategy>::read::<S>("strategy", config)?) as _);
+    let parse = |config| Ok(Box::new(modl_core::from_json::<S>("strategy", config)?) as _);
     Entry { name, title, citation, section, parse }
 }

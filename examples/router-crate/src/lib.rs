@@ -4,21 +4,15 @@
 //! Snell, Swersky, Zemel 2017, arXiv 1703.05175; survey §4.2.3.
 
 use modl_core::{
-    Bank, Context, Entry, Error, Init, Registry, Result, Router, RouterConfig, Routing, Scope,
-    Signal, Site, Tensor, Weights,
+    Bank, Context, Error, Init, Registry, Result, Router, RouterConfig, Routing, Scope, Signal,
+    Site, Tensor, Weights,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 /// Adds the router to a registry, under the name that recipes use.
 pub fn register(r: &mut Registry) -> Result<()> {
-    r.routers.add(Entry {
-        name: "prototype",
-        title: "Nearest prototype by cosine",
-        citation: "Snell et al. 2017",
-        section: "4.2.3",
-        parse: |v| Ok(Box::new(Entry::<dyn RouterConfig>::read::<Prototype>("prototype", v)?)),
-    })
+    r.routers.register::<Prototype>("Nearest prototype by cosine", "Snell et al. 2017", "4.2.3")
 }
 
 /// The configuration: `router = { type = "prototype", temperature = 0.1 }`.

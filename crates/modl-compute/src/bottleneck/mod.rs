@@ -159,7 +159,7 @@ impl ModuleConfig for Bottleneck {
     }
 
     fn to_json(&self) -> Result<Value> {
-        serde_json::to_value(self).map_err(|e| Error::invalid("bottleneck", e.to_string()))
+        modl_core::to_json(self.kind(), self)
     }
 
     fn build(&self, site: &Site, _: &Tensors, scope: &mut Scope) -> Result<Box<dyn Module>> {
