@@ -9,7 +9,7 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use modl_aggregate::{Average, Concat};
 use modl_core::{
     Aggregator, Bank, Context, Device, Init, Kind, LowRank, Routing, Seed, Tensor, Tensors,
-    Weights, no_grad,
+    Weights, keep_freed_memory, no_grad,
 };
 
 const WIDTH: i64 = 384;
@@ -41,6 +41,7 @@ fn merge(banks: &[Bank], routing: &Routing, aggregator: &dyn Aggregator) -> Vec<
 }
 
 fn bench(c: &mut Criterion) {
+    keep_freed_memory(); // as the modl binary does; else times depend on the heap's layout
     let mut group = c.benchmark_group("merge 12 sites 384 x 384");
     for modules in [4, 8] {
         let banks: Vec<Bank> = (0..SITES).map(|site| bank(site, modules)).collect();

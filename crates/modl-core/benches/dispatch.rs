@@ -11,7 +11,7 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use modl_core::testing::{Given, PlainSum, Sum};
 use modl_core::{
     Aggregator, Bank, Base, Context, Device, Host, Init, Kind, LowRank, ModularLayer, Result, Seed,
-    Signal, Site, SiteKind, Tensor, Tensors, Weights, dropout_mask, no_grad,
+    Signal, Site, SiteKind, Tensor, Tensors, Weights, dropout_mask, keep_freed_memory, no_grad,
 };
 
 const WIDTH: i64 = 384;
@@ -32,6 +32,7 @@ fn layer(weights: Weights, aggregator: impl Aggregator + 'static) -> ModularLaye
 }
 
 fn dispatch(c: &mut Criterion) {
+    keep_freed_memory(); // as the modl binary does; else times depend on the heap's layout
     let path = "layer.0.query".to_owned();
     let site = Site { path, kind: SiteKind::Linear, input: WIDTH, output: WIDTH, index: 0 };
     let theta = Tensors::new()

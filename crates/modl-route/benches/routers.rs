@@ -7,7 +7,7 @@
 use criterion::{Criterion, criterion_group, criterion_main};
 use modl_core::{
     Bank, Context, Device, Init, Kind, LowRank, ParamStore, RouterConfig, Scope, Seed, Signal,
-    Site, SiteKind, Tensor, no_grad,
+    Site, SiteKind, Tensor, keep_freed_memory, no_grad,
 };
 use modl_route::{Fixed, Input, Scores, Soft, TopK, Uniform};
 
@@ -27,6 +27,7 @@ fn top_k(input: Input) -> Box<TopK> {
 }
 
 fn routers(c: &mut Criterion) {
+    keep_freed_memory(); // as the modl binary does; else times depend on the heap's layout
     let path = "layer.0.query".to_owned();
     let site = Site { path, kind: SiteKind::Linear, input: WIDTH, output: WIDTH, index: 0 };
     let mut bank = Bank::new();

@@ -6,25 +6,28 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use modl_core::{Device, Init, Kind, Seed, Tensor};
+use modl_core::{Device, Init, Kind, Seed, Tensor, keep_freed_memory};
 use modl_train::optim::{AdamWConfig, SgdConfig};
 use modl_train::{OptimizerConfig, clip_grad_norm};
 
-fn tensor(shape: &[i64], seed: Seed) -> Tensor {
-    Init::Normal(0.05).tensor(shape, seed, Kind::Float, Device::Cpu).unwrap()
+fn tensors(shapes: &[[i64; 2]], seed: Seed) -> impl Iterator<Item = Tensor> {
+    (0..).zip(shapes).map(move |(n, shape)| {
+        Init::Normal(0.05).tensor(shape, seed.nth(n), Kind::Float, Device::Cpu).unwrap()
+    })
 }
 
 fn optimizers(c: &mut Criterion) {
+    keep_freed_memory(); // as the modl binary does; else times depend on the heap's layout
     let lora = [[8, 384], [384, 8]].repeat(12);
     let dense = [[1536, 384]].repeat(6);
     let decay = AdamWConfig { weight_decay: 0.01, ..AdamWConfig::default() };
     let momentum = SgdConfig { momentum: 0.9, ..SgdConfig::default() };
     for (set, shapes) in [("24 LoRA tensors", lora), ("6 dense layers", dense)] {
-        let draw = |n, what| tensor(&shapes[n], Seed(n as u64).child(what));
-        let params: Vec<(String, Tensor)> =
-            (0..shapes.len()).map(|n| (format!("modules.{n}"), draw(n, "theta"))).collect();
-        let grads: Vec<Option<Tensor>> =
-            (0..shapes.len()).map(|n| Some(draw(n, "gradient"))).collect();
+        let params: Vec<(String, Tensor)> = (0u64..)
+            .zip(tensors(&shapes, Seed(1)))
+            .map(|(n, t)| (format!("modules.{n}"), t))
+            .collect();
+        let grads: Vec<Option<Tensor>> = tensors(&shapes, Seed(2)).map(Some).collect();
         let mut group = c.benchmark_group(set);
         for (name, config) in [
             ("AdamW", OptimizerConfig::AdamW(decay.clone())),
