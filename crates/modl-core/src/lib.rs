@@ -14,7 +14,7 @@
 //! | `routing.rs` | the one type for α: static, per example, per token; hard, soft, sparse |
 //! | `bank.rs`, `dispatch.rs` | the inventory, and the fast ways to run it |
 //! | `model.rs`, `merge.rs`, `backbone.rs`, `targets.rs` | a backbone with modules attached at sites |
-//! | `tensor.rs`, `random.rs` | fallible tensors over libtorch; seeds, initialisation, dropout |
+//! | `tensor.rs`, `linear.rs`, `random.rs` | fallible tensors over libtorch; seeds, initialisation, dropout |
 //! | `params.rs`, `checkpoint.rs`, `module_file.rs` | named parameters and files |
 //! | `registry.rs` | names to constructors, for recipes and the command line |
 //! | `testing/` | the contract that every module, router and aggregator passes |
@@ -33,6 +33,7 @@ mod dispatch;
 mod error;
 mod ffi;
 mod layer;
+mod linear;
 mod machine;
 mod merge;
 mod model;

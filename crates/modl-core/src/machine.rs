@@ -15,9 +15,14 @@ pub fn cuda_devices() -> usize {
     usize::try_from(tch::Cuda::device_count()).unwrap_or(0)
 }
 
+/// What Linux says about the processors; empty elsewhere.
+pub(crate) fn cpu_info() -> String {
+    std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default()
+}
+
 /// Whether the processor multiplies bf16 matrices in hardware; without it, bf16 is slower than f32.
 pub fn has_bf16() -> bool {
-    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let cpu = cpu_info();
     let flags = cpu.lines().find(|l| l.starts_with("flags")).unwrap_or_default();
     flags.split_whitespace().any(|f| f == "avx512_bf16" || f == "amx_bf16")
 }

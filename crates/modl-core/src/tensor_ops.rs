@@ -174,14 +174,6 @@ impl Tensor {
         self.transpose(-2, -1)
     }
 
-    /// x Wᵀ + b: x `[…, in]`, weight `[out, in]`, bias `[out]` → `[…, out]`.
-    pub fn linear(&self, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-        self.0
-            .f_linear(&weight.0, bias.map(|b| &b.0))
-            .map(Tensor)
-            .map_err(|e| op_error("linear", &[&self.0, &weight.0], e))
-    }
-
     /// self + a @ b for matrices.
     pub fn addmm(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
         Self::op("addmm", &[self, a, b], |t| t[0].f_addmm(t[1], t[2]))
