@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use memmap2::Mmap;
 use safetensors::tensor::{Metadata, TensorInfo};
 use safetensors::{Dtype, SafeTensors};
+use serde_json::Value;
 
 use crate::{Device, Error, Kind, Result, Tensor};
 
@@ -153,8 +154,28 @@ pub fn save<'a>(
     });
     let views: Vec<_> = views.collect::<Result<_, _>>().map_err(|e| Error::file(path, e))?;
     let metadata = (!metadata.is_empty()).then_some(metadata);
-    let bytes = safetensors::serialize(views, metadata).map_err(|e| Error::file(path, e))?;
+    let mut bytes = safetensors::serialize(views, metadata).map_err(|e| Error::file(path, e))?;
+    sort_metadata(&mut bytes);
     write_whole(path, &bytes)
+}
+
+/// Puts the free text in the order of its keys: it comes from a hash map, and the same tensors are
+/// to give the same bytes. The header keeps its length.
+fn sort_metadata(file: &mut [u8]) {
+    let Some((length, rest)) = file.split_first_chunk::<8>() else { return };
+    let length = u64::from_le_bytes(*length) as usize;
+    let Some(header) = rest.get(..length) else { return };
+    let Ok(Value::Object(mut header)) = serde_json::from_slice(header) else { return };
+    if let Some(Value::Object(text)) = header.get_mut("__metadata__") {
+        text.sort_keys();
+    }
+    let sorted = Value::Object(header).to_string();
+    // What is left of the length is padding already.
+    if sorted.len() <= length
+        && let Some(place) = file.get_mut(8..8 + sorted.len())
+    {
+        place.copy_from_slice(sorted.as_bytes());
+    }
 }
 
 /// Writes a file so that it appears whole or not at all, also where the machine stops halfway.
@@ -201,6 +222,23 @@ mod tests {
         assert!(c.tensor("a", Device::Cpu).unwrap().bit_equal(&b).unwrap());
         let left: Vec<_> = fs::read_dir(path.parent().unwrap()).unwrap().collect();
         assert_eq!(left.len(), 1, "no temporary file is left");
+    }
+
+    #[test]
+    fn the_same_tensors_and_texts_are_the_same_bytes() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str| {
+            let text = |i: i32| (format!("key {i}"), format!("é {i}"));
+            // A hash map of its own has an order of its own.
+            save(dir.path().join(name), [("a", &t(&[1.0, 2.0]))], (0..9).map(text).collect())
+                .unwrap();
+            fs::read(dir.path().join(name)).unwrap()
+        };
+        let first = write("x");
+        assert!((0..5).all(|i| write(&i.to_string()) == first));
+        let file = Checkpoint::open(dir.path().join("x")).unwrap();
+        assert_eq!(file.metadata()["key 7"], "é 7");
+        assert_eq!(file.tensor("a", Device::Cpu).unwrap().to_vec::<f32>().unwrap(), [1.0, 2.0]);
     }
 
     #[test]
