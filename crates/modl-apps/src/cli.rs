@@ -105,7 +105,7 @@ impl Compute {
 }
 
 /// `cpu`, `cuda`, `cuda:1`.
-fn device(text: &str) -> Result<Device> {
+pub(crate) fn device(text: &str) -> Result<Device> {
     let Place(wanted) =
         Place::try_from(text.to_owned()).map_err(|e| anyhow::anyhow!("--device: {e}"))?;
     available(wanted)

@@ -22,6 +22,7 @@ fn step(y: &Tensor, g: &Tensor, leaves: &[&Tensor]) {
 }
 
 fn bench(c: &mut Criterion) {
+    modl_core::keep_freed_memory(); // as the modl binary does
     for kind in [Kind::Float, Kind::BFloat16] {
         let path = "layer.0.query".to_owned();
         let site = Site { path, kind: SiteKind::Linear, input: WIDTH, output: WIDTH, index: 0 };

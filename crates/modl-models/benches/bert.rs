@@ -113,6 +113,7 @@ fn step(model: &Modular, inputs: &Tensors, n: u64) -> Result<()> {
 }
 
 fn bert(c: &mut Criterion) {
+    modl_core::keep_freed_memory(); // as the modl binary does
     let dir = tempfile::tempdir().unwrap();
     write_model(dir.path()).unwrap();
     let mut group = c.benchmark_group("bert 16x128");

@@ -120,7 +120,7 @@ mod tests {
 
     #[test]
     fn no_document_is_on_both_sides_and_sizes_hold() {
-        let setting = Setting::new(Size::Quick, Precision::F32);
+        let setting = Setting::new(Size::Quick, Precision::F32, "cpu");
         let (train, test) = corpus().split(5, &setting).unwrap();
         let documents = |d: &Dataset| -> std::collections::BTreeSet<String> {
             d.examples().iter().map(|e| key(e, document(&e.id))).collect()
@@ -132,7 +132,7 @@ mod tests {
 
     #[test]
     fn another_seed_is_another_split_and_the_same_seed_the_same() {
-        let setting = Setting::new(Size::Quick, Precision::F32);
+        let setting = Setting::new(Size::Quick, Precision::F32, "cpu");
         let ids = |seed| {
             let (train, _) = corpus().split(seed, &setting).unwrap();
             train.examples().iter().map(|e| e.id.clone()).collect::<Vec<_>>()

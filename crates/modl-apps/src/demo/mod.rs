@@ -45,6 +45,9 @@ pub(crate) struct DemoArgs {
     /// Precision of the backbone.
     #[arg(long, value_enum, default_value_t = Precision::Auto)]
     dtype: Precision,
+    /// `cpu`, or `cuda:N` where libtorch has CUDA.
+    #[arg(long, default_value = "cpu")]
+    device: String,
     /// Forget what an earlier run has finished.
     #[arg(long)]
     fresh: bool,
@@ -57,7 +60,8 @@ pub(crate) fn run(args: &DemoArgs, methods: &Methods) -> Result<()> {
         (_, true) => Size::Full,
         _ => Size::Standard,
     };
-    let setting = Setting::new(size, args.dtype);
+    let setting = Setting::new(size, args.dtype, &args.device);
+    let device = crate::cli::device(&args.device)?;
     let seeds = args.seeds.unwrap_or(setting.size.seeds());
     anyhow::ensure!(seeds > 0, "--seeds is to be at least 1");
     let folder = args.out.join(setting.size.name());
@@ -70,8 +74,15 @@ pub(crate) fn run(args: &DemoArgs, methods: &Methods) -> Result<()> {
     println!("{}", setting.summary(&corpus, seeds));
     let mut results = Results::default();
     for seed in 0..seeds {
-        let study =
-            study::Study::new(seed, &setting, &corpus, &args.assets, &folder, &methods.registry)?;
+        let study = study::Study::new(
+            seed,
+            &setting,
+            device,
+            &corpus,
+            &args.assets,
+            &folder,
+            &methods.registry,
+        )?;
         results.add(study.run().with_context(|| format!("seed {seed}"))?);
     }
     let report = report::write(&args.out, &setting, &corpus, &results)?;

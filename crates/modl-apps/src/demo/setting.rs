@@ -48,6 +48,7 @@ pub(crate) struct Setting {
     pub(crate) version: u32,
     pub(crate) size: Size,
     pub(crate) bf16: bool,
+    pub(crate) device: String,
     /// Texts are cut to so many tokens.
     pub(crate) max_len: usize,
     /// The share of texts held out.
@@ -59,7 +60,7 @@ pub(crate) struct Setting {
 }
 
 impl Setting {
-    pub(crate) fn new(size: Size, precision: Precision) -> Self {
+    pub(crate) fn new(size: Size, precision: Precision, device: &str) -> Self {
         let module = TrainConfig {
             train: vec!["modules.*".into()],
             epochs: Some(3),
@@ -80,6 +81,7 @@ impl Setting {
             version: 1,
             size,
             bf16: precision.kind() == Kind::BFloat16,
+            device: device.to_owned(),
             max_len: 64,
             held_out: 0.25,
             rank: 8,
@@ -104,7 +106,7 @@ impl Setting {
             })?;
             anyhow::ensure!(
                 found == own,
-                "{}: holds results of another setting (precision or version); use --fresh or another --out",
+                "{}: holds results of another setting (precision, device or version); use --fresh or another --out",
                 folder.display()
             );
             return Ok(());
@@ -119,7 +121,7 @@ impl Setting {
         let of = |n: usize| if n == usize::MAX { "all".to_owned() } else { format!("up to {n}") };
         format!(
             "{} texts in {} domains; each seed trains on {} and tests on {} held-out ones of each domain; \
-             {seeds} seed{}, LoRA of rank {}, {}, {} threads",
+             {seeds} seed{}, LoRA of rank {}, {} on {}, {} threads",
             corpus.len(),
             DOMAINS.len(),
             of(train),
@@ -127,6 +129,7 @@ impl Setting {
             if seeds == 1 { "" } else { "s" },
             self.rank,
             if self.bf16 { "bf16" } else { "f32" },
+            self.device,
             modl_core::threads(),
         )
     }

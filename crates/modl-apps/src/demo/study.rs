@@ -35,6 +35,7 @@ const EVAL_BATCH: usize = 64;
 pub(crate) struct Study<'a> {
     seed: u64,
     setting: &'a Setting,
+    device: Device,
     registry: &'a Registry,
     model: PathBuf,
     folder: PathBuf,
@@ -47,6 +48,7 @@ impl<'a> Study<'a> {
     pub(crate) fn new(
         seed: u64,
         setting: &'a Setting,
+        device: Device,
         corpus: &Corpus,
         assets: &Path,
         folder: &Path,
@@ -56,7 +58,7 @@ impl<'a> Study<'a> {
         let model = assets.join("all-MiniLM-L6-v2");
         let folder = folder.join(format!("seed-{seed}"));
         let objective = Regression { head: "sentiment".into(), dim: 384 };
-        Ok(Study { seed, setting, registry, model, folder, train, test, objective })
+        Ok(Study { seed, setting, device, registry, model, folder, train, test, objective })
     }
 
     /// Trains and tests what is not finished yet.
@@ -106,7 +108,11 @@ impl<'a> Study<'a> {
 
     /// The frozen backbone with an untrained head. Modules start from `path` and the seed.
     fn backbone(&self, path: &str) -> Result<Modular> {
-        let options = LoadOptions { kind: Some(self.setting.kind()), ..LoadOptions::default() };
+        let options = LoadOptions {
+            kind: Some(self.setting.kind()),
+            device: self.device,
+            ..LoadOptions::default()
+        };
         let mut model =
             Modular::from_box(open(&self.model, &options)?, Seed(self.seed).child(path))?;
         self.objective.setup(&mut model)?;
@@ -149,11 +155,12 @@ impl<'a> Study<'a> {
         let mut gram = Tensor::zeros(&[width, width], Kind::Double, Device::Cpu)?;
         let mut moment = Tensor::zeros(&[width, 1], Kind::Double, Device::Cpu)?;
         for rows in order.chunks(EVAL_BATCH) {
-            let batch = self.train.batch(rows, Device::Cpu)?;
-            let x = no_grad(|| self.vectors(&model, &batch))?.to_kind(Kind::Double)?;
+            let batch = self.train.batch(rows, self.device)?;
+            let x = no_grad(|| self.vectors(&model, &batch))?;
+            let x = x.to_device(Device::Cpu)?.to_kind(Kind::Double)?;
             let ones = Tensor::ones(&[x.len_of(0), 1], Kind::Double, Device::Cpu)?;
             let x = Tensor::cat(&[x, ones], 1)?;
-            let y = batch.targets.to_kind(Kind::Double)?.unsqueeze(1)?;
+            let y = batch.targets.to_device(Device::Cpu)?.to_kind(Kind::Double)?.unsqueeze(1)?;
             gram.add_in_place(&x.t()?.matmul(&x)?)?;
             moment.add_in_place(&x.t()?.matmul(&y)?)?;
             progress.inc(rows.len() as u64);
