@@ -177,9 +177,8 @@ impl<'a> Outputs<'a> {
         let ups: Vec<Tensor> = parts.iter().map(|(_, p)| p.up.clone()).collect();
         let inner = self.x.x.linear(&Tensor::cat(&downs, 0)?.to_kind(kind)?, None)?;
         let inner = inner.mul(&before_last(&alpha, inner.dim())?)?;
-        let delta = inner.linear(&Tensor::cat(&ups, 1)?.to_kind(kind)?, None)?;
         let y = self.f.call(self.x, self.cx)?;
-        Ok(Some(y.replace(y.x.add(&delta)?)))
+        Ok(Some(y.replace(y.x.add_linear(&inner, &Tensor::cat(&ups, 1)?.to_kind(kind)?)?)))
     }
 
     /// Rows sent to their modules. Where each row has one module of weight 1 the parts are joined,

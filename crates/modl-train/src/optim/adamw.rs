@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use modl_core::{Result, ResultExt, Select, Tensor, no_grad};
+use modl_core::{Result, ResultExt, Select, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::{Optimizer, by_parameter, count, in_range, same_shape};
@@ -66,6 +66,12 @@ impl AdamW {
         let no_decay = Select::any(config.no_decay.clone());
         Ok(AdamW { config, no_decay, moments: BTreeMap::new() })
     }
+}
+
+impl Optimizer for AdamW {
+    fn kind(&self) -> &'static str {
+        "adamw"
+    }
 
     fn update(&mut self, name: &str, mut theta: Tensor, grad: &Tensor, lr: f64) -> Result<()> {
         let AdamWConfig { betas: (beta1, beta2), eps, weight_decay, .. } = self.config;
@@ -94,28 +100,6 @@ impl AdamW {
             theta.mul_scalar_in_place(1.0 - lr * weight_decay)?;
         }
         theta.addcdiv_in_place(first, &below)
-    }
-}
-
-impl Optimizer for AdamW {
-    fn kind(&self) -> &'static str {
-        "adamw"
-    }
-
-    fn step(
-        &mut self,
-        params: &[(String, Tensor)],
-        grads: &[Option<Tensor>],
-        lr: f64,
-    ) -> Result<()> {
-        no_grad(|| {
-            for ((name, theta), grad) in params.iter().zip(grads) {
-                if let Some(grad) = grad {
-                    self.update(name, theta.clone(), grad, lr).at(name)?;
-                }
-            }
-            Ok(())
-        })
     }
 
     fn state(&self) -> Result<Vec<(String, Tensor)>> {

@@ -9,7 +9,7 @@ mod sgd;
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 
-use modl_core::{Device, Error, Result, Tensor};
+use modl_core::{Device, Error, Result, ResultExt, Tensor, no_grad};
 use serde::{Deserialize, Serialize};
 
 pub use adamw::{AdamW, AdamWConfig};
@@ -20,17 +20,32 @@ pub trait Optimizer: Debug + Send {
     /// The name in recipes: `adamw`.
     fn kind(&self) -> &'static str;
 
+    /// Changes one parameter in place by its gradient, without recording gradients.
+    ///
+    /// # Errors
+    /// Where the gradient does not have the parameter's shape.
+    fn update(&mut self, name: &str, theta: Tensor, grad: &Tensor, lr: f64) -> Result<()>;
+
     /// One step in place. `grads` has an entry for each of `params`; where it is `None` the
     /// parameter is left alone.
     ///
     /// # Errors
-    /// Where a gradient does not have its parameter's shape.
+    /// With the parameter's name where a gradient does not have its shape.
     fn step(
         &mut self,
         params: &[(String, Tensor)],
         grads: &[Option<Tensor>],
         lr: f64,
-    ) -> Result<()>;
+    ) -> Result<()> {
+        no_grad(|| {
+            for ((name, theta), grad) in params.iter().zip(grads) {
+                if let Some(grad) = grad {
+                    self.update(name, theta.clone(), grad, lr).at(name)?;
+                }
+            }
+            Ok(())
+        })
+    }
 
     /// What has to be saved to go on later, as `PART.PARAMETER`. Parameters that never had a
     /// gradient have none.

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use modl_core::{Error, Result, ResultExt, Tensor, no_grad};
+use modl_core::{Error, Result, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::{Optimizer, by_parameter, in_range, same_shape};
@@ -43,6 +43,12 @@ impl Sgd {
         }
         Ok(Sgd { config, buffers: BTreeMap::new() })
     }
+}
+
+impl Optimizer for Sgd {
+    fn kind(&self) -> &'static str {
+        "sgd"
+    }
 
     fn update(&mut self, name: &str, mut theta: Tensor, grad: &Tensor, lr: f64) -> Result<()> {
         let SgdConfig { momentum, nesterov, weight_decay } = self.config;
@@ -71,28 +77,6 @@ impl Sgd {
                 if nesterov { direction.addcmul(&buffer, &factor(momentum)?)? } else { buffer };
         }
         theta.addcmul_in_place(&direction, &rate)
-    }
-}
-
-impl Optimizer for Sgd {
-    fn kind(&self) -> &'static str {
-        "sgd"
-    }
-
-    fn step(
-        &mut self,
-        params: &[(String, Tensor)],
-        grads: &[Option<Tensor>],
-        lr: f64,
-    ) -> Result<()> {
-        no_grad(|| {
-            for ((name, theta), grad) in params.iter().zip(grads) {
-                if let Some(grad) = grad {
-                    self.update(name, theta.clone(), grad, lr).at(name)?;
-                }
-            }
-            Ok(())
-        })
     }
 
     fn state(&self) -> Result<Vec<(String, Tensor)>> {
