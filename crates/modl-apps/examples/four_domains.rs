@@ -9,7 +9,7 @@ use modl_models::{LoadOptions, Tokenizer, open};
 use modl_route::{Fixed, Soft};
 use modl_train::{
     Batch, Dataset, Example, Objective, Regression, TrainConfig, Trainer, evaluate, read_tsv,
-    scores,
+    sample, scores,
 };
 
 const DOMAINS: [&str; 4] = ["tweets", "amazon", "movies", "nyt"];
@@ -42,7 +42,8 @@ fn texts(of_each: usize) -> Result<Dataset> {
     let tokenizer = Tokenizer::open("assets/all-MiniLM-L6-v2")?;
     let mut examples = Vec::new();
     for task in DOMAINS {
-        for row in read_tsv(format!("assets/sentiment/{task}.tsv"), Some(of_each))? {
+        let rows = read_tsv(format!("assets/sentiment/{task}.tsv"))?;
+        for row in sample(rows, of_each, 0) {
             let ids = tokenizer.encode_one(&row.text)?;
             examples.push(Example { id: row.id, task: task.into(), ids, target: row.score });
         }

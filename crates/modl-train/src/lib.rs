@@ -33,4 +33,4 @@ pub use run::{restore, run};
 pub use schedule::{Decay, Schedule, Warmup};
 pub use strategies::{Job, Joint, PerTask, RoutingOnly, Strategy};
 pub use trainer::Trainer;
-pub use tsv::{Row, read_tsv};
+pub use tsv::{Row, read_tsv, sample};

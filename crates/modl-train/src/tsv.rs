@@ -1,8 +1,9 @@
 //! Tab-separated examples: `id`, `score`, `text`, one a line, without a header.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
-use modl_core::{Error, Result};
+use modl_core::{Error, Result, Seed};
 
 /// A line of a file.
 #[derive(Debug, Clone, PartialEq)]
@@ -15,11 +16,11 @@ pub struct Row {
     pub text: String,
 }
 
-/// Reads the first `limit` lines of a file, or all of them. Empty lines are passed over.
+/// Reads a file. Empty lines are passed over.
 ///
 /// # Errors
 /// With file and line where a column is missing or a score is not a finite number.
-pub fn read_tsv(path: impl AsRef<Path>, limit: Option<usize>) -> Result<Vec<Row>> {
+pub fn read_tsv(path: impl AsRef<Path>) -> Result<Vec<Row>> {
     let path = path.as_ref();
     let text = std::fs::read_to_string(path).map_err(|e| Error::file(path, e))?;
     let lines = text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty());
@@ -37,7 +38,17 @@ pub fn read_tsv(path: impl AsRef<Path>, limit: Option<usize>) -> Result<Vec<Row>
         let score = score.ok_or_else(|| wrong("its score is not a number"))?;
         Ok(Row { id: id.to_owned(), score, text: text.to_owned() })
     };
-    lines.take(limit.unwrap_or(usize::MAX)).map(row).collect()
+    lines.map(row).collect()
+}
+
+/// `n` of the rows, chosen by seed and id and left in their order; all where there are no more. The
+/// first ones of a file would be no fair choice: many files are sorted.
+pub fn sample(rows: Vec<Row>, n: usize, seed: u64) -> Vec<Row> {
+    let mut ranked: Vec<(u64, usize)> =
+        rows.iter().enumerate().map(|(i, r)| (Seed(seed).child(&r.id).0, i)).collect();
+    ranked.sort_unstable();
+    let chosen: BTreeSet<usize> = ranked.into_iter().take(n).map(|(_, i)| i).collect();
+    rows.into_iter().enumerate().filter(|(i, _)| chosen.contains(i)).map(|(_, r)| r).collect()
 }
 
 #[cfg(test)]
@@ -49,12 +60,28 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.tsv");
         std::fs::write(&path, "1\t-0.5\ta\tb\n\n2\tnan\tc\n").unwrap();
-        let first = read_tsv(&path, Some(1)).unwrap();
-        assert_eq!(first, [Row { id: "1".into(), score: -0.5, text: "a\tb".into() }]);
-        let e = read_tsv(&path, None).unwrap_err().to_string();
+        let e = read_tsv(&path).unwrap_err().to_string();
         assert!(e.contains("x.tsv:3: its score"), "{e}");
+        std::fs::write(&path, "1\t-0.5\ta\tb\n").unwrap();
+        let row = Row { id: "1".into(), score: -0.5, text: "a\tb".into() };
+        assert_eq!(read_tsv(&path).unwrap(), [row]);
         std::fs::write(&path, "1\t2\n").unwrap();
-        assert!(read_tsv(&path, None).unwrap_err().to_string().contains("x.tsv:1"));
+        assert!(read_tsv(&path).unwrap_err().to_string().contains("x.tsv:1"));
+    }
+
+    #[test]
+    fn a_sample_is_of_that_size_in_order_and_by_seed() {
+        let row = |i: usize| Row { id: i.to_string(), score: i as f32, text: String::new() };
+        let all: Vec<Row> = (0..1000).map(row).collect();
+        let chosen = sample(all.clone(), 400, 7);
+        assert_eq!(chosen.len(), 400);
+        assert!(chosen.is_sorted_by_key(|r| r.score));
+        // As many from either half, within four standard deviations of a hypergeometric draw.
+        let first = chosen.iter().filter(|r| r.score < 500.0).count();
+        assert!((169..=231).contains(&first), "{first}");
+        assert_eq!(chosen, sample(all.clone(), 400, 7));
+        assert_ne!(chosen, sample(all.clone(), 400, 8));
+        assert_eq!(sample(all.clone(), 1000, 7), all);
     }
 
     #[test]
@@ -64,7 +91,7 @@ mod tests {
         for task in ["amazon", "movies", "nyt", "tweets"] {
             let path = format!("{folder}/{task}.tsv");
             let lines = std::fs::read_to_string(&path).unwrap().lines().count();
-            let rows = read_tsv(&path, None).unwrap();
+            let rows = read_tsv(&path).unwrap();
             assert_eq!(rows.len(), lines, "{task}");
             assert!(rows.iter().all(|r| r.score.abs() <= 4.0 && !r.text.is_empty()), "{task}");
         }

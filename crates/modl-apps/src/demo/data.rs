@@ -28,7 +28,7 @@ impl Corpus {
         let tokenizer = Tokenizer::open(assets.join("all-MiniLM-L6-v2")).with_context(hint)?;
         let domain = |domain: &&str| -> Result<Vec<Example>> {
             let path = assets.join("sentiment").join(format!("{domain}.tsv"));
-            let rows = read_tsv(path, None).with_context(hint)?;
+            let rows = read_tsv(path).with_context(hint)?;
             let example = |row: modl_train::Row| {
                 Ok(Example {
                     ids: tokenizer.encode_one(&row.text)?,

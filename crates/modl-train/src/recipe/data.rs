@@ -7,7 +7,7 @@ use modl_core::{Error, Result};
 use serde::{Deserialize, Serialize};
 
 use super::Recipe;
-use crate::{Dataset, Example, read_tsv};
+use crate::{Dataset, Example, read_tsv, sample};
 
 /// Examples by task.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -25,7 +25,7 @@ pub struct DataSpec {
     /// tested on the same.
     #[serde(default)]
     pub split_seed: u64,
-    /// The first so many examples of each file only.
+    /// So many examples of each file only, chosen by `split_seed`.
     pub limit: Option<usize>,
 }
 
@@ -56,7 +56,11 @@ impl Recipe {
         let mut examples = Vec::new();
         for (task, file) in &self.data.tasks {
             let rows = match self.data.format {
-                DataFormat::Tsv => read_tsv(self.resolve(file), self.data.limit)?,
+                DataFormat::Tsv => read_tsv(self.resolve(file))?,
+            };
+            let rows = match self.data.limit {
+                Some(n) => sample(rows, n, self.data.split_seed),
+                None => rows,
             };
             if rows.is_empty() {
                 return Err(Error::file(self.resolve(file), "has no examples"));
