@@ -2,8 +2,7 @@
 //!
 //! Every random number comes from a [`Seed`] that the caller gives, and from the path of the
 //! place that draws: the same seed gives the same parameters and the same dropout masks, whatever
-//! the order of construction, the number of threads or the rows that share a batch. libtorch's
-//! global generator is never used.
+//! the order of construction or the number of threads. libtorch's global generator is never used.
 
 use rand::{Rng, RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
