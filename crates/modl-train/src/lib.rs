@@ -26,7 +26,7 @@ pub use evaluate::{Prediction, evaluate};
 pub use events::{Event, Fanout, JsonLines, Sink};
 pub use methods::Methods;
 pub use metrics::{Interval, interval, mean_absolute_error, scores, sign_accuracy, spearman};
-pub use objective::{Objective, Regression};
+pub use objective::{Objective, Regression, sentence_vectors};
 pub use optim::{Optimizer, OptimizerConfig};
 pub use recipe::{Phase, Recipe};
 pub use run::{restore, run};

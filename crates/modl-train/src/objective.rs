@@ -2,7 +2,7 @@
 
 use std::fmt::Debug;
 
-use modl_core::{Context, Init, Kind, Modular, Result, Tensor};
+use modl_core::{Context, Init, Kind, Modular, Result, Tensor, Tensors};
 
 use crate::Batch;
 
@@ -19,6 +19,15 @@ pub trait Objective: Debug {
 
     /// The mean loss of the batch, `[]` f32.
     fn loss(&self, model: &Modular, batch: &Batch, cx: &Context) -> Result<Tensor>;
+}
+
+/// The mean of a model's last hidden states over the real tokens of a batch, `[batch, dim]` f32.
+///
+/// # Errors
+/// Where `last_hidden_state` is not among the outputs, or does not fit the batch's mask.
+pub fn sentence_vectors(outputs: &Tensors, batch: &Batch) -> Result<Tensor> {
+    let hidden = outputs.need("last_hidden_state")?.to_kind(Kind::Float)?; // [batch, seq, dim]
+    hidden.masked_mean(batch.inputs.need("attention_mask")?)
 }
 
 /// One number for a text: ŷ = w·h̄ + b with h̄ the mean of the last hidden states over real tokens,
@@ -44,9 +53,7 @@ impl Objective for Regression {
     fn predict(&self, model: &Modular, batch: &Batch, cx: &Context) -> Result<Tensor> {
         let weight = model.params().get(&format!("heads.{}.weight", self.head))?;
         let bias = model.params().get(&format!("heads.{}.bias", self.head))?;
-        let outputs = model.forward(&batch.inputs, cx)?;
-        let hidden = outputs.need("last_hidden_state")?.to_kind(Kind::Float)?; // [batch, seq, dim]
-        let mean = hidden.masked_mean(batch.inputs.need("attention_mask")?)?; // [batch, dim]
+        let mean = sentence_vectors(&model.forward(&batch.inputs, cx)?, batch)?;
         mean.linear(weight, Some(bias))?.squeeze(-1)
     }
 

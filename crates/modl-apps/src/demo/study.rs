@@ -16,6 +16,7 @@ use modl_models::{LoadOptions, open};
 use modl_route::{Choice, Fixed, Scores, Soft, TopK};
 use modl_train::{
     Batch, Dataset, Fanout, JsonLines, Objective, Regression, TrainConfig, Trainer, evaluate,
+    sentence_vectors,
 };
 
 use super::data::{Corpus, DOMAINS};
@@ -156,7 +157,8 @@ impl<'a> Study<'a> {
         let mut moment = Tensor::zeros(&[width, 1], Kind::Double, Device::Cpu)?;
         for rows in order.chunks(EVAL_BATCH) {
             let batch = self.train.batch(rows, self.device)?;
-            let x = no_grad(|| self.vectors(&model, &batch))?;
+            let outputs = no_grad(|| model.forward_base(&batch.inputs, &Context::eval()))?;
+            let x = no_grad(|| sentence_vectors(&outputs, &batch))?;
             let x = x.to_device(Device::Cpu)?.to_kind(Kind::Double)?;
             let ones = Tensor::ones(&[x.len_of(0), 1], Kind::Double, Device::Cpu)?;
             let x = Tensor::cat(&[x, ones], 1)?;
@@ -175,12 +177,6 @@ impl<'a> Study<'a> {
         let tensors = [("heads.sentiment.weight", &weight), ("heads.sentiment.bias", &bias)];
         checkpoint::save(self.head_file(), tensors, [seconds_of(seconds)].into())?;
         Ok(())
-    }
-
-    fn vectors(&self, model: &Modular, batch: &Batch) -> modl_core::Result<Tensor> {
-        let out = model.forward_base(&batch.inputs, &Context::eval())?;
-        let hidden = out.need("last_hidden_state")?.to_kind(Kind::Float)?;
-        hidden.masked_mean(batch.inputs.need("attention_mask")?)
     }
 
     /// One LoRA on queries and values, after the fact: backbone and head are frozen.
