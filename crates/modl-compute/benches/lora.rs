@@ -6,8 +6,8 @@
 use criterion::{Criterion, criterion_group, criterion_main};
 use modl_compute::Lora;
 use modl_core::{
-    Context, Device, Host, Init, Kind, ModuleConfig, ParamStore, Result, Scope, Seed, Signal, Site,
-    SiteKind, Tensor, Tensors,
+    Attachment, Context, Device, Host, Init, Kind, ModuleConfig, ParamStore, Result, Scope, Seed,
+    Signal, Site, SiteKind, Tensor, Tensors,
 };
 
 const WIDTH: i64 = 384;
@@ -37,8 +37,9 @@ fn bench(c: &mut Criterion) {
         x.x.set_requires_grad(true).unwrap();
         let g = tensor(&[16, 128, WIDTH], 1.0, "g", kind);
         let mut store = ParamStore::new();
-        let module =
-            Lora::default().build(&site, &theta, &mut Scope::new(&mut store, Seed(1))).unwrap();
+        let module = Lora::default()
+            .build(&Attachment::alone(&site, &theta), &mut Scope::new(&mut store, Seed(1)))
+            .unwrap();
         let phi = module.phi();
         let mut leaves: Vec<&Tensor> = phi.iter().map(|(_, t)| t).collect();
         leaves.push(&x.x);

@@ -1,15 +1,18 @@
 #![doc = include_str!("../README.md")]
 
-mod bottleneck;
 mod dropout;
-mod lora;
+pub mod function;
+pub mod hyper;
+pub mod input;
+pub mod low_rank;
 mod patterns;
 pub mod peft;
+pub mod sparse;
 
 use modl_core::{Registry, Result};
 
-pub use bottleneck::{Bottleneck, BottleneckInit, Residual, Scaling};
-pub use lora::{Lora, LoraInit};
+pub use function::{Bottleneck, BottleneckInit, Residual, Scaling};
+pub use low_rank::{Lora, LoraInit};
 pub use patterns::Patterns;
 
 /// Adds the modules of this crate.
@@ -18,14 +21,9 @@ pub use patterns::Patterns;
 /// Where a name is taken.
 pub fn register(r: &mut Registry) -> Result<()> {
     let r = &mut r.modules;
-    r.register::<Lora>(
-        "Low-rank adaptation (LoRA, rsLoRA)",
-        "Hu et al. 2021, arXiv 2106.09685",
-        "3.1",
-    )?;
-    r.register::<Bottleneck>(
-        "Bottleneck adapter (Houlsby, Pfeiffer, parallel)",
-        "Houlsby et al. 2019, arXiv 1902.00751",
-        "3.3",
-    )
+    low_rank::register(r)?;
+    sparse::register(r)?;
+    input::register(r)?;
+    function::register(r)?;
+    hyper::register(r)
 }

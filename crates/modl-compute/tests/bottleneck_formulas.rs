@@ -5,8 +5,9 @@ use modl_compute::{Bottleneck, BottleneckInit, Residual, Scaling, register};
 use modl_core::Activation;
 use modl_core::testing::{Identity, ModuleClaims, TinyBackbone, check_module};
 use modl_core::{
-    Backbone, Context, Device, Error, Host, Init, Kind, Module, ModuleConfig, ParamStore, Registry,
-    Result, Scope, Seed, Signal, Site, SiteKind, Targets, Tensor, Tensors, no_grad,
+    Attachment, Backbone, Context, Device, Error, Host, Init, Kind, Module, ModuleConfig,
+    ParamStore, Registry, Result, Scope, Seed, Signal, Site, SiteKind, Targets, Tensor, Tensors,
+    no_grad,
 };
 
 const D: i64 = 6;
@@ -78,7 +79,7 @@ fn module(config: &Bottleneck) -> Box<dyn Module> {
 fn fresh(config: &Bottleneck) -> Result<Box<dyn Module>> {
     let mut store = ParamStore::new();
     let mut scope = Scope::at(&mut store, "modules.a", Seed(4)).on(Kind::Double, Device::Cpu);
-    config.build(&site(), &Tensors::new(), &mut scope)
+    config.build(&Attachment::alone(&site(), &Tensors::new()), &mut scope)
 }
 
 /// W_up σ(W_down z + b_down) + b_up.
@@ -174,8 +175,10 @@ fn the_starts_are_adapterhubs() {
     let wide = Site { input: 400, output: 400, ..site() };
     let start = |init_weights| {
         let mut store = ParamStore::new();
+        let none = Tensors::new();
         let config = Bottleneck { init_weights, ..Bottleneck::parallel() };
-        config.build(&wide, &Tensors::new(), &mut Scope::new(&mut store, Seed(2))).unwrap();
+        let at = Attachment::alone(&wide, &none);
+        config.build(&at, &mut Scope::new(&mut store, Seed(2))).unwrap();
         let v = |n: &str| store.get(n).unwrap().to_vec::<f64>().unwrap();
         assert!(v("adapter_down.0.bias").iter().chain(&v("adapter_up.bias")).all(|b| *b == 0.0));
         (v("adapter_down.0.weight"), v("adapter_up.weight"))
@@ -266,7 +269,7 @@ fn what_cannot_be_is_refused_with_its_name() {
     let linear = tiny.sites().iter().find(|s| s.kind == SiteKind::Linear).unwrap();
     let mut store = ParamStore::new();
     let scope = &mut Scope::new(&mut store, Seed(1));
-    let e = houlsby().build(linear, &Tensors::new(), scope).unwrap_err();
+    let e = houlsby().build(&Attachment::alone(linear, &Tensors::new()), scope).unwrap_err();
     assert!(matches!(&e, Error::Unsupported { what, .. } if what.contains("Linear")), "{e}");
 }
 

@@ -4,8 +4,8 @@
 use modl_compute::{Lora, LoraInit, register};
 use modl_core::testing::{Identity, ModuleClaims, TinyBackbone, check_module};
 use modl_core::{
-    Backbone, Context, Device, Error, Host, Init, Kind, Module, ModuleConfig, ParamStore, Registry,
-    Result, Scope, Seed, Signal, Site, SiteKind, Targets, Tensor, Tensors,
+    Attachment, Backbone, Context, Device, Error, Host, Init, Kind, Module, ModuleConfig,
+    ParamStore, Registry, Result, Scope, Seed, Signal, Site, SiteKind, Targets, Tensor, Tensors,
 };
 use proptest::prelude::*;
 
@@ -33,7 +33,7 @@ impl Place {
         let kind = if self.kind() == Kind::Double { Kind::Double } else { Kind::Float };
         let mut scope =
             Scope::at(&mut store, "modules.a.layer.0.query", Seed(9)).on(kind, Device::Cpu);
-        config.build(&self.site, &self.theta, &mut scope)
+        config.build(&Attachment::alone(&self.site, &self.theta), &mut scope)
     }
 
     fn kind(&self) -> Kind {
@@ -248,7 +248,10 @@ fn what_cannot_be_is_refused_with_its_name() {
     let words = &tiny.sites()[0];
     let mut store = ParamStore::new();
     let e = Lora::default()
-        .build(words, &tiny.theta(words).unwrap(), &mut Scope::new(&mut store, Seed(1)))
+        .build(
+            &Attachment::alone(words, &tiny.theta(words).unwrap()),
+            &mut Scope::new(&mut store, Seed(1)),
+        )
         .unwrap_err();
     assert!(matches!(&e, Error::Unsupported { what, .. } if what.contains("Embedding")), "{e}");
     assert!(store.iter().next().is_none(), "nothing was made");

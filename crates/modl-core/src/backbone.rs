@@ -26,6 +26,13 @@ pub trait Backbone: Debug + Send {
     /// The architecture's settings, as in `config.json`.
     fn config(&self) -> &Value;
 
+    /// The site path that this backbone has for `path`, where other versions of transformers, or
+    /// the same network with or without a head, name a site or a parameter below it differently;
+    /// `path` itself where it is nobody's other name.
+    fn canonical(&self, path: &str) -> String {
+        path.to_owned()
+    }
+
     /// One pass: named inputs (`input_ids`, `attention_mask`) to named outputs
     /// (`last_hidden_state`). At each site it runs [`Layers::run`].
     fn forward(&self, inputs: &Tensors, layers: &Layers, cx: &Context) -> Result<Tensors>;

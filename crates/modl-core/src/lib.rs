@@ -64,7 +64,7 @@ pub use error::{Error, Mismatch, Result, ResultExt};
 pub use layer::ModularLayer;
 pub use machine::{cuda_devices, has_bf16, keep_freed_memory, set_threads, threads};
 pub use model::Modular;
-pub use module::{LowRank, Module, ModuleConfig};
+pub use module::{Attachment, LowRank, Module, ModuleConfig, Step};
 pub use module_file::ModuleHeader;
 pub use nearest::nearest;
 pub use params::{Init, Param, ParamStore, Scope, Select};

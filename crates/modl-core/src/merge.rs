@@ -31,7 +31,7 @@ impl Modular {
             for (short, new) in merged.iter() {
                 let old = theta.need(short)?;
                 if !old.bit_equal(new)? {
-                    before.push((format!("{}.{short}", site.path), old.copy()?));
+                    before.push((*index, short.to_owned(), old.copy()?));
                     changes.push((old.clone(), new.detach()?));
                 }
             }
@@ -43,8 +43,10 @@ impl Modular {
 
     /// Puts back θ as it was before [`Modular::merge`], bit for bit.
     pub fn unmerge(&mut self) -> Result<()> {
-        for (name, old) in std::mem::take(&mut self.unmerged) {
-            let mut t = self.backbone().params().get(&name)?.clone();
+        for (index, short, old) in std::mem::take(&mut self.unmerged) {
+            let Some(site) = self.backbone().sites().get(index) else { continue };
+            // θ may be a view of how the backbone stores it.
+            let mut t = self.backbone().theta(site)?.need(&short)?.clone();
             no_grad(|| t.copy_from(&old))?;
         }
         Ok(())

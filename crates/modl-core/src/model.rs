@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use crate::undecided::Undecided;
 use crate::{
-    AggregatorConfig, Backbone, Bank, Context, Error, Kind, Layers, ModularLayer, ModuleConfig,
-    ParamStore, Result, ResultExt, Router, RouterConfig, Scope, Seed, Select, Shared, Site,
-    Targets, Tensor, Tensors,
+    AggregatorConfig, Attachment, Backbone, Bank, Context, Error, Kind, Layers, ModularLayer,
+    ModuleConfig, ParamStore, Result, ResultExt, Router, RouterConfig, Scope, Seed, Select, Shared,
+    Site, Step, Targets, Tensor, Tensors,
 };
 
 /// The key and the path of the one router for all sites.
@@ -34,8 +34,8 @@ pub struct Modular {
     pub(crate) router: Option<(Box<dyn RouterConfig>, bool)>,
     pub(crate) aggregator: Option<Box<dyn AggregatorConfig>>,
     seed: Seed,
-    /// θ as it was before a merge, by full name.
-    pub(crate) unmerged: Vec<(String, Tensor)>,
+    /// θ as it was before a merge: the site's index, the short name, and the value.
+    pub(crate) unmerged: Vec<(usize, String, Tensor)>,
 }
 
 impl Modular {
@@ -152,8 +152,9 @@ impl Modular {
         let mut grown = false;
         for site in sites {
             let theta = self.backbone.theta(site)?;
-            let mut scope = self.scope(&format!("modules.{name}.{}", site.path));
-            let module = config.build(site, &theta, &mut scope).at(&site.path)?;
+            let mut top = self.scope(&format!("modules.{name}"));
+            let at = Attachment { site, theta: &theta, sites };
+            let module = config.build(&at, &mut top.sub(&site.path)).at(&site.path)?;
             if self.layers.at(site).is_none() {
                 let fresh = ModularLayer::new(Bank::new(), Undecided, Undecided);
                 *self.layers.slot(site)? = Some(fresh);
@@ -320,6 +321,44 @@ impl Modular {
     /// One pass of the backbone alone.
     pub fn forward_base(&self, inputs: &Tensors, cx: &Context) -> Result<Tensors> {
         self.backbone.forward(inputs, &Layers::none(self.backbone.sites().len()), cx)
+    }
+
+    /// What all attached modules add to the loss in training, if any.
+    ///
+    /// # Errors
+    /// With the path of the site where it fails.
+    pub fn penalty(&self, cx: &Context) -> Result<Option<Tensor>> {
+        let mut sum: Option<Tensor> = None;
+        for site in self.backbone.sites() {
+            let Some(layer) = self.layers.at(site) else { continue };
+            for j in 0..layer.bank.len() {
+                let Some(module) = layer.bank.module(j) else { continue };
+                let Some(own) = module.penalty(cx).at(&site.path)? else { continue };
+                sum = Some(match sum {
+                    Some(s) => s.add(&own)?,
+                    None => own,
+                });
+            }
+        }
+        Ok(sum)
+    }
+
+    /// Lets every attached module do what it does after a step of training. `gradients` are by the
+    /// names of [`Modular::trainable`].
+    ///
+    /// # Errors
+    /// With the name of the module where it fails.
+    pub fn after_step(&self, gradients: &Tensors, done: u64, total: u64) -> Result<()> {
+        for (name, attached) in &self.attached {
+            let prefix = format!("modules.{name}.");
+            let own =
+                |(n, g): (&str, &Tensor)| Some((n.strip_prefix(&prefix)?.to_owned(), g.clone()));
+            let gradients = gradients.iter().filter_map(own).collect();
+            let params = self.params.below(&prefix);
+            let step = Step { done, total, gradients };
+            crate::no_grad(|| attached.config.after_step(&params, &step)).at(&prefix)?;
+        }
+        Ok(())
     }
 
     /// Makes exactly the selected parameters trainable.

@@ -4,7 +4,10 @@ use std::fmt::Debug;
 
 use serde_json::Value;
 
-use crate::{Context, Error, Host, Result, Scope, Signal, Site, SiteKind, Tensor, Tensors};
+use crate::{
+    Context, Error, Host, ParamStore, Result, Scope, Signal, Site, SiteKind, Targets, Tensor,
+    Tensors,
+};
 
 /// A module f_φ at a site: h = f'(x; θ, φ).
 ///
@@ -52,6 +55,12 @@ pub trait Module: Debug + Send {
         None
     }
 
+    /// What training adds to the loss for this module, a scalar whose factor is in it already: a
+    /// sparsity or orthogonality penalty. Most have none.
+    fn penalty(&self, _cx: &Context) -> Result<Option<Tensor>> {
+        Ok(None)
+    }
+
     /// φ by name, for aggregators that work on parameters.
     fn phi(&self) -> Tensors {
         Tensors::new()
@@ -82,11 +91,53 @@ pub trait ModuleConfig: Debug + Send {
     /// The configuration as in recipes and files, without `type`.
     fn to_json(&self) -> Result<Value>;
 
-    /// Makes the module for `site`, whose frozen parameters are `theta`.
+    /// Makes the module for one site.
     ///
     /// # Errors
     /// Where the kind does not work at this kind of site, or the configuration does not fit it.
-    fn build(&self, site: &Site, theta: &Tensors, scope: &mut Scope) -> Result<Box<dyn Module>>;
+    fn build(&self, at: &Attachment, scope: &mut Scope) -> Result<Box<dyn Module>>;
+
+    /// Where the method usually stands, for tables and for users who do not say.
+    fn usual_targets(&self) -> Targets {
+        Targets::pattern("all-linear")
+    }
+
+    /// What the method does after each step of training besides what the optimiser does: a budget
+    /// that shrinks, a mask that is chosen. `params` are those of one attached module, named
+    /// `SITE.PARAM`; what has to survive a restart is a [buffer](Scope::buffer) among them.
+    fn after_step(&self, _params: &ParamStore, _step: &Step) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Where a module is built: one of the sites that it attaches to.
+#[derive(Debug, Clone, Copy)]
+pub struct Attachment<'a> {
+    /// The site.
+    pub site: &'a Site,
+    /// Its frozen parameters.
+    pub theta: &'a Tensors,
+    /// All sites that the module attaches to, in the order of a forward pass.
+    pub sites: &'a [Site],
+}
+
+impl<'a> Attachment<'a> {
+    /// At one site and no other.
+    pub fn alone(site: &'a Site, theta: &'a Tensors) -> Self {
+        Attachment { site, theta, sites: std::slice::from_ref(site) }
+    }
+}
+
+/// A step of training that has just been done.
+#[derive(Debug)]
+pub struct Step {
+    /// The number of steps that are done, at least 1.
+    pub done: u64,
+    /// The number of steps that there will be.
+    pub total: u64,
+    /// The gradients of this step by the parameters' names, as [`ModuleConfig::after_step`] has
+    /// them; none where a parameter was not used.
+    pub gradients: Tensors,
 }
 
 /// A change of a weight as a product of two thin matrices: ΔW = scale · up · down.

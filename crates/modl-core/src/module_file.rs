@@ -11,8 +11,8 @@ use serde_json::Value;
 
 use crate::checkpoint::{self, Checkpoint};
 use crate::{
-    Error, Modular, ModuleConfig, ParamStore, Registry, Result, ResultExt, Scope, Seed, Select,
-    Targets,
+    Attachment, Error, Modular, ModuleConfig, ParamStore, Registry, Result, ResultExt, Scope, Seed,
+    Select, Targets,
 };
 
 const FORMAT: u32 = 1;
@@ -158,9 +158,11 @@ impl Modular {
     ) -> Result<ParamStore> {
         let backbone = self.backbone();
         let mut store = ParamStore::new();
-        for site in targets.select(backbone.sites())? {
-            let mut scope = Scope::at(&mut store, &site.path, Seed(0));
-            config.build(site, &backbone.theta(site)?, &mut scope).at(&site.path)?;
+        let sites: Vec<_> = targets.select(backbone.sites())?.into_iter().cloned().collect();
+        for site in &sites {
+            let mut top = Scope::new(&mut store, Seed(0));
+            let at = Attachment { site, theta: &backbone.theta(site)?, sites: &sites };
+            config.build(&at, &mut top.sub(&site.path)).at(&site.path)?;
         }
         Ok(store)
     }

@@ -9,6 +9,7 @@ use crate::{Device, Error, Kind, Mismatch, Result, ResultExt, Seed, Tensor, no_g
 #[derive(Debug, Clone)]
 pub struct Param {
     tensor: Tensor,
+    buffer: bool,
 }
 
 impl Param {
@@ -20,6 +21,11 @@ impl Param {
     /// Whether gradients are computed for it.
     pub fn trainable(&self) -> bool {
         self.tensor.requires_grad()
+    }
+
+    /// Whether it is kept and saved like a parameter, but is never trained.
+    pub fn is_buffer(&self) -> bool {
+        self.buffer
     }
 }
 
@@ -43,12 +49,22 @@ impl ParamStore {
     /// # Errors
     /// [`Error::Duplicate`] where the name is taken.
     pub fn insert(&mut self, name: impl Into<String>, tensor: Tensor) -> Result<()> {
-        let name = name.into();
+        self.add(name.into(), Param { tensor, buffer: false })
+    }
+
+    fn add(&mut self, name: String, param: Param) -> Result<()> {
         if self.params.contains_key(&name) {
             return Err(Error::Duplicate { kind: "parameter", name });
         }
-        self.params.insert(name, Param { tensor });
+        self.params.insert(name, param);
         Ok(())
+    }
+
+    /// The parameters whose names start with `prefix`, without it. They share their tensors with
+    /// this store.
+    pub fn below(&self, prefix: &str) -> ParamStore {
+        let own = |(n, p): (&String, &Param)| Some((n.strip_prefix(prefix)?.to_owned(), p.clone()));
+        ParamStore { params: self.params.iter().filter_map(own).collect() }
     }
 
     /// The tensor of that name.
@@ -79,10 +95,11 @@ impl ParamStore {
         self.iter().filter(|(n, _)| select.matches(n)).map(|(n, p)| (n, &p.tensor))
     }
 
-    /// Makes exactly the selected parameters trainable, and freezes all others.
+    /// Makes exactly the selected parameters trainable, and freezes all others. Buffers are never
+    /// trained.
     pub fn train_only(&self, select: &Select) -> Result<()> {
         for (name, p) in &self.params {
-            p.tensor.set_requires_grad(select.matches(name)).at(name)?;
+            p.tensor.set_requires_grad(!p.buffer && select.matches(name)).at(name)?;
         }
         Ok(())
     }
@@ -199,6 +216,8 @@ fn glob(pattern: &str, name: &str) -> bool {
 pub struct Scope<'a> {
     store: &'a mut ParamStore,
     path: String,
+    /// The path at which [`Scope::common`] is.
+    top: String,
     seed: Seed,
     kind: Kind,
     device: Device,
@@ -207,12 +226,13 @@ pub struct Scope<'a> {
 impl<'a> Scope<'a> {
     /// The top of `store`; parameters are 32-bit floats on the CPU.
     pub fn new(store: &'a mut ParamStore, seed: Seed) -> Self {
-        Scope { store, path: String::new(), seed, kind: Kind::Float, device: Device::Cpu }
+        Self::at(store, "", seed)
     }
 
     /// A place in `store`.
     pub fn at(store: &'a mut ParamStore, path: &str, seed: Seed) -> Self {
-        Scope { path: path.to_owned(), ..Self::new(store, seed) }
+        let (path, top) = (path.to_owned(), path.to_owned());
+        Scope { store, path, top, seed, kind: Kind::Float, device: Device::Cpu }
     }
 
     /// New parameters are of this kind and on this device.
@@ -222,19 +242,17 @@ impl<'a> Scope<'a> {
 
     /// A place below this one.
     pub fn sub(&mut self, name: &str) -> Scope<'_> {
-        Scope {
-            path: self.full(name),
-            store: self.store,
-            seed: self.seed,
-            kind: self.kind,
-            device: self.device,
-        }
+        let (path, top) = (self.full(name), self.top.clone());
+        let (seed, kind, device) = (self.seed, self.kind, self.device);
+        Scope { store: self.store, path, top, seed, kind, device }
     }
 
-    /// The same store from its top: for parameters that several places share.
-    pub fn root(&mut self) -> Scope<'_> {
+    /// The top of what one attached module, router or aggregator owns, for parameters that its
+    /// sites share.
+    pub fn common(&mut self) -> Scope<'_> {
+        let (path, top) = (self.top.clone(), self.top.clone());
         let (seed, kind, device) = (self.seed, self.kind, self.device);
-        Scope { store: self.store, path: String::new(), seed, kind, device }
+        Scope { store: self.store, path, top, seed, kind, device }
     }
 
     /// The path of this place.
@@ -293,6 +311,34 @@ impl<'a> Scope<'a> {
         let own = self.param_from(name, value)?;
         own.set_requires_grad(trainable)?;
         Ok(own)
+    }
+
+    /// Keeps a copy of a tensor that is saved and loaded with the parameters, but never trained: a
+    /// mask, a frozen projection, running averages.
+    ///
+    /// # Errors
+    /// [`Error::Duplicate`] where the name is taken.
+    pub fn buffer(&mut self, name: &str, value: &Tensor) -> Result<Tensor> {
+        let full = self.full(name);
+        let own = value.detach()?.to_device(self.device)?.copy().at(&full)?;
+        self.store.add(full, Param { tensor: own.clone(), buffer: true })?;
+        Ok(own)
+    }
+
+    /// The buffer of that name, made by `value` on the first call and shared by all later ones.
+    ///
+    /// # Errors
+    /// What `value` gives.
+    pub fn shared_buffer(
+        &mut self,
+        name: &str,
+        value: impl FnOnce(Seed) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let full = self.full(name);
+        match self.store.params.get(&full) {
+            Some(p) => Ok(p.tensor.clone()),
+            None => self.buffer(name, &value(self.seed.child(&full))?),
+        }
     }
 
     /// The parameter of that name, made on the first call and shared by all later ones.

@@ -20,17 +20,26 @@ use crate::{Context, Error, Kind, Result, Tensor, Tensors};
 pub enum SiteKind {
     /// y = x Wᵀ + b on `[…, in]`; θ = `weight` `[out, in]`, `bias` `[out]` where there is one.
     Linear,
+    /// A convolution of `[batch, in, height, width]`; θ = `weight`
+    /// `[out, in ⁄ groups, kernel, kernel]`, `bias` `[out]` where there is one. Stride, padding and
+    /// groups are f's own.
+    Conv,
     /// Rows of a table by ids `[batch, seq]`; θ = `weight` `[rows, dim]`.
     Embedding,
-    /// A normalisation of `[…, dim]`; θ = `weight`, `bias`.
+    /// A normalisation of `[…, dim]`; θ = `weight`, and `bias` where there is one.
     Norm,
+    /// Batch normalisation of `[batch, channels, height, width]`; θ = `weight`, `bias`,
+    /// `running_mean`, `running_var`, each `[channels]`.
+    BatchNorm,
     /// From token vectors `[batch, seq, dim]` to the first hidden states: adds positions and
-    /// normalises. Companion: `mask` `[batch, seq]`, also of the output, so that a module may
-    /// lengthen the sequence.
+    /// normalises. Companions, also of the output: `mask` `[batch, seq]` and `positions`
+    /// `[batch, seq]` i64, so that a module may lengthen the sequence or shift it.
     Tokens,
     /// Attention of queries x `[batch, heads, seq, head_dim]` over the companions `key` and
-    /// `value` `[batch, heads, keys, head_dim]` under `mask` `[batch, 1, 1, keys]`, which is added
-    /// to the scores; → `[batch, heads, seq, head_dim]`.
+    /// `value` `[batch, groups, keys, head_dim]`, where each of the groups serves heads ⁄ groups
+    /// heads, under `mask`, which is added to the scores and broadcasts to
+    /// `[batch, heads, seq, keys]`; → `[batch, heads, seq, head_dim]`. The site's input is
+    /// groups · head_dim wide, its output heads · head_dim.
     Attention,
     /// A sub-layer before its residual connection: x `[batch, seq, in]` → `[batch, seq, dim]`.
     /// Companion: `residual` `[batch, seq, dim]`, what will be added. Stage: `norm`, the
@@ -41,6 +50,22 @@ pub enum SiteKind {
 }
 
 impl SiteKind {
+    /// The kind of that name in recipes: `linear`, `batch-norm`.
+    pub fn named(name: &str) -> Option<Self> {
+        Some(match name {
+            "linear" => SiteKind::Linear,
+            "conv" => SiteKind::Conv,
+            "embedding" => SiteKind::Embedding,
+            "norm" => SiteKind::Norm,
+            "batch-norm" => SiteKind::BatchNorm,
+            "tokens" => SiteKind::Tokens,
+            "attention" => SiteKind::Attention,
+            "sublayer" => SiteKind::Sublayer,
+            "block" => SiteKind::Block,
+            _ => return None,
+        })
+    }
+
     /// Whether f works on each vector along the last dimension by itself, so that tokens can be
     /// sent to different modules.
     pub fn token_wise(self) -> bool {

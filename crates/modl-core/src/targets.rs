@@ -11,7 +11,9 @@ use crate::{Error, Result, Site, SiteKind};
 pub enum Names {
     /// A site fits if its path is one of the names, or ends with a dot and one of them.
     List(Vec<String>),
-    /// A regular expression that the whole path has to fit, or the word `all-linear`.
+    /// A regular expression that the whole path has to fit; or all sites of a kind:
+    /// `all-linear`, `all-conv`, `all-embedding`, `all-norm`, `all-batch-norm`, `all-tokens`,
+    /// `all-attention`, `all-sublayer`, `all-block`.
     Pattern(String),
 }
 
@@ -52,27 +54,20 @@ impl Targets {
         Targets { names, exclude: None, layers: None, layers_pattern: Vec::new() }
     }
 
+    /// Whether these targets take `site`, whatever other sites there are.
+    ///
+    /// # Errors
+    /// Where a pattern is not a regular expression.
+    pub fn take(&self, site: &Site) -> Result<bool> {
+        Ok(self.filter(std::slice::from_ref(site))?.len() == 1)
+    }
+
     /// The sites among `sites` that fit, in order.
     ///
     /// # Errors
     /// Where nothing fits, or a name of the list fits no site: with the nearest name.
     pub fn select<'a>(&self, sites: &'a [Site]) -> Result<Vec<&'a Site>> {
-        if self.layers.is_some() && matches!(self.names, Names::Pattern(_)) {
-            return Err(Error::invalid(
-                "layers_to_transform",
-                "cannot be used with a pattern; put the layers into the pattern",
-            ));
-        }
-        let wanted = Matcher::new(&self.names)?;
-        let unwanted = self.exclude.as_ref().map(Matcher::new).transpose()?;
-        let layers = self.layers.as_ref().map(|l| LayerFilter::new(l, &self.layers_pattern));
-        let layers = layers.transpose()?;
-        let fits = |s: &&Site| {
-            wanted.fits(s)
-                && !unwanted.as_ref().is_some_and(|m| m.fits(s))
-                && layers.as_ref().is_none_or(|l| l.fits(&s.path))
-        };
-        let found: Vec<&Site> = sites.iter().filter(fits).collect();
+        let found = self.filter(sites)?;
         if let Names::List(names) = &self.names {
             // PEFT is silent as long as one name of several fits.
             for name in names {
@@ -89,6 +84,25 @@ impl Targets {
             ));
         }
         Ok(found)
+    }
+
+    fn filter<'a>(&self, sites: &'a [Site]) -> Result<Vec<&'a Site>> {
+        if self.layers.is_some() && matches!(self.names, Names::Pattern(_)) {
+            return Err(Error::invalid(
+                "layers_to_transform",
+                "cannot be used with a pattern; put the layers into the pattern",
+            ));
+        }
+        let wanted = Matcher::new(&self.names)?;
+        let unwanted = self.exclude.as_ref().map(Matcher::new).transpose()?;
+        let layers = self.layers.as_ref().map(|l| LayerFilter::new(l, &self.layers_pattern));
+        let layers = layers.transpose()?;
+        let fits = |s: &&Site| {
+            wanted.fits(s)
+                && !unwanted.as_ref().is_some_and(|m| m.fits(s))
+                && layers.as_ref().is_none_or(|l| l.fits(&s.path))
+        };
+        Ok(sites.iter().filter(fits).collect())
     }
 }
 
@@ -110,7 +124,7 @@ fn ends_with(path: &str, name: &str) -> bool {
 
 enum Matcher<'a> {
     List(&'a [String]),
-    AllLinear,
+    Kind(SiteKind),
     Pattern(Box<Regex>),
 }
 
@@ -118,15 +132,17 @@ impl<'a> Matcher<'a> {
     fn new(names: &'a Names) -> Result<Self> {
         Ok(match names {
             Names::List(list) => Matcher::List(list),
-            Names::Pattern(p) if p == "all-linear" => Matcher::AllLinear,
-            Names::Pattern(p) => Matcher::Pattern(Box::new(regex(&format!("^(?:{p})$"), p)?)),
+            Names::Pattern(p) => match p.strip_prefix("all-").and_then(SiteKind::named) {
+                Some(kind) => Matcher::Kind(kind),
+                None => Matcher::Pattern(Box::new(regex(&format!("^(?:{p})$"), p)?)),
+            },
         })
     }
 
     fn fits(&self, site: &Site) -> bool {
         match self {
             Matcher::List(names) => names.iter().any(|n| ends_with(&site.path, n)),
-            Matcher::AllLinear => site.kind == SiteKind::Linear,
+            Matcher::Kind(kind) => site.kind == *kind,
             Matcher::Pattern(p) => p.is_match(&site.path),
         }
     }

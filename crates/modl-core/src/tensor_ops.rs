@@ -44,6 +44,8 @@ macro_rules! with_args {
 }
 
 unary! {
+    /// The largest element, a scalar.
+    largest = f_max;
     /// −x.
     neg = f_neg;
     /// |x|.
@@ -108,6 +110,8 @@ with_args! {
     gelu_tanh() = |t| t.f_gelu("tanh");
     /// self + c.
     add_scalar(c: f64) = |t| t.f_add_scalar(c);
+    /// self + by; whole numbers stay whole.
+    shift(by: i64) = |t| t.f_add_scalar(by);
     /// c · self.
     mul_scalar(c: f64) = |t| t.f_mul_scalar(c);
     /// selfᶜ.
@@ -363,6 +367,21 @@ impl Tensor {
     pub fn addcdiv_in_place(&mut self, a: &Tensor, b: &Tensor) -> Result<()> {
         let r = self.0.f_addcdiv_(&a.0, &b.0).map(drop);
         r.map_err(|e| op_error("addcdiv_in_place", &[&self.0, &a.0, &b.0], e))
+    }
+
+    /// Convolution of self `[batch, in, height, width]` with `weight`
+    /// `[out, in ⁄ groups, kernel, kernel]`.
+    pub fn conv2d(
+        &self,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+        stride: &[i64],
+        padding: &[i64],
+        groups: i64,
+    ) -> Result<Tensor> {
+        Tensor::op("conv2d", &[self, weight], |t| {
+            t[0].f_conv2d(t[1], bias.map(|b| &b.0), stride, padding, [1, 1].as_slice(), groups)
+        })
     }
 
     /// Means of self `[batch, seq, dim]` over the positions where `mask` `[batch, seq]` is 1 →

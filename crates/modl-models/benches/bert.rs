@@ -13,8 +13,8 @@ use std::path::Path;
 use criterion::{Criterion, criterion_group, criterion_main};
 use modl_core::testing::{Given, Sum};
 use modl_core::{
-    Base, Context, Device, Init, Kind, LowRank, Modular, Module, ModuleConfig, Result, Scope, Seed,
-    Select, Site, Targets, Tensor, Tensors, checkpoint, no_grad,
+    Attachment, Base, Context, Device, Init, Kind, LowRank, Modular, Module, ModuleConfig, Result,
+    Scope, Seed, Select, Targets, Tensor, Tensors, checkpoint, no_grad,
 };
 use modl_models::{LoadOptions, open};
 use serde_json::{Value, json};
@@ -35,7 +35,8 @@ impl ModuleConfig for Rank8 {
         Ok(json!({}))
     }
 
-    fn build(&self, site: &Site, _: &Tensors, scope: &mut Scope) -> Result<Box<dyn Module>> {
+    fn build(&self, at: &Attachment, scope: &mut Scope) -> Result<Box<dyn Module>> {
+        let site = at.site;
         let down = scope.param("down", &[8, site.input], Init::Kaiming)?;
         let up = scope.param("up", &[site.output, 8], Init::Normal(0.02))?;
         Ok(Box::new(LowRank { down, up, scale: 1.0 }))

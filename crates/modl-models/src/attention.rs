@@ -8,21 +8,23 @@ use crate::dropout::{Drop, dropout};
 /// Scores and probabilities of that many keys no longer stay in the cache.
 const LONG: i64 = 256;
 
-/// Queries `[batch, heads, seq, d]` over keys and values `[batch, heads, keys, d]`, with `mask`
-/// `[batch, 1, 1, keys]` added to the scores → `[batch, heads, seq, d]`. Dropout is that of the
-/// probabilities.
+/// Queries `[batch, heads, seq, d]` over keys and values `[batch, groups, keys, d]`, each group for
+/// heads ⁄ groups heads, with `mask`, which broadcasts to `[batch, heads, seq, keys]`, added to the
+/// scores → `[batch, heads, seq, d]`. Scores are multiplied by `scale`, 1⁄√d as a rule. Dropout is
+/// that of the probabilities.
 pub(crate) fn attend(
     query: &Tensor,
     key: &Tensor,
     value: &Tensor,
     mask: Option<&Tensor>,
+    scale: f64,
     drop: Drop,
 ) -> Result<Tensor> {
     let size = query.size();
     let &[batch, heads, seq, width] = size.as_slice() else {
         return Err(Error::invalid("query", format!("has shape {size:?}, not four")));
     };
-    let scale = (width as f64).sqrt().recip();
+    let (key, value) = (&for_heads(key, heads)?, &for_heads(value, heads)?);
     if drop.is_none() && fused_is_faster(query, key) {
         return Tensor::attention(query, key, value, mask, scale);
     }
@@ -33,13 +35,27 @@ pub(crate) fn attend(
     let value = value.reshape(&[n, keys, width])?;
     let scores = match mask {
         Some(mask) => {
-            let mask = mask.expand(&[batch, heads, 1, keys])?.reshape(&[n, 1, keys])?;
+            let queries = if mask.len_of(2) == 1 { 1 } else { seq };
+            let mask = mask.expand(&[batch, heads, queries, keys])?.reshape(&[n, queries, keys])?;
             mask.baddbmm(&query, &key, 1.0, scale)?
         }
         None => query.mul_scalar(scale)?.bmm(&key)?,
     };
     let p = dropout(scores.softmax(-1)?, drop)?;
     p.bmm(&value)?.reshape(&[batch, heads, seq, width])
+}
+
+/// Keys or values `[batch, groups, keys, d]` repeated for all heads.
+fn for_heads(t: &Tensor, heads: i64) -> Result<Tensor> {
+    let size = t.size();
+    match size.as_slice() {
+        &[_, groups, ..] if groups == heads => Ok(t.clone()),
+        &[batch, groups, keys, width] if groups > 0 && heads % groups == 0 => t
+            .unsqueeze(2)?
+            .expand(&[batch, groups, heads / groups, keys, width])?
+            .reshape(&[batch, heads, keys, width]),
+        _ => Err(Error::invalid("key", format!("has shape {size:?} for {heads} heads"))),
+    }
 }
 
 /// Whether libtorch's fused kernel beats the products. On the CPU it never does in bf16, where its

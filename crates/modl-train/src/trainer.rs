@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use modl_core::{
-    Context, Error, Kind, Modular, ParamStore, Result, ResultExt, Seed, Select, Tensor,
+    Context, Error, Kind, Modular, ParamStore, Result, ResultExt, Seed, Select, Tensor, Tensors,
 };
 
 use crate::clip::clip_grad_norm;
@@ -21,6 +21,9 @@ pub struct Trainer<'a> {
     config: TrainConfig,
     seed: Seed,
     params: Vec<(String, Tensor)>,
+    /// What a state holds: the trained parameters, and the buffers, which modules may change after
+    /// a step.
+    kept: Vec<(String, Tensor)>,
     optimizer: Box<dyn Optimizer>,
     folder: Option<PathBuf>,
     step: u64,
@@ -55,6 +58,9 @@ impl<'a> Trainer<'a> {
                 return Err(Error::invalid(format!("trained parameter `{name}`"), problem));
             }
         }
+        let buffers = model.params().iter().filter(|(_, p)| p.is_buffer());
+        let mut kept = params.clone();
+        kept.extend(buffers.map(|(n, p)| (n.to_owned(), p.tensor().clone())));
         Ok(Trainer {
             name: name.to_owned(),
             model,
@@ -62,6 +68,7 @@ impl<'a> Trainer<'a> {
             config,
             seed,
             params,
+            kept,
             optimizer,
             folder: None,
             step: 0,
@@ -108,7 +115,10 @@ impl<'a> Trainer<'a> {
             let batch = batches.advance()?;
             let cx = describe(&batch, Context::train(self.seed, self.step))?;
             let loss = self.objective.loss(self.model, &batch, &cx)?;
-            let (total, aux) = self.with_router_losses(&loss, &cx)?;
+            let (mut total, aux) = self.with_router_losses(&loss, &cx)?;
+            if let Some(penalty) = self.model.penalty(&cx)? {
+                total = total.add(&penalty.to_kind(total.kind())?)?;
+            }
             self.finite("loss", total.item()?)?;
             // Without any trained module in this batch there is nothing to differentiate.
             let mut grads = match total.requires_grad() {
@@ -120,6 +130,7 @@ impl<'a> Trainer<'a> {
             let lr = self.config.lr * self.config.schedule.factor(self.step, steps);
             self.optimizer.step(&self.params, &grads, lr)?;
             self.step += 1;
+            self.model.after_step(&self.named(&grads), self.step, steps)?;
 
             unused.retain(|i| grads.get(*i).is_some_and(Option::is_none));
             if cfg!(debug_assertions) && !frozen.is_empty() && self.step == 1 {
@@ -165,6 +176,12 @@ impl<'a> Trainer<'a> {
         Ok((total, aux))
     }
 
+    /// Gradients by the names of what they are of.
+    fn named(&self, grads: &[Option<Tensor>]) -> Tensors {
+        let named = self.params.iter().zip(grads);
+        named.filter_map(|((n, _), g)| Some((n.clone(), g.clone()?))).collect()
+    }
+
     fn finite(&self, what: &str, value: f64) -> Result<()> {
         if value.is_finite() {
             return Ok(());
@@ -181,7 +198,7 @@ impl<'a> Trainer<'a> {
     fn save(&mut self, cursor: Cursor, data: &Dataset, sink: &mut dyn Sink) -> Result<()> {
         let Some(folder) = &self.folder else { return Ok(()) };
         let state = RunState::new(self.step, cursor, self.seed, &self.config, self.model, data)?;
-        state::save(folder, state, &self.params, &self.optimizer.state()?)?;
+        state::save(folder, state, &self.kept, &self.optimizer.state()?)?;
         self.saved = Some(self.step);
         sink.event(&Event::Saved { path: folder.clone(), step: self.step })
     }
@@ -195,7 +212,7 @@ impl<'a> Trainer<'a> {
         let own = RunState::new(0, Cursor::default(), self.seed, &self.config, self.model, data)?;
         let note = saved.state.check(&own, folder)?;
         let mut store = ParamStore::new();
-        for (name, t) in &self.params {
+        for (name, t) in &self.kept {
             store.insert(name.clone(), t.clone())?;
         }
         self.optimizer.load_state(&self.params, saved.optimizer)?;
@@ -212,7 +229,7 @@ impl<'a> Trainer<'a> {
             return Ok(Vec::new());
         }
         let all = self.model.params().iter().chain(self.model.backbone().params().iter());
-        let frozen = all.filter(|(_, p)| !p.trainable());
+        let frozen = all.filter(|(_, p)| !p.trainable() && !p.is_buffer());
         let first =
             |t: &Tensor| t.reshape(&[-1])?.narrow(0, 0, t.numel().min(8) as i64)?.to_bytes();
         frozen.map(|(n, p)| Ok((n.to_owned(), first(p.tensor()).at(n)?))).collect()

@@ -1,6 +1,6 @@
 //! A low-rank module as its recipe makes it, for tests.
 
-use modl_core::{Init, LowRank, Module, ModuleConfig, Result, Scope, Site, Tensors};
+use modl_core::{Attachment, Init, LowRank, Module, ModuleConfig, Result, Scope};
 use serde_json::{Value, json};
 
 /// ΔW = scale · B A of rank `rank`, with random A and B.
@@ -19,7 +19,8 @@ impl ModuleConfig for Lora {
         Ok(json!({"rank": self.rank, "scale": self.scale}))
     }
 
-    fn build(&self, site: &Site, _: &Tensors, scope: &mut Scope) -> Result<Box<dyn Module>> {
+    fn build(&self, at: &Attachment, scope: &mut Scope) -> Result<Box<dyn Module>> {
+        let site = at.site;
         Ok(Box::new(LowRank {
             down: scope.param("down", &[self.rank, site.input], Init::Normal(0.5))?,
             up: scope.param("up", &[site.output, self.rank], Init::Normal(0.5))?,

@@ -7,7 +7,7 @@ use modl_core::{Error, ModuleConfig, Names, Result, Site, Targets};
 use serde_json::{Map, Value, json};
 
 use super::fields::Fields;
-use super::{PeftType, Provenance, TYPES, read_targets};
+use super::{PeftType, Provenance, TYPES};
 
 pub(super) const CONFIG_FILE: &str = "adapter_config.json";
 
@@ -101,8 +101,7 @@ pub fn read_config(dir: impl AsRef<Path>) -> Result<AdapterConfig> {
         fields.ignore(name);
     }
     let provenance = Provenance::read(&mut fields)?;
-    let targets = read_targets(&mut fields)?;
-    let module = (of.read)(&mut fields, provenance)?;
+    let (module, targets) = (of.read)(&mut fields, provenance)?;
     fields.finish()?;
     Ok(AdapterConfig { of, module, targets })
 }
@@ -131,7 +130,7 @@ fn find_type(path: &Path, fields: &Map<String, Value>) -> Result<&'static PeftTy
     Err(Error::unknown("peft_type", name, here.iter().chain(NOT_YET)))
 }
 
-/// PEFT's file for a module of kind `kind`, with the keys sorted as PEFT sorts them, and the type.
+/// PEFT's fields for a module, and the type.
 ///
 /// # Errors
 /// [`Error::Unsupported`] where PEFT has no such kind.
@@ -139,7 +138,7 @@ pub(super) fn write_config(
     module: &dyn ModuleConfig,
     targets: &Targets,
     sites: &[Site],
-) -> Result<(&'static PeftType, Provenance, String)> {
+) -> Result<(&'static PeftType, Provenance, Map<String, Value>)> {
     let kind = module.kind();
     let peft_type = TYPES.iter().find(|t| t.kind == kind).ok_or_else(|| {
         Error::unsupported(
@@ -158,18 +157,28 @@ pub(super) fn write_config(
         "task_type": provenance.task_type,
     });
     fields.extend(common.as_object().cloned().unwrap_or_default());
-    fields.extend(write_targets(targets, sites));
-    // Only the top level: in a pattern table the order has a meaning.
-    fields.sort_keys();
-    let text = serde_json::to_string_pretty(&Value::Object(fields))
-        .map_err(|e| Error::invalid("adapter_config.json", e.to_string()))?;
-    Ok((peft_type, provenance, text))
+    // Each type has some of them, which its `write` has left open.
+    let own: Vec<_> = write_targets(targets, sites, fields.contains_key("layers_to_transform"))
+        .into_iter()
+        .filter(|(name, _)| fields.contains_key(name))
+        .collect();
+    fields.extend(own);
+    Ok((peft_type, provenance, fields))
 }
 
-fn write_targets(targets: &Targets, sites: &[Site]) -> Map<String, Value> {
-    // What is "all" depends on who reads it, so it is written out, as PEFT does.
-    let all = targets.names == Names::Pattern("all-linear".into());
-    let names = if all {
+/// The text of the file, with the keys sorted as PEFT sorts them.
+pub(super) fn render(mut fields: Map<String, Value>) -> Result<String> {
+    // Only the top level: in a pattern table the order has a meaning.
+    fields.sort_keys();
+    serde_json::to_string_pretty(&Value::Object(fields))
+        .map_err(|e| Error::invalid("adapter_config.json", e.to_string()))
+}
+
+fn write_targets(targets: &Targets, sites: &[Site], has_layers: bool) -> Map<String, Value> {
+    // What is "all" depends on who reads it, so it is written out, as PEFT does; and so it is where
+    // the type cannot say which layers.
+    let all = matches!(&targets.names, Names::Pattern(p) if p.starts_with("all-"));
+    let names = if all || (targets.layers.is_some() && !has_layers) {
         Names::List(sites.iter().map(|s| s.path.clone()).collect())
     } else {
         targets.names.clone()

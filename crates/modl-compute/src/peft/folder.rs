@@ -4,10 +4,10 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use modl_core::checkpoint::{self, Checkpoint};
-use modl_core::{Error, Modular, ParamStore, Result, Select, Site};
+use modl_core::{Error, Modular, ParamStore, Result, ResultExt, Select, Site, Tensors, no_grad};
 
-use super::config::{CONFIG_FILE, read_config, write_config};
-use super::{PeftType, Provenance};
+use super::config::{CONFIG_FILE, read_config, render, write_config};
+use super::{PREFIX, PeftType, Provenance};
 
 const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 const PICKLE_FILE: &str = "adapter_model.bin";
@@ -35,9 +35,16 @@ pub fn load(model: &mut Modular, dir: impl AsRef<Path>, name: Option<&str>) -> R
     for (param, p) in params.iter() {
         by_key.insert((config.of.key)(param), p.tensor().clone())?;
     }
-    let tensors = file.tensors(model.device())?;
-    let tensors = tensors.iter().map(|(n, t)| (n.as_str(), t));
-    by_key.load(&file.path().display().to_string(), tensors, &Select::all())?;
+    let found = file.tensors(model.device())?.into_iter();
+    let own = |key: String| match key.strip_prefix(PREFIX) {
+        Some(path) => format!("{PREFIX}{}", model.backbone().canonical(path)),
+        None => key,
+    };
+    let mut found: Tensors = found.map(|(key, t)| (own(key), t)).collect();
+    if let Some(unpack) = config.of.unpack {
+        found = unpack(found, &by_key).at(file.path().display().to_string())?;
+    }
+    by_key.load(&file.path().display().to_string(), found.iter(), &Select::all())?;
     model.attach_with(&name, config.module, &config.targets, &params)?;
     Ok(name)
 }
@@ -71,26 +78,24 @@ pub fn save(model: &Modular, name: &str, dir: impl AsRef<Path>) -> Result<()> {
     let dir = dir.as_ref();
     let (module, targets) = model.recipe(name)?;
     let sites: Vec<Site> = targets.select(model.backbone().sites())?.into_iter().cloned().collect();
-    let (peft_type, provenance, text) = write_config(module, targets, &sites)?;
+    let (peft_type, provenance, mut fields) = write_config(module, targets, &sites)?;
     let prefix = format!("modules.{name}.");
     let select = Select::new(format!("{prefix}*"));
-    let tensors: Vec<_> = model
-        .params()
-        .select(&select)
-        .map(|(n, t)| ((peft_type.key)(n.strip_prefix(&prefix).unwrap_or(n)), t))
-        .collect();
+    let own = model.params().select(&select);
+    let keyed =
+        own.map(|(n, t)| ((peft_type.key)(n.strip_prefix(&prefix).unwrap_or(n)), t.clone()));
+    let mut tensors: Tensors = keyed.collect();
+    if let Some(pack) = peft_type.pack {
+        tensors = no_grad(|| pack(tensors, &mut fields))?;
+    }
     let metadata = HashMap::from([
         ("format".to_owned(), "pt".to_owned()),
         (BASE_KEY.to_owned(), model.backbone().fingerprint()?),
     ]);
-    checkpoint::save(
-        dir.join(WEIGHTS_FILE),
-        tensors.iter().map(|(n, t)| (n.as_str(), *t)),
-        metadata,
-    )?;
+    checkpoint::save(dir.join(WEIGHTS_FILE), tensors.iter(), metadata)?;
     checkpoint::write_whole(dir.join("README.md"), card(peft_type, &provenance).as_bytes())?;
     // Last: a folder without it is no adapter yet.
-    checkpoint::write_whole(dir.join(CONFIG_FILE), text.as_bytes())
+    checkpoint::write_whole(dir.join(CONFIG_FILE), render(fields)?.as_bytes())
 }
 
 /// A model card with the front matter that PEFT writes.

@@ -1,19 +1,27 @@
 //! `peft_type` LORA: PEFT's `LoraConfig` as of version 0.21.2.
 
-use modl_core::{Error, ModuleConfig, Result};
+use modl_core::{Error, Result};
 use serde_json::{Map, Value, json};
 
-use super::{Fields, PREFIX, PeftType, Provenance, Written};
+use super::{Fields, PREFIX, PeftType, Provenance, Read, Written, read_targets};
 use crate::{Lora, LoraInit};
 
-pub(super) const LORA: PeftType =
-    PeftType { name: "LORA", kind: "lora", read, write, key: |param| format!("{PREFIX}{param}") };
+pub(super) const LORA: PeftType = PeftType {
+    name: "LORA",
+    kind: "lora",
+    read,
+    write,
+    key: |param| format!("{PREFIX}{param}"),
+    unpack: None,
+    pack: None,
+};
 
 /// Ways to start that leave the backbone as it is, so that the tensors in the file say all. The
 /// others (`pissa`, `olora`, `corda`, `loftq`, `lora_ga`) take the start out of θ.
 const STARTS_WITHOUT_TRACE: &[&str] = &["eva", "orthogonal", "mica"];
 
-fn read(fields: &mut Fields, peft: Provenance) -> Result<Box<dyn ModuleConfig>> {
+fn read(fields: &mut Fields, peft: Provenance) -> Result<Read> {
+    let targets = read_targets(fields)?;
     let start: Value = fields.optional("init_lora_weights")?.unwrap_or(Value::Bool(true));
     let init = match (&start, start.as_str()) {
         (Value::Bool(true), _) => LoraInit::Kaiming,
@@ -35,7 +43,7 @@ fn read(fields: &mut Fields, peft: Provenance) -> Result<Box<dyn ModuleConfig>> 
     // Never written by PEFT, and ignored by it.
     fields.ignore("runtime_config");
     let standard = Lora::default();
-    Ok(Box::new(Lora {
+    let lora = Lora {
         r: fields.optional("r")?.unwrap_or(standard.r),
         alpha: fields.optional("lora_alpha")?.unwrap_or(standard.alpha),
         dropout: fields.optional("lora_dropout")?.unwrap_or(standard.dropout),
@@ -44,7 +52,8 @@ fn read(fields: &mut Fields, peft: Provenance) -> Result<Box<dyn ModuleConfig>> 
         alpha_pattern: fields.optional("alpha_pattern")?.unwrap_or_default(),
         init,
         peft,
-    }))
+    };
+    Ok((Box::new(lora), targets))
 }
 
 fn write(config: Value) -> Result<Written> {
@@ -67,11 +76,14 @@ fn write(config: Value) -> Result<Written> {
         "corda_config": null,
         "ensure_weight_tying": false,
         "eva_config": null,
+        "exclude_modules": null,
         "fan_in_fan_out": false,
         "init_lora_weights": start,
         "kasa_config": null,
         "layer_replication": null,
         "loftq_config": {},
+        "layers_pattern": null,
+        "layers_to_transform": null,
         "lora_alpha": number(lora.alpha),
         "lora_bias": false,
         "lora_dropout": lora.dropout,
@@ -83,6 +95,7 @@ fn write(config: Value) -> Result<Written> {
         "qalora_group_size": 16,
         "r": lora.r,
         "rank_pattern": ranks,
+        "target_modules": null,
         "target_parameters": null,
         "trainable_token_indices": null,
         "use_bdlora": null,

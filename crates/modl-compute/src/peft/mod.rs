@@ -12,7 +12,7 @@ mod folder;
 mod lora;
 mod provenance;
 
-use modl_core::{ModuleConfig, Result, Targets};
+use modl_core::{ModuleConfig, ParamStore, Result, Targets, Tensors};
 use serde_json::{Map, Value};
 
 pub use config::{AdapterConfig, read_config};
@@ -24,6 +24,9 @@ use fields::Fields;
 /// The kinds of PEFT adapters that modl reads and writes.
 const TYPES: &[PeftType] = &[lora::LORA];
 
+/// What a configuration says: the recipe of the module and its sites.
+type Read = (Box<dyn ModuleConfig>, Targets);
+
 /// PEFT's fields of one adapter.
 type Written = (Map<String, Value>, Provenance);
 
@@ -34,12 +37,18 @@ struct PeftType {
     name: &'static str,
     /// The kind of module: `lora`.
     kind: &'static str,
-    /// Takes the fields that it understands, and makes the configuration.
-    read: fn(&mut Fields, Provenance) -> Result<Box<dyn ModuleConfig>>,
+    /// Takes the fields that it understands, and makes the configuration and says where it stands
+    /// (with [`read_targets`], where PEFT says it so).
+    read: fn(&mut Fields, Provenance) -> Result<Read>,
     /// PEFT's fields of a configuration of `kind` in JSON, without those that all types share.
     write: fn(Value) -> Result<Written>,
     /// The key in the file of the parameter `SITE.PARAM`.
     key: fn(&str) -> String,
+    /// From the tensors of the file to those that `key` names for the given parameters, where a
+    /// file may hold them otherwise: what is not needed is left out, what is cut is made whole.
+    unpack: Option<fn(Tensors, &ParamStore) -> Result<Tensors>>,
+    /// From the tensors that `key` names to those of the file, with what `write` said.
+    pack: Option<fn(Tensors, &mut Map<String, Value>) -> Result<Tensors>>,
 }
 
 /// PEFT wraps a model twice: `base_model` is its own object, `model` the user's.

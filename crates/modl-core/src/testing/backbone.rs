@@ -24,8 +24,8 @@ pub struct TinyBackbone {
 impl TinyBackbone {
     /// Random θ from a seed. Use `Kind::Double` for numerical derivatives.
     pub fn new(seed: Seed, kind: Kind) -> Result<Self> {
-        use SiteKind::{Attention, Block, Embedding, Linear, Norm, Sublayer, Tokens};
-        let table: [(&str, SiteKind, i64, i64); 11] = [
+        use SiteKind::{Attention, Block, Conv, Embedding, Linear, Norm, Sublayer, Tokens};
+        let table: [(&str, SiteKind, i64, i64); 12] = [
             ("embeddings.words", Embedding, VOCAB, DIM),
             ("embeddings", Tokens, DIM, DIM),
             ("layer.0", Block, DIM, DIM),
@@ -36,6 +36,7 @@ impl TinyBackbone {
             ("layer.0.output", Sublayer, DIM, DIM),
             ("layer.0.output.dense", Linear, DIM, DIM),
             ("layer.0.output.norm", Norm, DIM, DIM),
+            ("conv", Conv, DIM, DIM),
             ("head", Linear, DIM, 5),
         ];
         let mut params = ParamStore::new();
@@ -47,6 +48,10 @@ impl TinyBackbone {
             match site_kind {
                 Linear => {
                     scope.param("weight", &[output, input], Init::Normal(0.4))?;
+                    scope.param("bias", &[output], Init::Normal(0.1))?;
+                }
+                Conv => {
+                    scope.param("weight", &[output, input, 1, 3], Init::Normal(0.2))?;
                     scope.param("bias", &[output], Init::Normal(0.1))?;
                 }
                 Embedding => drop(scope.param("weight", &[input, output], Init::Normal(1.0))?),
@@ -86,6 +91,20 @@ impl TinyBackbone {
             Ok(x.replace(x.x.linear(theta.need("weight")?, theta.get("bias"))?))
         };
         Ok(layers.run(site, &self.theta(site)?, &x.clone().into(), cx, &f)?.x)
+    }
+
+    /// A convolution over neighbouring tokens, `[batch, seq, dim]` → the same.
+    fn conv(&self, x: &Tensor, layers: &Layers, cx: &Context) -> Result<Tensor> {
+        let site = self.site("conv")?;
+        let f = |theta: &Tensors, x: &Signal, _: &Context| {
+            let (w, b) = (theta.need("weight")?, theta.get("bias"));
+            Ok(x.replace(x.x.conv2d(w, b, &[1, 1], &[0, 1], 1)?))
+        };
+        // Padding is nothing to its neighbours.
+        let real = x.mul(&cx.feature("mask")?.to_kind(x.kind())?.unsqueeze(-1)?)?;
+        let image = real.transpose(1, 2)?.unsqueeze(2)?;
+        let y = layers.run(site, &self.theta(site)?, &image.into(), cx, &f)?.x;
+        y.squeeze(2)?.transpose(1, 2)
     }
 
     fn norm(&self, x: &Tensor, layers: &Layers, cx: &Context) -> Result<Tensor> {
@@ -160,14 +179,17 @@ impl Backbone for TinyBackbone {
         let mask = mask.to_kind(x.kind())?;
         let tokens = self.site("embeddings")?;
         let place = |theta: &Tensors, s: &Signal, _: &Context| {
-            let positions = theta.need("positions")?.narrow(0, 0, s.x.len_of(1))?;
+            let positions = theta.need("positions")?.embedding(s.with.need("positions")?)?;
             Ok(s.replace(s.x.add(&positions)?))
         };
-        let first = Signal { x, with: Tensors::new().with("mask", mask) };
+        let positions = Tensor::arange(x.len_of(1), Device::Cpu)?.expand(&[x.len_of(0), -1])?;
+        let with = Tensors::new().with("mask", mask).with("positions", positions);
+        let first = Signal { x, with };
         let x = layers.run(tokens, &self.theta(tokens)?, &first, cx, &place)?;
         let cx = cx.clone().with_feature("mask", x.with.need("mask")?.clone());
         let f = |_: &Tensors, s: &Signal, cx: &Context| self.block(s, layers, cx);
         let x = layers.run(self.site("layer.0")?, &Tensors::new(), &x, &cx, &f)?.x;
+        let x = x.add(&self.conv(&x, layers, &cx)?)?;
         let logits = self.linear("head", &x, layers, &cx)?;
         Ok(Tensors::new().with("last_hidden_state", x).with("logits", logits))
     }

@@ -29,7 +29,8 @@ use crate::{Init, Modular, Result, Seed, Select, Tensor, no_grad};
 
 /// Adds normal noise to all selected parameters, so that nothing tested is zero by chance.
 pub fn perturb(model: &Modular, select: &Select, std: f64, seed: Seed) -> Result<()> {
-    for (name, t) in model.params().select(select) {
+    for (name, p) in model.params().iter().filter(|(n, p)| !p.is_buffer() && select.matches(n)) {
+        let t = p.tensor();
         let noise = Init::Normal(std).tensor(&t.size(), seed.child(name), t.kind(), t.device())?;
         no_grad(|| t.clone().add_in_place(&noise))?;
     }

@@ -24,7 +24,7 @@ pub enum Identity {
 pub struct ModuleClaims {
     /// T1.
     pub identity: Identity,
-    /// T3: the number of parameters at the sites that the test attaches it to.
+    /// T3: the number of parameters at the sites that the test attaches it to, buffers not counted.
     pub parameters: usize,
     /// T4: whether it can be merged into θ.
     pub merges: bool,
@@ -47,7 +47,7 @@ const ROWS: i64 = 4;
 /// | T3 | as many parameters as claimed |
 /// | T4 | merged = attached within 1e-5; unmerging restores θ bit for bit |
 /// | T5 | a batch with different modules for its rows = each module alone |
-/// | T6 | a file holds φ alone, comes back bit for bit, and is refused by another backbone |
+/// | T6 | a file holds φ and its buffers alone, comes back bit for bit, and is refused by another backbone |
 /// | T7 | gradients = finite differences in f64 |
 /// | T8 | without the module everything is as before, bit for bit |
 ///
@@ -163,7 +163,8 @@ impl Contract<'_> {
 
     fn count(&self) -> Result<bool> {
         let model = self.model(Kind::Float, &["a"])?;
-        let n: usize = model.params().iter().map(|(_, p)| p.tensor().numel()).sum();
+        let own = model.params().iter().filter(|(_, p)| !p.is_buffer());
+        let n: usize = own.map(|(_, p)| p.tensor().numel()).sum();
         if n != self.claims.parameters {
             let problem = format!("{n} where {} were claimed", self.claims.parameters);
             return Err(crate::Error::invalid("parameters", problem));
@@ -234,9 +235,10 @@ impl Contract<'_> {
         again.aggregate(Box::new(Sum::default()))?;
         again.route(Given::only(0), false)?;
         let same = self.output(&again)?.bit_equal(&self.output(&model)?)?;
+        let kept: usize = model.params().iter().map(|(_, p)| p.tensor().numel()).sum();
         let mut other = Modular::new(TinyBackbone::new(Seed(2), Kind::Float)?, Seed(1))?;
         let refused = other.load_module(path, None, self.registry).is_err();
-        Ok(same && refused && other.modules().is_empty() && stored == self.claims.parameters)
+        Ok(same && refused && other.modules().is_empty() && stored == kept)
     }
 
     fn gradients(&self) -> Result<bool> {

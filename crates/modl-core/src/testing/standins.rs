@@ -8,8 +8,8 @@
 use serde_json::{Value, json};
 
 use crate::{
-    Bank, Context, Entry, Host, Init, Module, ModuleConfig, Registry, Result, Router, RouterConfig,
-    Routing, Scope, Signal, Site, Tensor, Tensors, Weights,
+    Attachment, Bank, Context, Entry, Host, Init, Module, ModuleConfig, Registry, Result, Router,
+    RouterConfig, Routing, Scope, Signal, Site, Tensor, Tensors, Weights,
 };
 
 /// Adds all stand-ins to a registry, so that files can name them.
@@ -52,13 +52,8 @@ macro_rules! recipe {
                 Ok(json!({}))
             }
 
-            fn build(
-                &self,
-                site: &Site,
-                _: &Tensors,
-                scope: &mut Scope,
-            ) -> Result<Box<dyn Module>> {
-                self.make(site, scope).map(|m| Box::new(m) as Box<dyn Module>)
+            fn build(&self, at: &Attachment, scope: &mut Scope) -> Result<Box<dyn Module>> {
+                self.make(at.site, scope).map(|m| Box::new(m) as Box<dyn Module>)
             }
         }
     };
@@ -92,9 +87,13 @@ impl Module for PromptModule {
         let prompt = self.prompt.to_kind(kind)?.unsqueeze(0)?.expand(&[x.rows(), -1, -1])?;
         let seen = x.with.need("mask")?.narrow(1, 0, 1)?.ones_like()?.expand(&[-1, 2])?;
         let mask = Tensor::cat(&[seen, x.with.need("mask")?.clone()], 1)?;
+        let positions = x.with.need("positions")?;
+        let first = positions.narrow(1, 0, 1)?;
+        let first = Tensor::cat(&[first.clone(), first.shift(1)?], 1)?;
+        let positions = Tensor::cat(&[first, positions.shift(2)?], 1)?;
         let longer = Signal {
             x: Tensor::cat(&[prompt, x.x.clone()], 1)?,
-            with: x.with.clone().with("mask", mask),
+            with: x.with.clone().with("mask", mask).with("positions", positions),
         };
         f.call(&longer, cx)
     }

@@ -155,8 +155,10 @@ impl Layer {
         drop: Drop,
         pass: Pass,
     ) -> Result<Tensor> {
+        let scale = (self.settings.head_width() as f64).sqrt().recip();
         if !self.attention.modular(pass) {
-            return attend(&query, &key, &value, hidden_keys, drop).at(&self.attention.site.path);
+            return attend(&query, &key, &value, hidden_keys, scale, drop)
+                .at(&self.attention.site.path);
         }
         let mask = match hidden_keys {
             Some(mask) => mask.clone(),
@@ -168,7 +170,7 @@ impl Layer {
         let with = Tensors::new().with("key", key).with("value", value).with("mask", mask);
         let host: &HostFn = &|_, s, _| {
             let (key, value) = (s.with.need("key")?, s.with.need("value")?);
-            attend(&s.x, key, value, s.with.get("mask"), drop).map(Signal::from)
+            attend(&s.x, key, value, s.with.get("mask"), scale, drop).map(Signal::from)
         };
         Ok(self.attention.run(&Signal { x: query, with }, pass, host)?.x)
     }

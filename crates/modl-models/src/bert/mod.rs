@@ -136,18 +136,32 @@ impl Bert {
     }
 
     /// Positions, segments, normalisation and dropout on token vectors `[batch, seq, hidden]`.
-    fn place_tokens(&self, x: &Tensor, types: Option<&Tensor>, pass: Pass) -> Result<Tensor> {
+    /// `places` are the tokens' positions `[batch, seq]` where they are not 0, 1, ….
+    fn place_tokens(
+        &self,
+        x: &Tensor,
+        types: Option<&Tensor>,
+        places: Option<&Tensor>,
+        pass: Pass,
+    ) -> Result<Tensor> {
         let len = x.len_of(1);
-        if len > self.positions.len_of(0) {
+        let end = match places {
+            None => len,
+            Some(p) => p.largest()?.item()? as i64 + 1,
+        };
+        if end > self.positions.len_of(0) {
             return Err(Error::invalid(
                 "sequence",
                 format!(
-                    "{len} tokens with what modules put in, but max_position_embeddings is {}",
+                    "{end} tokens with what modules put in, but max_position_embeddings is {}",
                     self.positions.len_of(0)
                 ),
             ));
         }
-        let positions = self.positions.narrow(0, 0, len)?;
+        let positions = match places {
+            None => self.positions.narrow(0, 0, len)?,
+            Some(p) => self.positions.embedding(p)?,
+        };
         let x = match types {
             None => x.add(&positions.add(&self.types.select(0, 0)?)?)?,
             Some(types) if types.len_of(1) == len => {
@@ -175,12 +189,14 @@ impl Bert {
     ) -> Result<(Tensor, Tensor)> {
         let x = self.words.embedding(ids, pass)?;
         if !self.tokens.modular(pass) {
-            return Ok((self.place_tokens(&x, types, pass).at("embeddings")?, mask));
+            return Ok((self.place_tokens(&x, types, None, pass).at("embeddings")?, mask));
         }
         let host: &HostFn = &|_, s, cx| {
-            Ok(s.replace(self.place_tokens(&s.x, s.with.get("token_type_ids"), pass.of(cx))?))
+            let (types, places) = (s.with.get("token_type_ids"), s.with.need("positions")?);
+            Ok(s.replace(self.place_tokens(&s.x, types, Some(places), pass.of(cx))?))
         };
-        let mut with = Tensors::new().with("mask", mask);
+        let positions = Tensor::arange(ids.len_of(1), ids.device())?.expand(&ids.size())?;
+        let mut with = Tensors::new().with("mask", mask).with("positions", positions);
         if let Some(types) = types {
             with.set("token_type_ids", types.clone());
         }

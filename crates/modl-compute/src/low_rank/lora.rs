@@ -8,7 +8,7 @@
 //! 2312.03732. Survey §3.1, parameter composition. Names, defaults and rules are PEFT's.
 
 use modl_core::{
-    Context, Error, Host, Init, LowRank, Module, ModuleConfig, Result, Scope, Signal, Site,
+    Attachment, Context, Error, Host, Init, LowRank, Module, ModuleConfig, Result, Scope, Signal,
     SiteKind, Tensor, Tensors,
 };
 use serde::{Deserialize, Serialize};
@@ -107,7 +107,8 @@ impl ModuleConfig for Lora {
         modl_core::to_json(self.kind(), self)
     }
 
-    fn build(&self, site: &Site, _: &Tensors, scope: &mut Scope) -> Result<Box<dyn Module>> {
+    fn build(&self, at: &Attachment, scope: &mut Scope) -> Result<Box<dyn Module>> {
+        let site = at.site;
         if site.kind != SiteKind::Linear {
             return Err(Error::unsupported(
                 format!("LoRA at a site of kind {:?}", site.kind),

@@ -19,8 +19,8 @@ mod init;
 mod settings;
 
 use modl_core::{
-    Activation, Context, Error, Host, Init, Module, ModuleConfig, Result, Scope, Signal, Site,
-    SiteKind, Targets, Tensor, Tensors,
+    Activation, Attachment, Context, Error, Host, Init, Module, ModuleConfig, Result, Scope,
+    Signal, Site, SiteKind, Targets, Tensor, Tensors,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -162,7 +162,8 @@ impl ModuleConfig for Bottleneck {
         modl_core::to_json(self.kind(), self)
     }
 
-    fn build(&self, site: &Site, _: &Tensors, scope: &mut Scope) -> Result<Box<dyn Module>> {
+    fn build(&self, at: &Attachment, scope: &mut Scope) -> Result<Box<dyn Module>> {
+        let site = at.site;
         self.check(site)?;
         let dropout = Dropout::new("bottleneck.dropout", self.dropout, scope)?;
         let d = site.output;
