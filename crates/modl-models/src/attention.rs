@@ -48,9 +48,9 @@ pub(crate) fn attend(
 /// Keys or values `[batch, groups, keys, d]` repeated for all heads.
 fn for_heads(t: &Tensor, heads: i64) -> Result<Tensor> {
     let size = t.size();
-    match size.as_slice() {
-        &[_, groups, ..] if groups == heads => Ok(t.clone()),
-        &[batch, groups, keys, width] if groups > 0 && heads % groups == 0 => t
+    match *size.as_slice() {
+        [_, groups, ..] if groups == heads => Ok(t.clone()),
+        [batch, groups, keys, width] if groups > 0 && heads % groups == 0 => t
             .unsqueeze(2)?
             .expand(&[batch, groups, heads / groups, keys, width])?
             .reshape(&[batch, heads, keys, width]),

@@ -24,6 +24,9 @@ use fields::Fields;
 /// The kinds of PEFT adapters that modl reads and writes.
 const TYPES: &[PeftType] = &[lora::LORA];
 
+type Unpack = fn(Tensors, &ParamStore) -> Result<Tensors>;
+type Pack = fn(Tensors, &mut Map<String, Value>) -> Result<Tensors>;
+
 /// What a configuration says: the recipe of the module and its sites.
 type Read = (Box<dyn ModuleConfig>, Targets);
 
@@ -46,9 +49,9 @@ struct PeftType {
     key: fn(&str) -> String,
     /// From the tensors of the file to those that `key` names for the given parameters, where a
     /// file may hold them otherwise: what is not needed is left out, what is cut is made whole.
-    unpack: Option<fn(Tensors, &ParamStore) -> Result<Tensors>>,
+    unpack: Option<Unpack>,
     /// From the tensors that `key` names to those of the file, with what `write` said.
-    pack: Option<fn(Tensors, &mut Map<String, Value>) -> Result<Tensors>>,
+    pack: Option<Pack>,
 }
 
 /// PEFT wraps a model twice: `base_model` is its own object, `model` the user's.
