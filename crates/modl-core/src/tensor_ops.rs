@@ -87,6 +87,10 @@ unary! {
 }
 
 binary! {
+    /// Where self is greater than other.
+    greater = f_gt_tensor;
+    /// Where one of them or both are true.
+    logical_or = f_logical_or;
     /// self + other.
     add = f_add;
     /// self − other.
@@ -367,6 +371,16 @@ impl Tensor {
     pub fn addcdiv_in_place(&mut self, a: &Tensor, b: &Tensor) -> Result<()> {
         let r = self.0.f_addcdiv_(&a.0, &b.0).map(drop);
         r.map_err(|e| op_error("addcdiv_in_place", &[&self.0, &a.0, &b.0], e))
+    }
+
+    /// self ⁄ √(mean of squares over the last dimension + eps) · weight, where the mean is taken in
+    /// f32 at least.
+    pub fn rms_norm(&self, weight: &Tensor, eps: f64) -> Result<Tensor> {
+        let wide = if self.kind() == Kind::Double { Kind::Double } else { Kind::Float };
+        let x = self.to_kind(wide)?;
+        let mean = x.square()?.mean_dims(&[-1], true)?;
+        let scale = mean.add_scalar(eps)?.sqrt()?;
+        x.div(&scale)?.to_kind(self.kind())?.mul(weight)
     }
 
     /// Convolution of self `[batch, in, height, width]` with `weight`

@@ -4,6 +4,7 @@ mod attention;
 mod bert;
 mod dropout;
 mod folder;
+mod ids;
 mod mask;
 mod open;
 mod place;

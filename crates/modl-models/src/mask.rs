@@ -30,6 +30,20 @@ pub(crate) fn additive(mask: &Tensor) -> Result<Option<Tensor>> {
     zeros.masked_fill(&hidden, smallest(mask.kind()))?.unsqueeze(1)?.unsqueeze(1).map(Some)
 }
 
+/// What is added to the scores of the last `queries` of a sequence in which nobody looks ahead:
+/// `[batch, 1, queries, keys]` for `mask` `[batch, keys]`.
+#[expect(dead_code, reason = "for the decoders")]
+pub(crate) fn causal(mask: &Tensor, queries: i64) -> Result<Tensor> {
+    let keys = mask.len_of(1);
+    let place = Tensor::arange(keys, mask.device())?;
+    let own = place.narrow(0, keys - queries, queries)?.unsqueeze(1)?;
+    let ahead = place.unsqueeze(0)?.greater(&own)?; // [queries, keys]
+    let padding = mask.eq_scalar(0.0)?.unsqueeze(1)?.unsqueeze(1)?;
+    let hidden = padding.logical_or(&ahead)?;
+    let zeros = Tensor::zeros(&hidden.size(), mask.kind(), mask.device())?;
+    zeros.masked_fill(&hidden, smallest(mask.kind()))
+}
+
 /// The smallest finite number of a kind. Unlike −∞ it makes no NaN of a row that is all padding.
 fn smallest(kind: Kind) -> f64 {
     match kind {

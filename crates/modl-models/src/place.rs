@@ -97,6 +97,12 @@ impl Place {
         self.simple(ids, pass, |theta, ids| theta.need("weight")?.embedding(ids))
     }
 
+    /// Normalisation by the root of the mean square over the last dimension.
+    #[expect(dead_code, reason = "for the decoders")]
+    pub(crate) fn rms_norm(&self, x: &Tensor, eps: f64, pass: Pass) -> Result<Tensor> {
+        self.simple(x, pass, |theta, x| x.rms_norm(theta.need("weight")?, eps))
+    }
+
     /// The layer's normalisation over the last dimension.
     pub(crate) fn layer_norm(&self, x: &Tensor, eps: f64, pass: Pass) -> Result<Tensor> {
         self.simple(x, pass, |theta, x| {
