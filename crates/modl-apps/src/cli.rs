@@ -29,6 +29,10 @@ enum Command {
     Eval(commands::eval::EvalArgs),
     /// Run tensors through a model with or without adapters.
     Forward(commands::forward::ForwardArgs),
+    /// Make a LoRA of any change of weights: another method's adapter, or a fine-tuned model.
+    Convert(commands::convert::ConvertArgs),
+    /// Say where two models, adapters or tensor files differ.
+    Diff(commands::diff::DiffArgs),
     /// Say what a model, an adapter, a tensor file or a run is.
     Inspect(commands::inspect::InspectArgs),
     /// List the methods of an axis.
@@ -55,6 +59,8 @@ impl Cli {
             Command::Train(args) => commands::train::run(&args, methods),
             Command::Eval(args) => commands::eval::run(&args, methods),
             Command::Forward(args) => commands::forward::run(&args, methods),
+            Command::Convert(args) => commands::convert::run(&args, methods),
+            Command::Diff(args) => commands::diff::run(&args),
             Command::Inspect(args) => commands::inspect::run(&args, methods),
             Command::List(args) => commands::list::run(&args, methods),
         }

@@ -1,7 +1,8 @@
 //! `modl forward`: tensors through a model, to compare modl with any other runtime.
 
-use std::collections::HashMap;
-use std::path::PathBuf;
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use clap::Args;
@@ -25,6 +26,10 @@ pub(crate) struct ForwardArgs {
     /// Merge the adapter into the weights first.
     #[arg(long, requires = "adapter")]
     merged: bool,
+    /// Which adapters each row of the batch gets: a text file with a line for each row, which names
+    /// one adapter, several with commas between, or `__base__` for none.
+    #[arg(long, value_name = "FILE", requires = "adapter", conflicts_with = "merged")]
+    rows: Option<PathBuf>,
     /// Named inputs: input_ids, attention_mask, …
     #[arg(long, value_name = "FILE")]
     inputs: PathBuf,
@@ -45,6 +50,9 @@ pub(crate) fn run(args: &ForwardArgs, methods: &Methods) -> Result<()> {
         names.push(adapter.attach(&mut model, &methods.registry)?);
     }
     let outputs = no_grad(|| -> Result<Tensors> {
+        if let Some(file) = &args.rows {
+            return by_rows(&mut model, &inputs, &names, file);
+        }
         match names.as_slice() {
             [] => Ok(model.forward(&inputs, &Context::eval())?),
             [name] if args.merged => {
@@ -56,9 +64,8 @@ pub(crate) fn run(args: &ForwardArgs, methods: &Methods) -> Result<()> {
                 names.len()
             ),
             _ => {
-                let weights = names.iter().map(|n| (n.clone(), 1.0)).collect();
                 let active = Fixed {
-                    modules: Some(Choice::Weighted(weights)),
+                    modules: Some(together(names.iter().map(String::as_str))),
                     skip_absent: true,
                     ..Fixed::default()
                 };
@@ -75,4 +82,47 @@ pub(crate) fn run(args: &ForwardArgs, methods: &Methods) -> Result<()> {
     }
     println!("written to {}", args.out.display());
     Ok(())
+}
+
+/// Modules whose changes add up.
+fn together<'a>(names: impl Iterator<Item = &'a str>) -> Choice {
+    Choice::Weighted(names.map(|n| (n.to_owned(), 1.0)).collect())
+}
+
+/// One pass in which each row has the adapters that its line of `file` names.
+fn by_rows(
+    model: &mut Modular,
+    inputs: &Tensors,
+    names: &[String],
+    file: &Path,
+) -> Result<Tensors> {
+    let text = fs::read_to_string(file).with_context(|| format!("--rows {}", file.display()))?;
+    let lines: Vec<&str> = text.lines().map(str::trim).collect();
+    let mut table = BTreeMap::new();
+    for (i, line) in lines.iter().enumerate() {
+        let wanted: Vec<&str> = match *line {
+            "__base__" => Vec::new(),
+            line => line.split(',').map(str::trim).collect(),
+        };
+        if let Some(unknown) = wanted.iter().find(|w| !names.iter().any(|n| n == *w)) {
+            anyhow::bail!(
+                "--rows {}, line {}: no adapter is called `{unknown}`; there are {} and __base__",
+                file.display(),
+                i + 1,
+                names.join(", ")
+            );
+        }
+        table.insert((*line).to_owned(), together(wanted.into_iter()));
+    }
+    let rows = inputs.iter().next().map_or(0, |(_, t)| t.len_of(0));
+    anyhow::ensure!(
+        rows == lines.len() as i64,
+        "--rows {}: has {} lines for a batch of {rows} rows",
+        file.display(),
+        lines.len()
+    );
+    let each = Fixed { table: Some(table), skip_absent: true, ..Fixed::default() };
+    model.route(Box::new(each), false)?;
+    model.aggregate(Box::new(modl_aggregate::WeightedSum::default()))?;
+    Ok(model.forward(inputs, &Context::eval().with_tasks(lines))?)
 }

@@ -10,6 +10,7 @@ use modl_core::{Kind, Modular, Seed};
 use modl_train::Methods;
 
 use super::adapter::is_adapter;
+use super::health;
 use crate::report::Table;
 
 /// Arguments of `modl inspect`.
@@ -87,25 +88,31 @@ fn adapter(path: &Path, all: bool) -> Result<()> {
         table.row([name.clone(), value.to_string()]);
     }
     println!("{}", table.text());
-    tensors(&path.join("adapter_model.safetensors"), all)
+    let weights = path.join("adapter_model.safetensors");
+    if let Some(ranks) = health::low_rank(&Checkpoint::open(&weights)?)? {
+        println!("{}", ranks.text());
+    }
+    tensors(&weights, all)
 }
 
 fn tensors(path: &Path, all: bool) -> Result<()> {
     let file = Checkpoint::open(path)?;
     let names = file.names();
     let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
-    let mut table = Table::new(["tensor", "kind", "shape"]);
     for name in &names {
         let (shape, kind): (Vec<i64>, Kind) = file.info(name)?;
         let n = shape.iter().product::<i64>() as usize;
         let kind = format!("{kind:?}").to_lowercase();
-        *kinds.entry(kind.clone()).or_default() += n;
-        table.row([name.clone(), kind, format!("{shape:?}")]);
+        *kinds.entry(kind).or_default() += n;
     }
     let counts: Vec<String> = kinds.iter().map(|(k, n)| format!("{n} {k}")).collect();
     println!("{}: {} tensors, {}", path.display(), names.len(), counts.join(", "));
+    let (table, suspicious) = health::report(&file)?;
     if all {
         println!("{}", table.text());
+    }
+    for line in suspicious {
+        println!("suspicious: {line}");
     }
     let mut metadata: Vec<_> = file.metadata().into_iter().collect();
     metadata.sort();

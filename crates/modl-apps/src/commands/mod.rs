@@ -1,7 +1,10 @@
 //! One file for each command.
 
+pub(crate) mod convert;
+pub(crate) mod diff;
 pub(crate) mod eval;
 pub(crate) mod forward;
+mod health;
 pub(crate) mod inspect;
 pub(crate) mod list;
 pub(crate) mod train;

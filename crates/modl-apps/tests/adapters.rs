@@ -1,0 +1,181 @@
+//! Adapters on the command line: many in a batch, conversion, comparison, inspection.
+
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use modl_core::Device;
+use modl_core::checkpoint::{self, Checkpoint};
+
+const BERT: &str = "../modl-models/tests/fixtures/base_bert";
+const FIXTURES: &str = "../modl-compute/tests/fixtures";
+
+fn run(args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_modl"));
+    command.args(["--threads", "1"]).args(args).output().unwrap()
+}
+
+fn succeed(args: &[&str]) -> String {
+    let out = run(args);
+    assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8_lossy(&out.stdout).into_owned()
+}
+
+fn refuse(args: &[&str], part: &str) {
+    let out = run(args);
+    let error = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert_eq!(out.status.code(), Some(1), "{args:?}: {error}");
+    assert!(error.contains(part) && !error.contains("panicked"), "{args:?}: {error}");
+}
+
+fn adapter(name: &str) -> String {
+    format!("{FIXTURES}/{name}/adapter")
+}
+
+fn golden(name: &str, key: &str) -> modl_core::Tensor {
+    let file = Checkpoint::open(Path::new(FIXTURES).join(name).join("outputs.safetensors"));
+    file.unwrap().tensor(key, Device::Cpu).unwrap()
+}
+
+struct Place(tempfile::TempDir);
+
+impl Place {
+    fn new() -> Self {
+        Place(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn arg(&self, name: &str) -> String {
+        self.path(name).display().to_string()
+    }
+
+    /// The hidden states that `modl forward` writes.
+    fn forward(&self, extra: &[&str]) -> modl_core::Tensor {
+        let (inputs, out) = (format!("{BERT}/inputs.safetensors"), self.arg("out.safetensors"));
+        let mut args = vec!["forward", "--model", BERT, "--inputs", &inputs, "--out", &out];
+        args.extend(extra);
+        succeed(&args);
+        let file = Checkpoint::open(self.path("out.safetensors")).unwrap();
+        file.tensor("last_hidden_state", Device::Cpu).unwrap()
+    }
+}
+
+#[test]
+fn each_row_gets_the_adapters_that_its_line_names() {
+    let place = Place::new();
+    let rows = golden("bert_lora", "base.last_hidden_state").len_of(0);
+    let names = ["a", "__base__", "b"];
+    let lines: Vec<&str> = (0..rows as usize).map(|r| names[r % 3]).collect();
+    fs::write(place.path("rows.txt"), lines.join("\n")).unwrap();
+    let (a, b) = (format!("a={}", adapter("bert_lora")), format!("b={}", adapter("bert_rslora")));
+    let rows_file = place.arg("rows.txt");
+    let mixed = place.forward(&["--adapter", &a, "--adapter", &b, "--rows", &rows_file]);
+    for (r, name) in lines.iter().enumerate() {
+        let wanted = match *name {
+            "a" => golden("bert_lora", "adapted.last_hidden_state"),
+            "b" => golden("bert_rslora", "adapted.last_hidden_state"),
+            _ => golden("bert_lora", "base.last_hidden_state"),
+        };
+        let row = |t: &modl_core::Tensor| t.select(0, r as i64).unwrap();
+        assert!(row(&mixed).all_close(&row(&wanted), 1e-5, 1e-5).unwrap(), "row {r}: {name}");
+    }
+    let (inputs, out) = (format!("{BERT}/inputs.safetensors"), place.arg("out.safetensors"));
+    let args = ["forward", "--model", BERT, "--inputs", &inputs, "--out", &out, "--adapter", &a];
+    let with = |rows: &str| {
+        fs::write(place.path("rows.txt"), rows).unwrap();
+        [&args[..], &["--rows", &rows_file]].concat()
+    };
+    refuse(&with("c\n"), "no adapter is called `c`");
+    refuse(&with("a\n"), "lines for a batch of");
+}
+
+#[test]
+fn a_lora_is_converted_to_itself_and_a_smaller_rank_says_what_it_loses() {
+    let place = Place::new();
+    let (source, out) = (adapter("bert_rslora"), place.arg("whole"));
+    let text = succeed(&["convert", "--model", BERT, &source, "--rank", "8", "--out", &out]);
+    assert!(text.contains("0.00 %"), "{text}");
+    let found = place.forward(&["--adapter", &out]);
+    let wanted = golden("bert_rslora", "adapted.last_hidden_state");
+    assert!(found.all_close(&wanted, 1e-5, 1e-5).unwrap());
+    let small = place.arg("small");
+    let text = succeed(&["convert", "--model", BERT, &source, "--rank", "1", "--out", &small]);
+    let all = text.lines().find(|l| l.contains("│ all")).unwrap();
+    assert!(!all.contains("0.00 %"), "{text}");
+    refuse(&["convert", "--model", BERT, &source, "--out", &small], "is there already");
+}
+
+#[test]
+fn a_fine_tuned_model_becomes_a_lora_and_says_what_it_leaves_out() {
+    let place = Place::new();
+    fs::create_dir(place.path("tuned")).unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        fs::copy(Path::new(BERT).join(file), place.path("tuned").join(file)).unwrap();
+    }
+    let weights = place.path("tuned/model.safetensors");
+    let merged = Path::new(FIXTURES).join("bert_lora/merged_changed_weights.safetensors");
+    let merged = Checkpoint::open(merged).unwrap();
+    let base = Checkpoint::open(&weights).unwrap();
+    let mut all = base.tensors(Device::Cpu).unwrap();
+    let metadata = base.metadata();
+    for (name, t) in &mut all {
+        if let Ok(changed) = merged.tensor(name, Device::Cpu) {
+            *t = changed;
+        } else if name.ends_with("embeddings.LayerNorm.bias") {
+            *t = t.add_scalar(0.25).unwrap();
+        }
+    }
+    drop(base);
+    checkpoint::save(&weights, all.iter().map(|(n, t)| (n.as_str(), t)), metadata).unwrap();
+    let (tuned, out) = (place.arg("tuned"), place.arg("lora"));
+    let text = succeed(&["convert", "--model", BERT, &tuned, "--rank", "8", "--out", &out]);
+    assert!(text.contains("left out: embeddings.LayerNorm.bias"), "{text}");
+    let found = place.forward(&["--adapter", &out]);
+    let wanted = golden("bert_lora", "adapted.last_hidden_state");
+    assert!(found.all_close(&wanted, 1e-5, 1e-5).unwrap());
+}
+
+#[test]
+fn a_difference_is_found_and_equal_files_are_equal() {
+    let a = adapter("bert_lora");
+    let same = succeed(&["diff", &a, &a]);
+    assert!(same.contains("equal, bit for bit"), "{same}");
+    let place = Place::new();
+    let file = Checkpoint::open(Path::new(&a).join("adapter_model.safetensors")).unwrap();
+    let mut all = file.tensors(Device::Cpu).unwrap();
+    all[2].1 = all[2].1.add_scalar(0.5).unwrap();
+    let name = all[2].0.clone();
+    let tensors = all.iter().map(|(n, t)| (n.as_str(), t));
+    checkpoint::save(place.path("b.safetensors"), tensors, Default::default()).unwrap();
+    let text = succeed(&["diff", &a, &place.arg("b.safetensors")]);
+    let row = text.lines().find(|l| l.contains(&name)).unwrap();
+    assert!(row.contains("5.000e-1") && text.contains("1 tensors differ, 7 are equal"), "{text}");
+    let all = adapter("bert_lora_all");
+    let text = succeed(&["diff", &a, &all]);
+    assert!(text.contains("only in") || text.contains("in the other"), "{text}");
+    refuse(&["diff", "tests", &a], "has no .safetensors file");
+}
+
+#[test]
+fn inspection_shows_ranks_and_what_is_suspicious() {
+    let place = Place::new();
+    let text = succeed(&["inspect", &adapter("bert_lora")]);
+    assert!(text.contains("effective rank") && !text.contains("suspicious"), "{text}");
+    fs::create_dir(place.path("sick")).unwrap();
+    let from = PathBuf::from(adapter("bert_lora"));
+    fs::copy(from.join("adapter_config.json"), place.path("sick/adapter_config.json")).unwrap();
+    let file = Checkpoint::open(from.join("adapter_model.safetensors")).unwrap();
+    let mut all = file.tensors(Device::Cpu).unwrap();
+    all[0].1 = all[0].1.mul_scalar(0.0).unwrap();
+    all[1].1 = all[1].1.mul_scalar(f64::NAN).unwrap();
+    let to = place.path("sick/adapter_model.safetensors");
+    let tensors = all.iter().map(|(n, t)| (n.as_str(), t));
+    checkpoint::save(to, tensors, Default::default()).unwrap();
+    let text = succeed(&["inspect", &place.arg("sick")]);
+    assert!(text.contains("all zero") && text.contains("NaN"), "{text}");
+}
