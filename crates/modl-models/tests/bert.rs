@@ -285,3 +285,20 @@ fn a_longer_sequence_comes_back_with_its_mask() {
     let e = refusal(Tensors::new().with("input_ids", ids(&[&[1; 39]])));
     assert!(e.contains("41 tokens") && e.contains("max_position_embeddings is 40"), "{e}");
 }
+
+#[test]
+fn an_untrained_bert_has_the_tensors_of_a_trained_one() {
+    let trained = bert(Kind::Float);
+    let fresh =
+        || Bert::untrained(trained.config().clone(), Seed(4), Kind::Float, Device::Cpu).unwrap();
+    let shapes = |b: &Bert| -> Vec<(String, Vec<i64>)> {
+        b.params().iter().map(|(n, p)| (n.to_owned(), p.tensor().size())).collect()
+    };
+    assert_eq!(shapes(&fresh()), shapes(&trained));
+    let inputs = read("base_bert/inputs.safetensors");
+    let (a, b) = (run(&fresh(), &inputs), run(&fresh(), &inputs));
+    let (a, b) = (a.need("last_hidden_state").unwrap(), b.need("last_hidden_state").unwrap());
+    assert!(a.bit_equal(b).unwrap());
+    let mean = a.square().unwrap().sum().unwrap().item().unwrap() / a.numel() as f64;
+    assert!((mean - 1.0).abs() < 1e-2, "normalised by a norm that is the identity: {mean}");
+}

@@ -37,6 +37,17 @@ impl Table {
         table.to_string()
     }
 
+    /// For documents in Markdown.
+    pub(crate) fn markdown(&self) -> String {
+        let line = |row: &[String]| {
+            let cells: Vec<String> = row.iter().map(|c| c.replace('|', "\\|")).collect();
+            format!("| {} |\n", cells.join(" | "))
+        };
+        let rule = format!("|{}\n", "---|".repeat(self.head.len()));
+        let body: String = self.rows.iter().map(|r| line(r)).collect();
+        format!("{}{rule}{body}", line(&self.head))
+    }
+
     /// For the page.
     pub(crate) fn html(&self) -> String {
         let cells = |tag: &str, row: &[String]| {
@@ -60,6 +71,7 @@ mod tests {
         let mut t = Table::new(["method", "accuracy"]);
         t.row(["a<b>&", "0.9"]);
         assert!(t.text().contains("a<b>&") && t.text().contains("0.9"));
+        assert_eq!(t.markdown(), "| method | accuracy |\n|---|---|\n| a<b>& | 0.9 |\n");
         assert!(t.html().contains("<td>a&lt;b&gt;&amp;</td><td>0.9</td>"), "{}", t.html());
     }
 }

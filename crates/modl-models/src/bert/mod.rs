@@ -21,6 +21,7 @@ mod config;
 mod inputs;
 mod layer;
 mod names;
+mod untrained;
 
 use std::path::Path;
 
