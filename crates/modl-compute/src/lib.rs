@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+pub mod adapterhub;
 mod dropout;
 pub mod function;
 pub mod hyper;

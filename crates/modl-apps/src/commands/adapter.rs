@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::{Context as _, Result};
+use modl_compute::{adapterhub, peft};
 use modl_core::{Modular, Registry};
 
-/// An adapter: a PEFT folder or a module file of modl's.
+/// An adapter: a folder of PEFT's or AdapterHub's, or a module file of modl's.
 #[derive(Debug, Clone)]
 pub(crate) struct AdapterArg {
     pub(crate) name: Option<String>,
@@ -30,8 +31,10 @@ impl AdapterArg {
     /// Attaches it, and says under which name.
     pub(crate) fn attach(&self, model: &mut Modular, registry: &Registry) -> Result<String> {
         let name = self.name.as_deref();
-        let attached = if self.path.is_dir() {
-            modl_compute::peft::load(model, &self.path, name)
+        let attached = if adapterhub::is_folder(&self.path) {
+            adapterhub::load(model, &self.path, name)
+        } else if self.path.is_dir() {
+            peft::load(model, &self.path, name)
         } else {
             model.load_module(&self.path, name, registry)
         };

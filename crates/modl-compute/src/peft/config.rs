@@ -112,7 +112,7 @@ fn find_type(path: &Path, fields: &Map<String, Value>) -> Result<&'static PeftTy
         if fields.contains_key("config") && fields.contains_key("hidden_size") {
             return Err(Error::unsupported(
                 format!("{}, which is AdapterHub's and not PEFT's", path.display()),
-                "modl reads PEFT folders only so far",
+                "read it with modl_compute::adapterhub::load",
             ));
         }
         return Err(Error::file(path, "has no `peft_type`; is it a PEFT adapter?"));

@@ -7,19 +7,19 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 /// The fields of a file that have not been taken yet.
-pub(super) struct Fields<'a> {
+pub(crate) struct Fields<'a> {
     path: &'a Path,
     left: Map<String, Value>,
     refused: Vec<String>,
 }
 
 impl<'a> Fields<'a> {
-    pub(super) fn new(path: &'a Path, all: Map<String, Value>) -> Self {
+    pub(crate) fn new(path: &'a Path, all: Map<String, Value>) -> Self {
         Fields { path, left: all, refused: Vec::new() }
     }
 
     /// Takes a field; `None` where it is missing or null.
-    pub(super) fn optional<T: DeserializeOwned>(&mut self, name: &str) -> Result<Option<T>> {
+    pub(crate) fn optional<T: DeserializeOwned>(&mut self, name: &str) -> Result<Option<T>> {
         match self.left.shift_remove(name) {
             None | Some(Value::Null) => Ok(None),
             Some(v) => serde_json::from_value(v.clone())
@@ -29,13 +29,13 @@ impl<'a> Fields<'a> {
     }
 
     /// Takes a field that has to be there.
-    pub(super) fn required<T: DeserializeOwned>(&mut self, name: &str) -> Result<T> {
+    pub(crate) fn required<T: DeserializeOwned>(&mut self, name: &str) -> Result<T> {
         let found = self.optional(name)?;
         found.ok_or_else(|| Error::file(self.path, format!("says nothing for `{name}`")))
     }
 
     /// Takes a list that PEFT also writes as its only element.
-    pub(super) fn one_or_many<T: DeserializeOwned>(
+    pub(crate) fn one_or_many<T: DeserializeOwned>(
         &mut self,
         name: &str,
     ) -> Result<Option<Vec<T>>> {
@@ -49,18 +49,18 @@ impl<'a> Fields<'a> {
     }
 
     /// Takes a field that does not matter, whatever it says.
-    pub(super) fn ignore(&mut self, name: &str) {
+    pub(crate) fn ignore(&mut self, name: &str) {
         self.left.shift_remove(name);
     }
 
     /// Notes that a value of a field is not supported; [`Fields::finish`] says so.
-    pub(super) fn refuse(&mut self, name: &str, value: &Value) {
+    pub(crate) fn refuse(&mut self, name: &str, value: &Value) {
         self.refused.push(format!("`{name}` = {value}"));
     }
 
     /// Refuses every field that is left and says something. PEFT's own reader drops what it does
     /// not know; but what it would have done is then missing from the result.
-    pub(super) fn finish(mut self) -> Result<()> {
+    pub(crate) fn finish(mut self) -> Result<()> {
         let left = std::mem::take(&mut self.left);
         for (name, value) in left.iter().filter(|(_, v)| !idle(v)) {
             self.refuse(name, value);
@@ -71,7 +71,7 @@ impl<'a> Fields<'a> {
         Err(Error::unsupported(
             format!("{} in {}", self.refused.join(", "), self.path.display()),
             "modl does not do this, and leaving it out would change the result; \
-             merge the adapter in PEFT, or train it without",
+             merge the adapter where it was made, or train it without",
         ))
     }
 }
@@ -86,4 +86,9 @@ fn idle(v: &Value) -> bool {
         Value::Array(a) => a.is_empty(),
         Value::Object(o) => o.is_empty(),
     }
+}
+
+/// A whole number without a fraction, as Python writes what a user gave so.
+pub(crate) fn number(a: f64) -> Value {
+    if a.fract() == 0.0 && a.abs() < 1e15 { Value::from(a as i64) } else { Value::from(a) }
 }

@@ -3,7 +3,7 @@
 use modl_core::{Error, Result};
 use serde_json::{Map, Value, json};
 
-use super::{Fields, PREFIX, PeftType, Provenance, Read, Written, read_targets};
+use super::{Fields, PREFIX, PeftType, Provenance, Read, Written, number, read_targets};
 use crate::{Lora, LoraInit};
 
 pub(super) const LORA: PeftType = PeftType {
@@ -108,9 +108,4 @@ fn write(config: Value) -> Result<Written> {
         Value::Object(fields) => Ok((fields, lora.peft)),
         _ => Ok((Map::new(), lora.peft)),
     }
-}
-
-/// A whole number as PEFT writes α, without a fraction.
-fn number(a: f64) -> Value {
-    if a.fract() == 0.0 && a.abs() < 1e15 { json!(a as i64) } else { json!(a) }
 }

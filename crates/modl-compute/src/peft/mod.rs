@@ -19,7 +19,7 @@ pub use config::{AdapterConfig, read_config};
 pub use folder::{load, save};
 pub use provenance::Provenance;
 
-use fields::Fields;
+pub(crate) use fields::{Fields, number};
 
 /// The kinds of PEFT adapters that modl reads and writes.
 const TYPES: &[PeftType] = &[lora::LORA];

@@ -25,6 +25,7 @@ use modl_core::{
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::Patterns;
 use crate::dropout::Dropout;
 
 pub use init::BottleneckInit;
@@ -44,6 +45,9 @@ const SCALING: &str = "scaling";
 pub struct Bottleneck {
     /// The bottleneck has width ⌊width ⁄ this⌋, at least 1.
     pub reduction_factor: f64,
+    /// Factors of their own for some sites.
+    #[serde(skip_serializing_if = "Patterns::is_empty")]
+    pub reduction_pattern: Patterns<f64>,
     /// σ.
     pub non_linearity: Activation,
     /// The adapter works on LN(h + x) instead of h.
@@ -82,6 +86,7 @@ impl Bottleneck {
     pub fn pfeiffer() -> Self {
         Bottleneck {
             reduction_factor: 16.0,
+            reduction_pattern: Patterns::default(),
             non_linearity: Activation::Relu,
             original_ln_before: true,
             original_ln_after: true,
@@ -121,6 +126,10 @@ impl Bottleneck {
         Self::pfeiffer_sites()
     }
 
+    fn reduction(&self, site: &Site) -> Result<f64> {
+        Ok(*self.reduction_pattern.find(&site.path)?.unwrap_or(&self.reduction_factor))
+    }
+
     fn check(&self, site: &Site) -> Result<()> {
         if site.kind != SiteKind::Sublayer {
             return Err(Error::unsupported(
@@ -140,8 +149,9 @@ impl Bottleneck {
                 "is \"post_add\", which needs original_ln_before = true",
             ));
         }
-        if !(self.reduction_factor.is_finite() && self.reduction_factor > 0.0) {
-            let problem = format!("is {}, wants a number above 0", self.reduction_factor);
+        let factor = self.reduction(site)?;
+        if !(factor.is_finite() && factor > 0.0) {
+            let problem = format!("is {factor}, wants a number above 0");
             return Err(Error::invalid("bottleneck.reduction_factor", problem));
         }
         if let Scaling::Fixed(s) = self.scaling
@@ -154,6 +164,10 @@ impl Bottleneck {
 }
 
 impl ModuleConfig for Bottleneck {
+    fn usual_targets(&self) -> Targets {
+        Self::pfeiffer_sites()
+    }
+
     fn kind(&self) -> &'static str {
         "bottleneck"
     }
@@ -167,7 +181,7 @@ impl ModuleConfig for Bottleneck {
         self.check(site)?;
         let dropout = Dropout::new("bottleneck.dropout", self.dropout, scope)?;
         let d = site.output;
-        let b = ((d as f64 / self.reduction_factor).floor() as i64).max(1);
+        let b = ((d as f64 / self.reduction(site)?).floor() as i64).max(1);
         let phi = Tensors::new()
             .with(DOWN_WEIGHT, self.init_weights.down(scope, DOWN_WEIGHT, &[b, d])?)
             .with(DOWN_BIAS, scope.param(DOWN_BIAS, &[b], Init::Zeros)?)
