@@ -1,0 +1,129 @@
+//! Modules that come and go: more of them than fit into memory at once.
+//!
+//! A limit in bytes is kept by taking out those modules that have not been needed for the longest
+//! time (least recently used). Files are mapped, so that a module that comes back costs little
+//! more than its copy.
+
+use crate::{Error, Modular, Result, Select};
+
+/// The modules of a model that are kept within a limit. Modules that were attached without it are
+/// not counted and never taken out.
+#[derive(Debug)]
+pub struct Residents {
+    limit: usize,
+    /// Names and sizes, the one needed last at the end.
+    order: Vec<(String, usize)>,
+}
+
+impl Residents {
+    /// At most `limit` bytes of parameters.
+    pub fn new(limit: usize) -> Self {
+        Residents { limit, order: Vec::new() }
+    }
+
+    /// The modules that are there, the one needed last at the end.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.order.iter().map(|(n, _)| n.as_str())
+    }
+
+    /// The bytes of their parameters.
+    pub fn bytes(&self) -> usize {
+        self.order.iter().map(|(_, b)| b).sum()
+    }
+
+    /// Makes sure that the named modules are attached: `load` attaches one that is missing under
+    /// its name. The model's router and aggregator are as before, over the modules that are there.
+    /// While modules are loaded, they are there beside those that leave for them.
+    ///
+    /// # Errors
+    /// Where `load` fails or does not attach what it is asked for, the named ones alone are over
+    /// the limit, or routers have learned something, which taking modules out would lose; then the
+    /// modules are those of before.
+    pub fn need(
+        &mut self,
+        model: &mut Modular,
+        names: &[&str],
+        load: impl Fn(&mut Modular, &str) -> Result<()>,
+    ) -> Result<()> {
+        let missing = |n: &&&str| !self.order.iter().any(|(m, _)| m == *n);
+        if names.iter().filter(missing).count() == 0 {
+            names.iter().for_each(|n| self.touch(n));
+            return Ok(());
+        }
+        if model.params().select(&Select::new("routers.*")).next().is_some() {
+            return Err(Error::unsupported(
+                "modules that come and go under a router with parameters of its own",
+                "use a router that looks modules up by name, such as `fixed`",
+            ));
+        }
+        let router = model.router.take();
+        let result = self.bring(model, names, load);
+        if let Some((config, global)) = router
+            && !model.modules().is_empty()
+        {
+            model.route(config, global)?;
+        }
+        result
+    }
+
+    fn touch(&mut self, name: &str) {
+        if let Some(at) = self.order.iter().position(|(n, _)| n == name) {
+            let entry = self.order.remove(at);
+            self.order.push(entry);
+        }
+    }
+
+    fn bring(
+        &mut self,
+        model: &mut Modular,
+        names: &[&str],
+        load: impl Fn(&mut Modular, &str) -> Result<()>,
+    ) -> Result<()> {
+        let before = self.order.len();
+        let result = names.iter().try_for_each(|name| self.load_one(model, name, &load));
+        let wanted = self.order.iter().filter(|(n, _)| names.contains(&n.as_str()));
+        let wanted: usize = wanted.map(|(_, b)| b).sum();
+        let fits = result.and_then(|()| match wanted <= self.limit {
+            true => Ok(()),
+            false => {
+                let (names, limit) = (names.join(", "), self.limit);
+                let problem = format!("{wanted} bytes for {names}, the limit is {limit}");
+                Err(Error::invalid("modules", problem))
+            }
+        });
+        if let Err(e) = fits {
+            self.order.drain(before..).try_for_each(|(n, _)| model.detach(&n))?;
+            return Err(e);
+        }
+        names.iter().for_each(|n| self.touch(n));
+        while self.bytes() > self.limit {
+            // The named ones are at the end, and fit.
+            let (oldest, _) = self.order.remove(0);
+            model.detach(&oldest)?;
+        }
+        Ok(())
+    }
+
+    fn load_one(
+        &mut self,
+        model: &mut Modular,
+        name: &str,
+        load: &impl Fn(&mut Modular, &str) -> Result<()>,
+    ) -> Result<()> {
+        if self.order.iter().any(|(n, _)| n == name) {
+            return Ok(());
+        }
+        load(model, name)?;
+        if !model.modules().contains(&name) {
+            return Err(Error::invalid(name, "was not attached by the function that loads it"));
+        }
+        self.order.push((name.to_owned(), bytes_of(model, name)));
+        Ok(())
+    }
+}
+
+fn bytes_of(model: &Modular, name: &str) -> usize {
+    let select = Select::new(format!("modules.{name}.*"));
+    let own = model.params().select(&select);
+    own.map(|(_, t)| t.numel() * t.kind().elt_size_in_bytes()).sum()
+}
