@@ -1,8 +1,8 @@
 //! Running the active modules: the plain way, and the fast ways that give the same.
 
 use crate::{
-    Active, Context, Device, Error, Host, LowRank, Module, Result, Routing, Signal, SiteKind,
-    Tensor, Tensors, Weights,
+    Active, Context, Device, Error, Host, Module, Result, Routing, Signal, SiteKind, Tensor,
+    Tensors, Weights,
 };
 
 /// What α weighs against.
@@ -127,7 +127,7 @@ impl<'a> Outputs<'a> {
         Ok(sum.replace(sum.x.add(&y.x.mul(&over(&rest, y.x.dim())?)?)?))
     }
 
-    fn routing(&self) -> &Routing {
+    pub(crate) fn routing(&self) -> &Routing {
         self.active.routing()
     }
 
@@ -148,37 +148,6 @@ impl<'a> Outputs<'a> {
             format!("an α for each of {tokens} tokens where x is {x:?}"),
             "route per example, or leave this site out of the targets",
         ))
-    }
-
-    /// All low-rank modules as one: with A = [A₁; …; Aₖ] and B = [B₁ … Bₖ],
-    /// y = f_θ(x) + ((x Aᵀ) ⊙ α) Bᵀ, where each column of x Aᵀ has its module's αⱼ·scaleⱼ.
-    fn low_rank_sum(&self, base: Base) -> Result<Option<Signal>> {
-        let kept = base == Base::Kept || self.routing().normalised;
-        if !kept || self.f.site().kind != SiteKind::Linear {
-            return Ok(None);
-        }
-        let found: Option<Vec<(usize, LowRank)>> =
-            self.active.modules().map(|(j, _, m)| Some((j, m.low_rank(self.cx)?))).collect();
-        let Some(parts) = found.filter(|p| !p.is_empty()) else { return Ok(None) };
-        let (kind, device) = (self.x.x.kind(), self.x.x.device());
-        let mut owner = Vec::new();
-        let mut scale = Vec::new();
-        for (j, p) in &parts {
-            let rank = p.down.len_of(0) as usize;
-            owner.extend(std::iter::repeat_n(*j as i64, rank));
-            scale.extend(std::iter::repeat_n(p.scale, rank));
-        }
-        let n = [owner.len() as i64];
-        let owner = Tensor::from_slice(&owner, &n, device)?;
-        let scale =
-            Tensor::from_slice(&scale, &n, Device::Cpu)?.to_kind(kind)?.to_device(device)?;
-        let alpha = self.routing().dense(kind, device)?.index_select(-1, &owner)?.mul(&scale)?;
-        let downs: Vec<Tensor> = parts.iter().map(|(_, p)| p.down.clone()).collect();
-        let ups: Vec<Tensor> = parts.iter().map(|(_, p)| p.up.clone()).collect();
-        let inner = self.x.x.linear(&Tensor::cat(&downs, 0)?.to_kind(kind)?, None)?;
-        let inner = inner.mul(&before_last(&alpha, inner.dim())?)?;
-        let y = self.f.call(self.x, self.cx)?;
-        Ok(Some(y.replace(y.x.add_linear(&inner, &Tensor::cat(&ups, 1)?.to_kind(kind)?)?)))
     }
 
     /// Rows sent to their modules. Where each row has one module of weight 1 the parts are joined,
@@ -312,12 +281,6 @@ impl<'a> Outputs<'a> {
 fn over(alpha: &Tensor, dims: usize) -> Result<Tensor> {
     (alpha.dim()..dims)
         .try_fold(alpha.clone(), |a, _| if a.dim() == 0 { Ok(a) } else { a.unsqueeze(-1) })
-}
-
-/// α `[…, n]` with dimensions of length 1 before the last, so that it weighs columns.
-fn before_last(alpha: &Tensor, dims: usize) -> Result<Tensor> {
-    (alpha.dim()..dims)
-        .try_fold(alpha.clone(), |a, _| if a.dim() == 1 { Ok(a) } else { a.unsqueeze(-2) })
 }
 
 fn same_companions<'s>(a: &Signal, b: &'s Signal) -> Result<&'s Signal> {

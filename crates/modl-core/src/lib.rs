@@ -34,6 +34,7 @@ mod error;
 mod ffi;
 mod layer;
 mod linear;
+mod low_rank;
 mod machine;
 mod merge;
 mod model;
