@@ -8,6 +8,7 @@ usage: compare.py [--n 15 | --quick] [--rows TEXT] [--threads N] [--json FILE]
 environment: MODL_ROOT (the workspace), MODL_PEER_STEP (the built example `peer_step`)
 """
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -16,42 +17,61 @@ import time
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import BertModel, logging
+from transformers import AutoTokenizer, BertModel, logging
 
 logging.set_verbosity_error()
 ROOT = os.environ["MODL_ROOT"]
 MODEL = os.path.join(ROOT, "assets", "all-MiniLM-L6-v2")
+TEXTS = os.path.join(ROOT, "assets", "sentiment")
 BATCH, SEQ, CLASSES = 16, 128, 4
 
-# name: (train, bf16, dropout of the backbone)
+# name: (train, bf16, dropout of the backbone, texts of real lengths)
 ROWS = {
-    "forward f32": (False, False, 0.0),
-    "forward bf16": (False, True, 0.0),
-    "train f32, dropout 0": (True, False, 0.0),
-    "train f32, dropout 0.1": (True, False, 0.1),
-    "train bf16, dropout 0": (True, True, 0.0),
-    "train bf16, dropout 0.1": (True, True, 0.1),
+    "forward f32": (False, False, 0.0, False),
+    "forward bf16": (False, True, 0.0, False),
+    "train f32, dropout 0": (True, False, 0.0, False),
+    "train f32, dropout 0.1": (True, False, 0.1, False),
+    "train bf16, dropout 0": (True, True, 0.0, False),
+    "train bf16, dropout 0.1": (True, True, 0.1, False),
+    "train f32, real texts": (True, False, 0.1, True),
+    "train bf16, real texts": (True, True, 0.1, True),
 }
 
 
-def ids():
-    g = torch.Generator().manual_seed(1)
-    return torch.randint(1000, 30522, (BATCH, SEQ), generator=g)
+def batches(texts):
+    """Ids of the batches that are run in turn; 0 is padding."""
+    if not texts:
+        g = torch.Generator().manual_seed(1)
+        return [torch.randint(1000, 30522, (BATCH, SEQ), generator=g)]
+    # Texts of all domains as they come when shuffled, each batch padded to its longest.
+    lines = []
+    for name in sorted(os.listdir(TEXTS)):
+        if name.endswith(".tsv"):
+            with open(os.path.join(TEXTS, name), encoding="utf-8") as f:
+                lines += [line.rstrip("\n").split("\t")[-1] for line in f]
+    order = torch.randperm(len(lines), generator=torch.Generator().manual_seed(1)).tolist()
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    chosen = [lines[i] for i in order[: 8 * BATCH]]
+    made = (chosen[i : i + BATCH] for i in range(0, len(chosen), BATCH))
+    tokens = (tokenizer(b, padding=True, truncation=True, max_length=256) for b in made)
+    return [torch.tensor(t["input_ids"]) for t in tokens]
 
 
-def peer(train, bf16, dropout):
+def peer(train, bf16, dropout, texts):
     """One step of transformers (forward) or PEFT (training, under autocast for bf16)."""
     torch.manual_seed(0)
     model = BertModel.from_pretrained(
         MODEL, dtype=torch.float32, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout
     )
-    x = dict(input_ids=ids(), attention_mask=torch.ones(BATCH, SEQ, dtype=torch.int64))
+    turn = itertools.cycle(
+        [dict(input_ids=ids, attention_mask=(ids != 0).long()) for ids in batches(texts)]
+    )
     if not train:
         model = model.eval().to(torch.bfloat16 if bf16 else torch.float32)
 
         def forward():
             with torch.no_grad():
-                model(**x)
+                model(**next(turn))
 
         return forward
     model = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=["query", "value"]))
@@ -63,7 +83,7 @@ def peer(train, bf16, dropout):
 
     def step():
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
-            hidden = model(**x).last_hidden_state[:, 0]
+            hidden = model(**next(turn)).last_hidden_state[:, 0]
             loss = torch.nn.functional.cross_entropy(head(hidden).float(), y)
         loss.backward()
         optimizer.step()
@@ -76,13 +96,16 @@ def peer(train, bf16, dropout):
 class Modl:
     """The same step in modl: a process that runs one for each line that it is sent."""
 
-    def __init__(self, train, bf16, dropout, threads):
+    def __init__(self, train, bf16, dropout, texts, threads):
         command = [
             os.environ["MODL_PEER_STEP"], MODEL, "train" if train else "forward",
             "bf16" if bf16 else "f32", str(dropout), str(threads),
         ]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.exchange("ids " + " ".join(str(i) for i in ids().flatten().tolist()))
+        for ids in batches(texts):
+            line = f"batch {ids.shape[0]} " + " ".join(str(i) for i in ids.flatten().tolist())
+            self.process.stdin.write(line + "\n")
+        self.exchange("begin")
 
     def exchange(self, line):
         self.process.stdin.write(line + "\n")
@@ -113,11 +136,13 @@ def main():
     print(f"torch {torch.__version__}, {a.threads} threads, batch {BATCH} x {SEQ}, {a.n} pairs a row\n")
     print(f"{'row':26} {'peer ms':>18} {'modl ms':>18} {'times as fast':>22}")
     figures = {}
-    for name, (train, bf16, dropout) in ROWS.items():
+    for name, (train, bf16, dropout, texts) in ROWS.items():
         if a.rows not in name:
             continue
-        theirs, ours = peer(train, bf16, dropout), Modl(train, bf16, dropout, a.threads)
-        for _ in range(2):
+        row = (train, bf16, dropout, texts)
+        theirs, ours = peer(*row), Modl(*row, a.threads)
+        # Each shape once, before the clock runs.
+        for _ in range(max(2, len(batches(texts)))):
             theirs(), ours.step()
         pairs = []
         for _ in range(a.n):

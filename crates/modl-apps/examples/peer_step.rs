@@ -14,24 +14,21 @@ use modl_core::{
 };
 use modl_models::LoadOptions;
 use modl_route::Fixed;
-use modl_train::Optimizer;
 use modl_train::optim::{AdamW, AdamWConfig};
+use modl_train::{Batch, Optimizer};
 
-const BATCH: i64 = 16;
-const SEQ: i64 = 128;
 const CLASSES: i64 = 4;
 
 struct Work {
     model: Modular,
-    inputs: Tensors,
-    labels: Tensor,
+    batches: Vec<Batch>,
     optimizer: AdamW,
     train: bool,
     step: u64,
 }
 
 impl Work {
-    fn new(args: &[String], ids: &[i64]) -> Result<Self> {
+    fn new(args: &[String], batches: Vec<Batch>) -> Result<Self> {
         let [model, work, dtype, dropout, _] = args else { bail!("see the head of peer_step.rs") };
         let train = work == "train";
         let kind = if dtype == "bf16" { Kind::BFloat16 } else { Kind::Float };
@@ -51,34 +48,32 @@ impl Work {
             head.param("bias", &[CLASSES], Init::Zeros)?;
             model.train_only(&Select::any(["modules.*", "heads.*"]))?;
         }
-        let inputs = Tensors::new()
-            .with("input_ids", Tensor::from_slice(ids, &[BATCH, SEQ], Device::Cpu)?)
-            .with("attention_mask", Tensor::ones(&[BATCH, SEQ], Kind::Int64, Device::Cpu)?);
-        let labels: Vec<i64> = (0..BATCH).map(|i| i % CLASSES).collect();
-        let labels = Tensor::from_slice(&labels, &[BATCH], Device::Cpu)?;
-        Ok(Work {
-            model,
-            inputs,
-            labels,
-            optimizer: AdamW::new(AdamWConfig::default())?,
-            train,
-            step: 0,
-        })
+        Ok(Work { model, batches, optimizer: AdamW::new(AdamWConfig::default())?, train, step: 0 })
     }
 
     fn run(&mut self) -> Result<()> {
+        let turn = self.step as usize % self.batches.len();
+        let batch = self.batches.get(turn).context("no batches")?;
+        self.step += 1;
         if !self.train {
-            no_grad(|| self.model.forward(&self.inputs, &Context::eval()))?;
+            no_grad(|| self.model.forward(&batch.inputs, &Context::eval()))?;
             return Ok(());
         }
-        self.step += 1;
-        let cx = Context::train(Seed(0), self.step);
-        let out = self.model.forward(&self.inputs, &cx)?;
-        let cls = out.need("last_hidden_state")?.select(1, 0)?.to_kind(Kind::Float)?;
-        let head = self.model.params();
-        let logits =
-            cls.linear(head.get("heads.classes.weight")?, Some(head.get("heads.classes.bias")?))?;
-        let loss = logits.cross_entropy(&self.labels)?;
+        let mut loss: Option<Tensor> = None;
+        for (i, part) in (0..).zip(batch.by_length()?) {
+            let cx = Context::train(Seed(i), self.step);
+            let out = self.model.forward(&part.inputs, &cx)?;
+            let cls = out.need("last_hidden_state")?.select(1, 0)?.to_kind(Kind::Float)?;
+            let head = self.model.params();
+            let (weight, bias) =
+                (head.get("heads.classes.weight")?, head.get("heads.classes.bias")?);
+            let own = cls.linear(weight, Some(bias))?;
+            let own = own.cross_entropy(&part.targets.to_kind(Kind::Int64)?)?;
+            let share = part.tasks.len() as f64 / batch.tasks.len() as f64;
+            let own = own.mul_scalar(share)?;
+            loss = Some(loss.map_or(Ok(own.clone()), |l| l.add(&own))?);
+        }
+        let loss = loss.context("an empty batch")?;
         let params = self.model.trainable();
         let tensors: Vec<&Tensor> = params.iter().map(|(_, t)| t).collect();
         let grads = loss.gradients(&tensors, false)?;
@@ -88,6 +83,23 @@ impl Work {
     }
 }
 
+/// The number of rows, then the ids of all of them; 0 is padding.
+fn batch(numbers: &[i64]) -> Result<Batch> {
+    let (rows, ids) = numbers.split_first().context("an empty line")?;
+    let shape = [*rows, ids.len() as i64 / rows];
+    let mask: Vec<i64> = ids.iter().map(|i| i64::from(*i != 0)).collect();
+    let labels: Vec<f32> = (0..*rows).map(|i| (i % CLASSES) as f32).collect();
+    Ok(Batch {
+        inputs: Tensors::new()
+            .with("input_ids", Tensor::from_slice(ids, &shape, Device::Cpu)?)
+            .with("attention_mask", Tensor::from_slice(&mask, &shape, Device::Cpu)?),
+        targets: Tensor::from_slice(&labels, &[*rows], Device::Cpu)?,
+        tasks: vec![String::new(); *rows as usize],
+        ids: vec![String::new(); *rows as usize],
+        features: Tensors::new(),
+    })
+}
+
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let threads = args.last().context("see the head of peer_step.rs")?.parse()?;
@@ -95,10 +107,15 @@ fn main() -> Result<()> {
     // As the `modl` program does.
     modl_core::keep_freed_memory();
     let mut lines = std::io::stdin().lock().lines();
-    let first = lines.next().context("no ids")??;
-    let ids: Vec<i64> =
-        first.split_whitespace().skip(1).map(str::parse).collect::<Result<_, _>>()?;
-    let mut work = Work::new(&args, &ids)?;
+    let mut batches = Vec::new();
+    for line in lines.by_ref() {
+        let line = line?;
+        let Some(numbers) = line.strip_prefix("batch ") else { break };
+        let numbers: Vec<i64> =
+            numbers.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
+        batches.push(batch(&numbers)?);
+    }
+    let mut work = Work::new(&args, batches)?;
     println!("ready");
     for line in lines {
         line?;

@@ -19,6 +19,10 @@ pub struct TrainConfig {
     pub steps: Option<u64>,
     /// Examples in a step.
     pub batch_size: usize,
+    /// Computes a batch in groups of rows of similar length, so that less padding is computed; the
+    /// gradients are those of the whole batch. Not for routers that look at the whole batch.
+    /// Default: false.
+    pub split_by_length: bool,
     /// The highest learning rate.
     pub lr: f64,
     /// How gradients change parameters.
@@ -42,6 +46,7 @@ impl Default for TrainConfig {
             epochs: None,
             steps: None,
             batch_size: 16,
+            split_by_length: false,
             lr: 1e-3,
             optimizer: OptimizerConfig::default(),
             schedule: Schedule::default(),

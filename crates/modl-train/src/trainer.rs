@@ -10,7 +10,9 @@ use modl_core::{
 
 use crate::clip::clip_grad_norm;
 use crate::state::{self, RunState};
-use crate::{Batches, Cursor, Dataset, Describe, Event, Objective, Optimizer, Sink, TrainConfig};
+use crate::{
+    Batch, Batches, Cursor, Dataset, Describe, Event, Objective, Optimizer, Sink, TrainConfig,
+};
 
 /// A model in training.
 #[derive(Debug)]
@@ -113,12 +115,7 @@ impl<'a> Trainer<'a> {
         while self.step < steps {
             let clock = Instant::now();
             let batch = batches.advance()?;
-            let cx = describe(&batch, Context::train(self.seed, self.step))?;
-            let loss = self.objective.loss(self.model, &batch, &cx)?;
-            let (mut total, aux) = self.with_router_losses(&loss, &cx)?;
-            if let Some(penalty) = self.model.penalty(&cx)? {
-                total = total.add(&penalty.to_kind(total.kind())?)?;
-            }
+            let (loss, total, aux) = self.losses(&batch, describe)?;
             self.finite("loss", total.item()?)?;
             // Without any trained module in this batch there is nothing to differentiate.
             let mut grads = match total.requires_grad() {
@@ -150,6 +147,46 @@ impl<'a> Trainer<'a> {
         let name = |i: usize| self.params.get(i).map(|(n, _)| n.clone());
         let unused = unused.into_iter().filter_map(name).collect();
         sink.event(&Event::Finished { name: self.name.clone(), step: self.step, unused })
+    }
+
+    /// The objective's loss, that with all that is added to it, and what the routers added.
+    fn losses(
+        &self,
+        batch: &Batch,
+        describe: &Describe,
+    ) -> Result<(Tensor, Tensor, BTreeMap<String, f64>)> {
+        let parts = match self.config.split_by_length {
+            true => batch.by_length()?,
+            false => vec![batch.clone()],
+        };
+        let mut sums: Option<(Tensor, Tensor)> = None;
+        let mut aux: BTreeMap<String, f64> = BTreeMap::new();
+        let mut penalty = None;
+        for (i, part) in parts.iter().enumerate() {
+            // Each part draws its own dropout.
+            let seed = if i == 0 { self.seed } else { self.seed.child("part").nth(i as u64) };
+            let cx = describe(part, Context::train(seed, self.step))?;
+            let loss = self.objective.loss(self.model, part, &cx)?;
+            let (total, own) = self.with_router_losses(&loss, &cx)?;
+            let share = part.tasks.len() as f64 / batch.tasks.len() as f64;
+            own.into_iter().for_each(|(n, v)| *aux.entry(n).or_default() += share * v);
+            if i == 0 {
+                penalty = self.model.penalty(&cx)?;
+            }
+            let (loss, total) = match parts.len() {
+                1 => (loss, total),
+                _ => (loss.mul_scalar(share)?, total.mul_scalar(share)?),
+            };
+            sums = Some(match sums {
+                None => (loss, total),
+                Some((l, t)) => (l.add(&loss)?, t.add(&total)?),
+            });
+        }
+        let (loss, mut total) = sums.ok_or_else(|| Error::invalid("batch", "has no rows"))?;
+        if let Some(penalty) = penalty {
+            total = total.add(&penalty.to_kind(total.kind())?)?;
+        }
+        Ok((loss, total, aux))
     }
 
     /// The objective's loss and the routers', each by its weight; and the latter by name.

@@ -10,7 +10,7 @@ use modl_train::{
     Batch, Event, Objective, OptimizerConfig, Prediction, Sink, TrainConfig, Trainer, evaluate,
     mean_absolute_error,
 };
-use toy::{data, head, model};
+use toy::{data, head, model, with_dropout};
 
 fn config(steps: u64) -> TrainConfig {
     TrainConfig { steps: Some(steps), batch_size: 4, lr: 0.02, ..TrainConfig::default() }
@@ -66,6 +66,31 @@ fn training_fits_the_data() {
         panic!("{events:?}")
     };
     assert!(unused.is_empty(), "{unused:?}");
+}
+
+#[test]
+fn a_batch_in_groups_of_similar_length_gives_the_same_gradients() {
+    let data = data(10);
+    let rows: Vec<usize> = (0..data.len()).collect();
+    let parts = data.batch(&rows, modl_core::Device::Cpu).unwrap().by_length().unwrap();
+    assert!(parts.len() > 1, "the lengths differ");
+    let trained = |split_by_length: bool| {
+        let (model, head) = (with_dropout(0.0, 3), head());
+        let config = TrainConfig { split_by_length, batch_size: data.len(), ..config(5) };
+        let mut trainer = Trainer::new("toy", &model, &head, config, Seed(7)).unwrap();
+        trainer.train(&data, &Batch::describe, &mut Vec::<Event>::new()).unwrap();
+        params(&model)
+    };
+    let (whole, split) = (trained(false), trained(true));
+    let mut moved = 0.0f64;
+    for (((name, a), (_, b)), (_, start)) in
+        whole.iter().zip(&split).zip(params(&with_dropout(0.0, 3)))
+    {
+        let apart = a.max_abs_diff(b).unwrap();
+        assert!(a.all_close(b, 1e-5, 1e-4).unwrap(), "{name}: {apart}");
+        moved = moved.max(a.max_abs_diff(&start).unwrap());
+    }
+    assert!(moved > 0.05, "{moved}");
 }
 
 #[test]

@@ -20,9 +20,13 @@ pub fn backbone() -> TinyBackbone {
 
 /// LoRA with dropout for each task, routed by task, with a head.
 pub fn model(seed: u64) -> Modular {
+    with_dropout(0.2, seed)
+}
+
+pub fn with_dropout(dropout: f64, seed: u64) -> Modular {
     let mut model = Modular::new(backbone(), Seed(seed)).unwrap();
     for name in TASKS {
-        let lora = Lora { r: 2, alpha: 4.0, dropout: 0.2, ..Lora::default() };
+        let lora = Lora { r: 2, alpha: 4.0, dropout, ..Lora::default() };
         model.attach(name, Box::new(lora), &Targets::names(["query", "value"])).unwrap();
     }
     model.route(Box::new(Fixed::default()), false).unwrap();
