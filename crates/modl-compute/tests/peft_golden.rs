@@ -10,7 +10,15 @@ use modl_core::{Context, Device, Kind, Modular, Seed, Tensors};
 use modl_models::{Bert, LoadOptions};
 use serde_json::Value;
 
-const ADAPTERS: [&str; 4] = ["bert_lora", "bert_lora_all", "bert_rslora", "bert_lora_rank_pattern"];
+const ADAPTERS: &[&str] = &[
+    "bert_lora",
+    "bert_lora_all",
+    "bert_rslora",
+    "bert_lora_rank_pattern",
+    "bert_dora",
+    "bert_vera",
+    "bert_adalora",
+];
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)

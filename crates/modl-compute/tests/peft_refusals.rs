@@ -84,7 +84,6 @@ fn the_good_adapter_is_read() {
 #[test]
 fn fields_that_would_change_the_result_are_named() {
     let cases = [
-        ("use_dora", json!(true)),
         ("bias", json!("all")),
         ("bias", json!("lora_only")),
         ("modules_to_save", json!(["classifier"])),
@@ -95,7 +94,6 @@ fn fields_that_would_change_the_result_are_named() {
         ("use_qalora", json!(true)),
         ("alora_invocation_tokens", json!([5])),
         ("arrow_config", json!({"top_k": 3})),
-        ("fan_in_fan_out", json!(true)),
         ("init_lora_weights", json!("pissa")),
         ("init_lora_weights", json!("pissa_niter_16")),
         ("init_lora_weights", json!("olora")),
@@ -116,12 +114,12 @@ fn fields_that_would_change_the_result_are_named() {
         assert!(what.contains(&format!("`{field}` = {value}")), "{e}");
     }
     let e = refused_with(|c| {
-        c["use_dora"] = true.into();
+        c["use_qalora"] = true.into();
         c["bias"] = "all".into();
         c["new"] = 1.into();
     });
     let text = e.to_string();
-    assert!(["use_dora", "bias", "new"].iter().all(|f| text.contains(f)), "all at once: {text}");
+    assert!(["use_qalora", "bias", "new"].iter().all(|f| text.contains(f)), "all at once: {text}");
 }
 
 #[test]

@@ -9,7 +9,7 @@
 
 use modl_core::{
     Attachment, Context, Error, Host, Init, LowRank, Module, ModuleConfig, Result, Scope, Signal,
-    SiteKind, Tensor, Tensors,
+    Site, SiteKind, Targets, Tensor, Tensors,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -19,8 +19,8 @@ use crate::patterns::Patterns;
 use crate::peft::Provenance;
 
 /// The names of the two parameters, as in PEFT's files.
-const A: &str = "lora_A.weight";
-const B: &str = "lora_B.weight";
+pub(super) const A: &str = "lora_A.weight";
+pub(super) const B: &str = "lora_B.weight";
 
 /// Configuration of LoRA at linear sites.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -98,6 +98,24 @@ impl Lora {
     }
 }
 
+impl Lora {
+    /// A `[r, inputs]` and B `[out, r]` at a site, as they start.
+    pub(super) fn factors(
+        &self,
+        inputs: i64,
+        site: &Site,
+        scope: &mut Scope,
+    ) -> Result<(Tensor, Tensor)> {
+        let (r, _) = self.rank_and_scale(&site.path)?;
+        let (init_a, init_b) = match self.init {
+            LoraInit::Kaiming => (Init::Kaiming, Init::Zeros),
+            LoraInit::Gaussian => (Init::Normal(1.0 / r as f64), Init::Zeros),
+            LoraInit::Random => (Init::Kaiming, Init::Kaiming),
+        };
+        Ok((scope.param(A, &[r, inputs], init_a)?, scope.param(B, &[site.output, r], init_b)?))
+    }
+}
+
 impl ModuleConfig for Lora {
     fn kind(&self) -> &'static str {
         "lora"
@@ -116,18 +134,13 @@ impl ModuleConfig for Lora {
             ));
         }
         let dropout = Dropout::new("lora.dropout", self.dropout, scope)?;
-        let (r, scale) = self.rank_and_scale(&site.path)?;
-        let (init_a, init_b) = match self.init {
-            LoraInit::Kaiming => (Init::Kaiming, Init::Zeros),
-            LoraInit::Gaussian => (Init::Normal(1.0 / r as f64), Init::Zeros),
-            LoraInit::Random => (Init::Kaiming, Init::Kaiming),
-        };
-        Ok(Box::new(LoraLinear {
-            a: scope.param(A, &[r, site.input], init_a)?,
-            b: scope.param(B, &[site.output, r], init_b)?,
-            scale,
-            dropout,
-        }))
+        let (_, scale) = self.rank_and_scale(&site.path)?;
+        let (a, b) = self.factors(site.input, site, scope)?;
+        Ok(Box::new(LoraLinear { a, b, scale, dropout }))
+    }
+
+    fn usual_targets(&self) -> Targets {
+        super::query_and_value()
     }
 }
 

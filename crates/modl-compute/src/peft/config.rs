@@ -16,7 +16,6 @@ const PEFT_VERSION: &str = "0.21.2";
 
 /// The types of PEFT 0.21.2 that modl knows by name only.
 const NOT_YET: &[&str] = &[
-    "ADALORA",
     "ADAMSS",
     "ADAPTION_PROMPT",
     "BEFT",
@@ -58,7 +57,6 @@ const NOT_YET: &[&str] = &[
     "TRAINABLE_TOKENS",
     "UNILORA",
     "VBLORA",
-    "VERA",
     "WAVEFT",
     "XLORA",
 ];
@@ -157,6 +155,9 @@ pub(super) fn write_config(
         "task_type": provenance.task_type,
     });
     fields.extend(common.as_object().cloned().unwrap_or_default());
+    if fields.contains_key("fan_in_fan_out") {
+        fields.insert("fan_in_fan_out".into(), json!(provenance.fan_in_fan_out));
+    }
     // Each type has some of them, which its `write` has left open.
     let own: Vec<_> = write_targets(targets, sites, fields.contains_key("layers_to_transform"))
         .into_iter()

@@ -58,6 +58,16 @@ impl<'a> Fields<'a> {
         self.refused.push(format!("`{name}` = {value}"));
     }
 
+    /// Takes a field that is to say `wanted`, or nothing.
+    pub(crate) fn refuse_unless(&mut self, name: &str, wanted: &str) -> Result<()> {
+        if let Some(said) = self.optional::<Value>(name)?
+            && said.as_str() != Some(wanted)
+        {
+            self.refuse(name, &said);
+        }
+        Ok(())
+    }
+
     /// Refuses every field that is left and says something. PEFT's own reader drops what it does
     /// not know; but what it would have done is then missing from the result.
     pub(crate) fn finish(mut self) -> Result<()> {

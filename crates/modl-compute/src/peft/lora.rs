@@ -3,7 +3,8 @@
 use modl_core::{Error, Result};
 use serde_json::{Map, Value, json};
 
-use super::{Fields, PREFIX, PeftType, Provenance, Read, Written, number, read_targets};
+use super::{Fields, PREFIX, PeftType, Provenance, Read, Written, number, object, read_targets};
+use crate::low_rank::Dora;
 use crate::{Lora, LoraInit};
 
 pub(super) const LORA: PeftType = PeftType {
@@ -15,6 +16,10 @@ pub(super) const LORA: PeftType = PeftType {
     unpack: None,
     pack: None,
 };
+
+/// PEFT's DoRA is a LoRA that says `use_dora`; [`LORA`] reads it.
+pub(super) const DORA: PeftType =
+    PeftType { kind: "dora", write: |config| written(config, true), ..LORA };
 
 /// Ways to start that leave the backbone as it is, so that the tensors in the file say all. The
 /// others (`pissa`, `olora`, `corda`, `loftq`, `lora_ga`) take the start out of θ.
@@ -33,10 +38,7 @@ fn read(fields: &mut Fields, peft: Provenance) -> Result<Read> {
             LoraInit::Kaiming
         }
     };
-    let bias: String = fields.optional("bias")?.unwrap_or_else(|| "none".into());
-    if bias != "none" {
-        fields.refuse("bias", &bias.into());
-    }
+    fields.refuse_unless("bias", "none")?;
     // Settings of methods that are off; `use_qalora` and `megatron_config` turn them on.
     fields.ignore("qalora_group_size");
     fields.ignore("megatron_core");
@@ -53,10 +55,17 @@ fn read(fields: &mut Fields, peft: Provenance) -> Result<Read> {
         init,
         peft,
     };
-    Ok((Box::new(lora), targets))
+    match fields.optional("use_dora")? {
+        Some(true) => Ok((Box::new(Dora(lora)), targets)),
+        _ => Ok((Box::new(lora), targets)),
+    }
 }
 
 fn write(config: Value) -> Result<Written> {
+    written(config, false)
+}
+
+fn written(config: Value, use_dora: bool) -> Result<Written> {
     let lora: Lora =
         serde_json::from_value(config).map_err(|e| Error::invalid("lora", e.to_string()))?;
     let start = match lora.init {
@@ -68,9 +77,25 @@ fn write(config: Value) -> Result<Written> {
         lora.rank_pattern.iter().map(|(k, r)| (k.to_owned(), json!(r))).collect();
     let alphas: Map<String, Value> =
         lora.alpha_pattern.iter().map(|(k, a)| (k.to_owned(), number(*a))).collect();
-    let fields = json!({
-        "alora_invocation_tokens": null,
+    let mut fields = lora_fields();
+    fields.extend(object(json!({
         "alpha_pattern": alphas,
+        "init_lora_weights": start,
+        "lora_alpha": number(lora.alpha),
+        "lora_dropout": lora.dropout,
+        "r": lora.r,
+        "rank_pattern": ranks,
+        "use_dora": use_dora,
+        "use_rslora": lora.use_rslora,
+    })));
+    Ok((fields, lora.peft))
+}
+
+/// All fields of `LoraConfig`, as PEFT writes them where nothing was said.
+pub(super) fn lora_fields() -> Map<String, Value> {
+    object(json!({
+        "alora_invocation_tokens": null,
+        "alpha_pattern": {},
         "arrow_config": null,
         "bias": "none",
         "corda_config": null,
@@ -78,34 +103,30 @@ fn write(config: Value) -> Result<Written> {
         "eva_config": null,
         "exclude_modules": null,
         "fan_in_fan_out": false,
-        "init_lora_weights": start,
+        "init_lora_weights": true,
         "kasa_config": null,
         "layer_replication": null,
-        "loftq_config": {},
         "layers_pattern": null,
         "layers_to_transform": null,
-        "lora_alpha": number(lora.alpha),
+        "loftq_config": {},
+        "lora_alpha": 8,
         "lora_bias": false,
-        "lora_dropout": lora.dropout,
+        "lora_dropout": 0.0,
         "lora_ga_config": null,
         "megatron_config": null,
         "megatron_core": "megatron.core",
         "modules_to_save": null,
         "monteclora_config": null,
         "qalora_group_size": 16,
-        "r": lora.r,
-        "rank_pattern": ranks,
+        "r": 8,
+        "rank_pattern": {},
         "target_modules": null,
         "target_parameters": null,
         "trainable_token_indices": null,
         "use_bdlora": null,
         "use_dora": false,
         "use_qalora": false,
-        "use_rslora": lora.use_rslora,
+        "use_rslora": false,
         "velora_config": null,
-    });
-    match fields {
-        Value::Object(fields) => Ok((fields, lora.peft)),
-        _ => Ok((Map::new(), lora.peft)),
-    }
+    }))
 }

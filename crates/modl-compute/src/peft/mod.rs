@@ -6,11 +6,13 @@
 //!
 //! A further kind of PEFT adapter is one file with a `PeftType` and one line in `TYPES`.
 
+mod adalora;
 mod config;
 mod fields;
 mod folder;
 mod lora;
 mod provenance;
+mod vera;
 
 use modl_core::{ModuleConfig, ParamStore, Result, Targets, Tensors};
 use serde_json::{Map, Value};
@@ -20,15 +22,24 @@ pub use folder::{load, save};
 pub use provenance::Provenance;
 
 pub(crate) use fields::{Fields, number};
+use lora::lora_fields;
 
 /// The kinds of PEFT adapters that modl reads and writes.
-const TYPES: &[PeftType] = &[lora::LORA];
+const TYPES: &[PeftType] = &[lora::LORA, lora::DORA, adalora::ADALORA, vera::VERA];
 
 type Unpack = fn(Tensors, &ParamStore) -> Result<Tensors>;
 type Pack = fn(Tensors, &mut Map<String, Value>) -> Result<Tensors>;
 
 /// What a configuration says: the recipe of the module and its sites.
 type Read = (Box<dyn ModuleConfig>, Targets);
+
+/// The table that a literal is.
+fn object(literal: Value) -> Map<String, Value> {
+    match literal {
+        Value::Object(fields) => fields,
+        _ => Map::new(),
+    }
+}
 
 /// PEFT's fields of one adapter.
 type Written = (Map<String, Value>, Provenance);

@@ -24,6 +24,10 @@ pub struct Provenance {
     /// Version of the backbone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub revision: Option<String>,
+    /// How PEFT's kind of layer stores its weight: `[in, out]` if true, as GPT-2's do. The backbone
+    /// knows it by itself.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub fan_in_fan_out: bool,
 }
 
 /// PEFT's `TaskType`.
@@ -48,6 +52,7 @@ impl Provenance {
             auto_mapping: fields.optional("auto_mapping")?,
             base_model_name_or_path: fields.optional("base_model_name_or_path")?,
             revision: fields.optional("revision")?,
+            fan_in_fan_out: fields.optional("fan_in_fan_out")?.unwrap_or(false),
         })
     }
 }

@@ -1,0 +1,59 @@
+//! `peft_type` VERA: PEFT's `VeraConfig` as of version 0.21.2.
+
+use modl_core::Result;
+use serde_json::{Value, json};
+
+use super::{Fields, PREFIX, PeftType, Provenance, Read, Written, object, read_targets};
+use crate::low_rank::{VERA_SHARED, Vera};
+
+pub(super) const VERA: PeftType = PeftType {
+    name: "VERA",
+    kind: "vera",
+    read,
+    write,
+    // The shared matrices stand beside the user's model, not in it.
+    key: |param| match VERA_SHARED.contains(&param) {
+        true => format!("base_model.{param}"),
+        false => format!("{PREFIX}{param}"),
+    },
+    unpack: None,
+    pack: None,
+};
+
+fn read(fields: &mut Fields, peft: Provenance) -> Result<Read> {
+    let targets = read_targets(fields)?;
+    fields.refuse_unless("bias", "none")?;
+    if fields.optional("save_projection")? == Some(false) {
+        // The matrices are then to be drawn by PyTorch's generator.
+        fields.refuse("save_projection", &json!(false));
+    }
+    let standard = Vera::default();
+    let vera = Vera {
+        r: fields.optional("r")?.unwrap_or(standard.r),
+        d_initial: fields.optional("d_initial")?.unwrap_or(standard.d_initial),
+        init_weights: fields.optional("init_weights")?.unwrap_or(standard.init_weights),
+        dropout: fields.optional("vera_dropout")?.unwrap_or(standard.dropout),
+        projection_prng_key: fields.optional("projection_prng_key")?.unwrap_or(0),
+        peft,
+    };
+    Ok((Box::new(vera), targets))
+}
+
+fn write(config: Value) -> Result<Written> {
+    let vera: Vera = modl_core::from_json("vera", config)?;
+    let fields = object(json!({
+        "bias": "none",
+        "d_initial": vera.d_initial,
+        "fan_in_fan_out": false,
+        "init_weights": vera.init_weights,
+        "layers_pattern": null,
+        "layers_to_transform": null,
+        "modules_to_save": null,
+        "projection_prng_key": vera.projection_prng_key,
+        "r": vera.r,
+        "save_projection": true,
+        "target_modules": null,
+        "vera_dropout": vera.dropout,
+    }));
+    Ok((fields, vera.peft))
+}
