@@ -206,7 +206,8 @@ impl ModuleConfig for AdaLora {
                 self.average(params, name, gradient)?;
             }
         }
-        if step.done <= self.tinit || (step.done < last && step.done % self.delta_t != 0) {
+        if step.done <= self.tinit || (step.done < last && !step.done.is_multiple_of(self.delta_t))
+        {
             return Ok(());
         }
         let is_e = |n: &&str| n.rsplit('.').next() == Some(E);
