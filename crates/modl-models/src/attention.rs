@@ -1,9 +1,10 @@
 //! Scaled dot-product attention: softmax(q kᵀ ⁄ √d + mask) v (Vaswani et al. 2017, arXiv
 //! 1706.03762).
 
-use modl_core::{Device, Error, Kind, Result, Tensor};
+use modl_core::{Device, Error, HostFn, Kind, Result, ResultExt, Signal, Tensor, Tensors};
 
 use crate::dropout::{Drop, dropout};
+use crate::place::{Pass, Place};
 
 /// Scores and probabilities of that many keys no longer stay in the cache.
 const LONG: i64 = 256;
@@ -43,6 +44,35 @@ pub(crate) fn attend(
     };
     let p = dropout(scores.softmax(-1)?, drop)?;
     p.bmm(&value)?.reshape(&[batch, heads, seq, width])
+}
+
+impl Place {
+    /// [`attend`] at an attention site, through the modules that stand there.
+    pub(crate) fn attend(
+        &self,
+        [query, key, value]: [Tensor; 3],
+        mask: Option<&Tensor>,
+        scale: f64,
+        drop: Drop,
+        pass: Pass,
+    ) -> Result<Tensor> {
+        if !self.modular(pass) {
+            return attend(&query, &key, &value, mask, scale, drop).at(&self.site.path);
+        }
+        let mask = match mask {
+            Some(mask) => mask.expand(&[query.len_of(0), -1, -1, -1])?,
+            None => {
+                let shape = [key.len_of(0), 1, 1, key.len_of(2)];
+                Tensor::zeros(&shape, key.kind(), key.device())?
+            }
+        };
+        let with = Tensors::new().with("key", key).with("value", value).with("mask", mask);
+        let host: &HostFn = &|_, s, _| {
+            let (key, value) = (s.with.need("key")?, s.with.need("value")?);
+            attend(&s.x, key, value, s.with.get("mask"), scale, drop).map(Signal::from)
+        };
+        Ok(self.run(&Signal { x: query, with }, pass, host)?.x)
+    }
 }
 
 /// Keys or values `[batch, groups, keys, d]` repeated for all heads.

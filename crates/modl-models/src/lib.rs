@@ -9,9 +9,12 @@ mod mask;
 mod open;
 mod place;
 mod pooling;
+mod settings;
+mod t5;
 mod tokenizer;
 
 pub use bert::{Bert, BertConfig};
 pub use open::{LoadOptions, open};
 pub use pooling::mean_pool;
+pub use t5::{T5, T5Config, greedy};
 pub use tokenizer::{Batch, Tokenizer};

@@ -5,8 +5,8 @@ use std::path::Path;
 use modl_core::{Backbone, Device, Error, Kind, Result};
 use serde_json::Value;
 
-use crate::Bert;
 use crate::folder::read_config;
+use crate::{Bert, T5};
 
 /// How a backbone is loaded.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,8 +30,10 @@ impl Default for LoadOptions {
 type Load = fn(&Path, Value, &LoadOptions) -> Result<Box<dyn Backbone>>;
 
 /// The architectures by the `model_type` of their `config.json`.
-const ARCHITECTURES: &[(&str, Load)] =
-    &[("bert", |dir, config, options| Ok(Box::new(Bert::from_config(dir, config, options)?)))];
+const ARCHITECTURES: &[(&str, Load)] = &[
+    ("bert", |dir, config, options| Ok(Box::new(Bert::from_config(dir, config, options)?))),
+    ("t5", |dir, config, options| Ok(Box::new(T5::from_config(dir, config, options)?))),
+];
 
 /// Opens a folder as Hugging Face has it: `config.json`, and `model.safetensors` or its shards
 /// with `model.safetensors.index.json`.

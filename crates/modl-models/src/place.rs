@@ -98,7 +98,6 @@ impl Place {
     }
 
     /// Normalisation by the root of the mean square over the last dimension.
-    #[expect(dead_code, reason = "for the decoders")]
     pub(crate) fn rms_norm(&self, x: &Tensor, eps: f64, pass: Pass) -> Result<Tensor> {
         self.simple(x, pass, |theta, x| x.rms_norm(theta.need("weight")?, eps))
     }

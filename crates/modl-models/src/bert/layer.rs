@@ -4,8 +4,7 @@
 use modl_core::{Error, HostFn, Result, ResultExt, Signal, SiteKind, Tensor, Tensors};
 
 use super::BertConfig;
-use crate::attention::attend;
-use crate::dropout::{Drop, dropout};
+use crate::dropout::dropout;
 use crate::mask::additive;
 use crate::place::{Pass, Place, Surveyor};
 
@@ -142,36 +141,8 @@ impl Layer {
         };
         let (query, key, value) = (split(&self.query)?, split(&self.key)?, split(&self.value)?);
         let drop = pass.dropout(&self.draw, self.settings.attention_probs_dropout_prob);
-        let context = self.attention(query, key, value, hidden_keys, drop, pass)?;
-        context.transpose(1, 2)?.reshape(&[batch, seq, width]).at(&self.attention.site.path)
-    }
-
-    fn attention(
-        &self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        hidden_keys: Option<&Tensor>,
-        drop: Drop,
-        pass: Pass,
-    ) -> Result<Tensor> {
         let scale = (self.settings.head_width() as f64).sqrt().recip();
-        if !self.attention.modular(pass) {
-            return attend(&query, &key, &value, hidden_keys, scale, drop)
-                .at(&self.attention.site.path);
-        }
-        let mask = match hidden_keys {
-            Some(mask) => mask.clone(),
-            None => {
-                let shape = [key.len_of(0), 1, 1, key.len_of(2)];
-                Tensor::zeros(&shape, key.kind(), key.device())?
-            }
-        };
-        let with = Tensors::new().with("key", key).with("value", value).with("mask", mask);
-        let host: &HostFn = &|_, s, _| {
-            let (key, value) = (s.with.need("key")?, s.with.need("value")?);
-            attend(&s.x, key, value, s.with.get("mask"), scale, drop).map(Signal::from)
-        };
-        Ok(self.attention.run(&Signal { x: query, with }, pass, host)?.x)
+        let context = self.attention.attend([query, key, value], hidden_keys, scale, drop, pass)?;
+        context.transpose(1, 2)?.reshape(&[batch, seq, width]).at(&self.attention.site.path)
     }
 }

@@ -1,0 +1,226 @@
+//! A block of T5: self-attention, in the decoder cross-attention, and a feed-forward network, each
+//! of a normalised copy of the residual stream and added to it.
+
+use modl_core::{Activation, Error, HostFn, Result, ResultExt, Signal, SiteKind, Tensor, Tensors};
+
+use super::view::View;
+use super::{FEED_FORWARD, T5Config};
+use crate::dropout::dropout;
+use crate::place::{Pass, Place, Surveyor};
+
+/// What happens after a sub-layer's network: its dropout (the site ends here) and the residual
+/// connection.
+#[derive(Debug)]
+struct Sublayer {
+    norm: Place,
+    place: Place,
+    eps: f64,
+    /// Where its dropout draws from.
+    draw: String,
+    dropout: f64,
+}
+
+impl Sublayer {
+    /// The normalised stream.
+    fn normed(&self, x: &Tensor, pass: Pass) -> Result<Tensor> {
+        self.norm.rms_norm(x, self.eps, pass)
+    }
+
+    /// residual + dropout(f(x)).
+    fn add(
+        &self,
+        residual: &Tensor,
+        x: Tensor,
+        pass: Pass,
+        f: impl Fn(&Tensor, Pass) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let inner =
+            |x: &Tensor, pass: Pass| dropout(f(x, pass)?, pass.dropout(&self.draw, self.dropout));
+        if !self.place.modular(pass) {
+            return residual.add(&inner(&x, pass)?).at(&self.place.site.path);
+        }
+        let host: &HostFn = &|_, s, cx| Ok(s.replace(inner(&s.x, pass.of(cx))?));
+        let with = Tensors::new().with("residual", residual.clone());
+        residual.add(&self.place.run(&Signal { x, with }, pass, host)?.x).at(&self.place.site.path)
+    }
+}
+
+/// Attention, of the stream itself or over the encoder's.
+#[derive(Debug)]
+struct Attention {
+    query: Place,
+    key: Place,
+    value: Place,
+    place: Place,
+    sublayer: Sublayer,
+    out: Place,
+    draw: String,
+    heads: i64,
+    dropout: f64,
+}
+
+impl Attention {
+    fn new(to: &mut Surveyor, layer: &str, name: &str, settings: &T5Config) -> Self {
+        let (width, inner) = (settings.d_model, settings.heads_width());
+        let path = format!("{layer}.{name}");
+        let norm = norm(to, layer, settings);
+        let mut projection =
+            |name| to.place(&format!("{path}.{name}"), SiteKind::Linear, width, inner);
+        Attention {
+            query: projection("q"),
+            key: projection("k"),
+            value: projection("v"),
+            place: to.place(&path, SiteKind::Attention, inner, inner),
+            sublayer: sublayer(to, layer, norm, inner, settings),
+            out: to.place(&format!("{path}.o"), SiteKind::Linear, inner, width),
+            draw: format!("{path}.dropout"),
+            heads: settings.num_heads,
+            dropout: settings.dropout_rate,
+        }
+    }
+
+    /// x `[batch, seq, d_model]`, `over` `[batch, keys, d_model]`, its own normalised self where
+    /// there is none.
+    fn forward(
+        &self,
+        x: &Tensor,
+        over: Option<&Tensor>,
+        mask: Option<&Tensor>,
+        pass: Pass,
+    ) -> Result<Tensor> {
+        let normed = self.sublayer.normed(x, pass)?;
+        let over = over.unwrap_or(&normed);
+        let split = |place: &Place, x: &Tensor| {
+            let y = place.linear(x, pass)?;
+            let shape = [y.len_of(0), y.len_of(1), self.heads, y.len_of(2) / self.heads];
+            y.reshape(&shape)?.transpose(1, 2).at(&place.site.path)
+        };
+        let (query, key) = (split(&self.query, &normed)?, split(&self.key, over)?);
+        let value = split(&self.value, over)?;
+        let drop = pass.dropout(&self.draw, self.dropout);
+        let context = self.place.attend([query, key, value], mask, 1.0, drop, pass)?;
+        let shape = [x.len_of(0), x.len_of(1), self.out.site.input];
+        let context = context.transpose(1, 2)?.reshape(&shape).at(&self.place.site.path)?;
+        self.sublayer.add(x, context, pass, |c, pass| self.out.linear(c, pass))
+    }
+}
+
+/// The feed-forward network: σ(x Wᵢ) Wₒ, or (σ(x W₀) ⊙ x W₁) Wₒ where it is gated.
+#[derive(Debug)]
+struct FeedForward {
+    sublayer: Sublayer,
+    into: Place,
+    gated: Option<Place>,
+    out: Place,
+    activation: Activation,
+    draw: String,
+}
+
+impl FeedForward {
+    fn new(to: &mut Surveyor, layer: &str, settings: &T5Config) -> Result<Self> {
+        let (width, inner) = (settings.d_model, settings.d_ff);
+        let (activation, gated) = settings.feed_forward()?;
+        let path = format!("{layer}.{FEED_FORWARD}");
+        let norm = norm(to, layer, settings);
+        let sublayer = sublayer(to, layer, norm, width, settings);
+        let mut linear = |name: &str, input, output| {
+            to.place(&format!("{path}.{name}"), SiteKind::Linear, input, output)
+        };
+        Ok(FeedForward {
+            sublayer,
+            into: linear(if gated { "wi_0" } else { "wi" }, width, inner),
+            gated: gated.then(|| linear("wi_1", width, inner)),
+            out: linear("wo", inner, width),
+            activation,
+            draw: format!("{path}.dropout"),
+        })
+    }
+
+    fn forward(&self, x: &Tensor, pass: Pass) -> Result<Tensor> {
+        let normed = self.sublayer.normed(x, pass)?;
+        self.sublayer.add(x, normed, pass, |x, pass| {
+            let mut inner = self.activation.apply(&self.into.linear(x, pass)?)?;
+            if let Some(gated) = &self.gated {
+                inner = inner.mul(&gated.linear(x, pass)?)?;
+            }
+            let inner = dropout(inner, pass.dropout(&self.draw, self.sublayer.dropout))?;
+            self.out.linear(&inner, pass)
+        })
+    }
+}
+
+fn norm(to: &mut Surveyor, layer: &str, settings: &T5Config) -> Place {
+    let width = settings.d_model;
+    to.place(&format!("{layer}.layer_norm"), SiteKind::Norm, width, width)
+}
+
+fn sublayer(
+    to: &mut Surveyor,
+    layer: &str,
+    norm: Place,
+    input: i64,
+    settings: &T5Config,
+) -> Sublayer {
+    Sublayer {
+        norm,
+        place: to.place(layer, SiteKind::Sublayer, input, settings.d_model),
+        eps: settings.layer_norm_epsilon,
+        draw: format!("{layer}.dropout"),
+        dropout: settings.dropout_rate,
+    }
+}
+
+/// A block with all its sites.
+#[derive(Debug)]
+pub(super) struct Block {
+    place: Place,
+    own: Attention,
+    across: Option<Attention>,
+    feed_forward: FeedForward,
+}
+
+impl Block {
+    /// A block at `path`, of the decoder where it is `causal`.
+    pub(super) fn new(
+        to: &mut Surveyor,
+        path: &str,
+        causal: bool,
+        settings: &T5Config,
+    ) -> Result<Self> {
+        let layer = |k: usize| format!("{path}.layer.{k}");
+        Ok(Block {
+            place: to.place(path, SiteKind::Block, settings.d_model, settings.d_model),
+            own: Attention::new(to, &layer(0), "SelfAttention", settings),
+            across: causal.then(|| Attention::new(to, &layer(1), "EncDecAttention", settings)),
+            feed_forward: FeedForward::new(to, &layer(1 + usize::from(causal)), settings)?,
+        })
+    }
+
+    /// x `[batch, seq, d_model]`, of the same shape.
+    pub(super) fn forward(&self, x: &Tensor, view: &View, pass: Pass) -> Result<Tensor> {
+        if !self.place.modular(pass) {
+            return self.inner(x, view, pass);
+        }
+        // Modules may send some of the rows only, so that the view is that of the signal.
+        let host: &HostFn = &|_, s, cx| {
+            let view = View::new(view.bias, s.with.clone())?;
+            Ok(s.replace(self.inner(&s.x, &view, pass.of(cx))?))
+        };
+        let with = view.companions()?;
+        Ok(self.place.run(&Signal { x: x.clone(), with }, pass, host)?.x)
+    }
+
+    fn inner(&self, x: &Tensor, view: &View, pass: Pass) -> Result<Tensor> {
+        if x.dim() != 3 {
+            let problem =
+                format!("hidden states of shape {:?}, not [batch, seq, hidden]", x.size());
+            return Err(Error::invalid(&self.place.site.path, problem));
+        }
+        let mut x = self.own.forward(x, None, Some(&view.own), pass)?;
+        if let Some(across) = &self.across {
+            let over = view.with.need("encoder_hidden_states")?;
+            x = across.forward(&x, Some(over), view.across.as_ref(), pass)?;
+        }
+        self.feed_forward.forward(&x, pass)
+    }
+}
