@@ -9,6 +9,8 @@
 mod config;
 mod fields;
 mod folder;
+mod ia3;
+mod ln_tuning;
 mod lora;
 mod provenance;
 
@@ -22,7 +24,7 @@ pub use provenance::Provenance;
 use fields::Fields;
 
 /// The kinds of PEFT adapters that modl reads and writes.
-const TYPES: &[PeftType] = &[lora::LORA];
+const TYPES: &[PeftType] = &[lora::LORA, ia3::IA3, ln_tuning::LN_TUNING];
 
 type Unpack = fn(Tensors, &ParamStore) -> Result<Tensors>;
 type Pack = fn(Tensors, &mut Map<String, Value>) -> Result<Tensors>;
