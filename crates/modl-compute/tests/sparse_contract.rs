@@ -1,7 +1,11 @@
 //! Every method of `sparse` and (IA)³ against the contract of every module.
 #![allow(clippy::unwrap_used)]
 
-use modl_compute::{BitFit, Form, Full, Ia3, LnTuning, register};
+use modl_compute::sparse::Weights;
+use modl_compute::{
+    BitFit, DiffPruning, EdgePopup, FishMask, Form, Full, Ia3, LnTuning, LotteryTicket, LtSft,
+    PackNet, Piggyback, SupSup, register,
+};
 use modl_core::testing::{Identity, ModuleClaims, TinyBackbone, check_module};
 use modl_core::{Kind, Modular, ModuleConfig, Names, Registry, Seed, Targets};
 
@@ -44,6 +48,49 @@ fn bitfit() {
 #[test]
 fn ln_tuning() {
     check(LnTuning::default(), &["output.norm"], smooth(2 * 8));
+}
+
+#[test]
+fn lottery_ticket() {
+    check(LotteryTicket::default(), &["query", "conv"], smooth(WEIGHT + BIAS + 8 * 8 * 3 + 8));
+}
+
+#[test]
+fn lt_sft_and_fish_mask() {
+    let parameters = WEIGHT + BIAS + 2 * 8;
+    let lt_sft = LtSft { l1: 0.1, ..LtSft::default() };
+    check(lt_sft, &["query", "output.norm"], smooth(parameters));
+    check(FishMask::default(), &["query", "output.norm"], smooth(parameters));
+}
+
+#[test]
+fn diff_pruning() {
+    // δ and α for each entry; structured, one more for each tensor. The start keeps gates open a
+    // part of the way, where they have a gradient.
+    let plain = DiffPruning { start: 0.4, structured: false, ..DiffPruning::default() };
+    check(plain.clone(), &["query", "value"], smooth(2 * 2 * (WEIGHT + BIAS)));
+    let structured = DiffPruning { structured: true, ..plain };
+    check(structured, &["query", "value"], smooth(2 * 2 * (WEIGHT + BIAS) + 4));
+}
+
+fn straight_through(parameters: usize, identity: Identity) -> ModuleClaims {
+    ModuleClaims { identity, smooth: false, ..smooth(parameters) }
+}
+
+#[test]
+fn masks_with_straight_through_gradients() {
+    let exact = straight_through(2 * WEIGHT, Identity::Exact);
+    check(Piggyback::default(), &["query", "value"], exact);
+    let changes = straight_through(2 * WEIGHT, Identity::No);
+    check(EdgePopup::default(), &["query", "value"], changes.clone());
+    let signs = EdgePopup { weights: Weights::SignedConstant, density: 0.25 };
+    check(signs, &["query", "value"], changes.clone());
+    check(SupSup::default(), &["query", "value"], changes);
+}
+
+#[test]
+fn pack_net() {
+    check(PackNet::default(), &["query", "conv"], smooth(WEIGHT + 8 * 8 * 3));
 }
 
 #[test]
