@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 
 use modl_compute::sparse::{choose_fish_mask, fisher, pack_next};
 use modl_compute::{DiffPruning, FishMask, LotteryTicket, LtSft, PackNet};
-use modl_core::testing::{Given, Sum, TinyBackbone};
+use modl_core::testing::{Sum, TinyBackbone};
 use modl_core::{
-    Context, Device, Init, Kind, Modular, ModuleConfig, Seed, Select, Targets, Tensor, Tensors,
-    no_grad,
+    Bank, Context, Device, Init, Kind, Modular, ModuleConfig, Result, Router, RouterConfig,
+    Routing, Scope, Seed, Select, Signal, Site, Targets, Tensor, Tensors, Weights, no_grad,
 };
+use serde_json::Value;
 
 const SITES: [&str; 3] = ["layer.0.query", "layer.0.value", "conv"];
 
@@ -23,7 +24,39 @@ fn model(config: impl ModuleConfig + 'static) -> Modular {
 }
 
 fn only(model: &mut Modular, j: usize) {
-    model.route(Given::only(j), false).unwrap();
+    model.route(Box::new(Only(j)), false).unwrap();
+}
+
+/// Routes everything to one module, and lets further ones come.
+#[derive(Debug, Clone, Copy)]
+struct Only(usize);
+
+impl Router for Only {
+    fn kind(&self) -> &'static str {
+        "only"
+    }
+
+    fn route(&self, _: &Signal, bank: &Bank, _: &Context) -> Result<Routing> {
+        Ok(Routing::new(Weights::Fixed(vec![(self.0, 1.0)]), bank.len()))
+    }
+
+    fn grow(&mut self, _: usize, _: &mut Scope) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl RouterConfig for Only {
+    fn kind(&self) -> &'static str {
+        "only"
+    }
+
+    fn to_json(&self) -> Result<Value> {
+        Ok(Value::Null)
+    }
+
+    fn build(&self, _: &Site, _: &Bank, _: &mut Scope) -> Result<Box<dyn Router>> {
+        Ok(Box::new(*self))
+    }
 }
 
 fn output(model: &Modular, cx: &Context) -> Tensor {
