@@ -12,9 +12,13 @@ pub mod sparse;
 
 use modl_core::{Registry, Result};
 
-pub use function::{Bottleneck, BottleneckInit, Residual, Scaling};
+pub use function::{Bottleneck, BottleneckInit, Ia3, Ia3Init, Residual, Scaling};
 pub use low_rank::{Lora, LoraInit};
 pub use patterns::Patterns;
+pub use sparse::{
+    BitFit, DiffPruning, EdgePopup, FishMask, Form, Full, HardConcrete, LnTuning, LotteryTicket,
+    LtSft, PackNet, Piggyback, SupSup,
+};
 
 /// Adds the modules of this crate.
 ///

@@ -180,8 +180,8 @@ fn values_that_cannot_be_are_named() {
 
 #[test]
 fn other_types_and_other_projects_are_told_apart() {
-    let e = refused_with(|c| c["peft_type"] = "IA3".into());
-    assert!(matches!(&e, Error::Unsupported { what, .. } if what.contains("IA3")), "{e}");
+    let e = refused_with(|c| c["peft_type"] = "LILY".into());
+    assert!(matches!(&e, Error::Unsupported { what, .. } if what.contains("LILY")), "{e}");
     let e = refused_with(|c| c["peft_type"] = "LORRA".into());
     assert!(matches!(&e, Error::Unknown { nearest: Some(n), .. } if n == "LORA"), "{e}");
     let e = refused_with(|c| drop(c.as_object_mut().unwrap().shift_remove("peft_type")));

@@ -138,6 +138,9 @@ with_args! {
     mean_dims(dims: &[i64], keep: bool) = |t| t.f_mean_dim(dims, keep, None::<Kind>);
     /// Index of the largest element along `dim`.
     argmax(dim: i64) = |t| t.f_argmax(dim, false);
+    /// The indices that sort self along `dim`; of equal elements the one that comes first stays
+    /// first.
+    argsort(dim: i64, descending: bool) = |t| t.f_argsort_stable(true, dim, descending);
     /// Running sums along `dim`.
     cumsum(dim: i64) = |t| t.f_cumsum(dim, None::<Kind>);
     /// Two dimensions exchanged.

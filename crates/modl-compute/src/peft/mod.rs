@@ -10,6 +10,8 @@ mod adalora;
 mod config;
 mod fields;
 mod folder;
+mod ia3;
+mod ln_tuning;
 mod lora;
 mod provenance;
 mod vera;
@@ -25,7 +27,8 @@ pub(crate) use fields::{Fields, number};
 use lora::lora_fields;
 
 /// The kinds of PEFT adapters that modl reads and writes.
-const TYPES: &[PeftType] = &[lora::LORA, lora::DORA, adalora::ADALORA, vera::VERA];
+const TYPES: &[PeftType] =
+    &[lora::LORA, lora::DORA, adalora::ADALORA, ia3::IA3, ln_tuning::LN_TUNING, vera::VERA];
 
 type Unpack = fn(Tensors, &ParamStore) -> Result<Tensors>;
 type Pack = fn(Tensors, &mut Map<String, Value>) -> Result<Tensors>;
