@@ -15,9 +15,13 @@ use serde_json::Value;
 const SITES: [&str; 3] = ["layer.0.query", "layer.0.value", "conv"];
 
 fn model(config: impl ModuleConfig + 'static) -> Modular {
+    of_box(Box::new(config))
+}
+
+fn of_box(config: Box<dyn ModuleConfig>) -> Modular {
     let mut model =
         Modular::new(TinyBackbone::new(Seed(1), Kind::Float).unwrap(), Seed(2)).unwrap();
-    model.attach("a", Box::new(config), &Targets::names(SITES)).unwrap();
+    model.attach("a", config, &Targets::names(SITES)).unwrap();
     model.aggregate(Box::new(Sum::default())).unwrap();
     only(&mut model, 0);
     model
@@ -244,6 +248,34 @@ fn sparse_differences_with_disjoint_masks_add_up_in_any_order() {
             assert!(t.bit_equal(ba.need(name).unwrap()).unwrap());
             assert!(!t.bit_equal(apply(0, &theta).need(name).unwrap()).unwrap());
         }
+    }
+}
+
+#[test]
+fn phi_is_the_effective_change_so_that_different_masks_can_be_averaged() {
+    let kinds: [Box<dyn ModuleConfig>; 4] = [
+        Box::new(LtSft { density: 0.2, ..LtSft::default() }),
+        Box::new(LotteryTicket::default()),
+        Box::new(DiffPruning { density: 0.2, start: 0.3, ..DiffPruning::default() }),
+        Box::new(PackNet::default()),
+    ];
+    for config in kinds {
+        let kind = config.kind();
+        let model = of_box(config);
+        train(&model, "a", 4, |_, _| {});
+        let mut moved = false;
+        for site in model.modular_sites() {
+            let theta = model.backbone().theta(&site).unwrap();
+            let module = model.layer(&site).unwrap().bank.module(0).unwrap();
+            let again = module.with_phi(&module.phi()).unwrap();
+            let expected = module.compose(&theta).unwrap().unwrap();
+            for (name, t) in again.compose(&theta).unwrap().unwrap().iter() {
+                assert!(t.all_close(expected.need(name).unwrap(), 0.0, 0.0).unwrap(), "{kind}");
+                moved |= t.max_abs_diff(theta.need(name).unwrap()).unwrap() > 0.0;
+            }
+            assert!(module.with_phi(&Tensors::new()).is_err());
+        }
+        assert!(moved, "{kind}");
     }
 }
 

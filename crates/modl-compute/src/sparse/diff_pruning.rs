@@ -15,7 +15,7 @@ use modl_core::{
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::full::learned;
+use super::full::{Form, effective, learned};
 use super::hard_concrete::HardConcrete;
 use super::masked::{DELTA, MASK, add_under, is_open, open_mask, part};
 use super::top_k::{check_share, share, step_at, top_k_across};
@@ -135,6 +135,16 @@ struct Gated {
 }
 
 impl Gated {
+    /// z ⊙ w of the parameter of that name, with the gates that `gate` makes of α.
+    fn gated(&self, name: &str, gate: impl Fn(&str, &Tensor) -> Result<Tensor>) -> Result<Tensor> {
+        let z = gate(&format!("{ALPHA}.{name}"), self.alpha.need(name)?)?;
+        let delta = self.delta.need(name)?.mul(&z)?;
+        match self.group.get(name) {
+            Some(group) => delta.mul(&gate(&format!("{GROUP}.{name}"), group)?),
+            None => Ok(delta),
+        }
+    }
+
     /// θ' with the gates that `gate` makes of the α of that name.
     fn with_gates(
         &self,
@@ -142,11 +152,8 @@ impl Gated {
         gate: impl Fn(&str, &Tensor) -> Result<Tensor>,
     ) -> Result<Tensors> {
         let mut all = theta.clone();
-        for (name, w) in self.delta.iter() {
-            let mut delta = w.mul(&gate(&format!("{ALPHA}.{name}"), self.alpha.need(name)?)?)?;
-            if let Some(group) = self.group.get(name) {
-                delta = delta.mul(&gate(&format!("{GROUP}.{name}"), group)?)?;
-            }
+        for name in self.delta.names() {
+            let delta = self.gated(name, &gate)?;
             let sum = add_under(theta.need(name)?, &delta, self.mask.need(name)?)?;
             all.set(name.to_owned(), sum);
         }
@@ -189,25 +196,15 @@ impl Module for Gated {
         sum.map(|s| s.mul_scalar(self.l0)).transpose()
     }
 
+    /// m ⊙ z ⊙ w without noise: gates and masks of modules that are averaged may differ.
     fn phi(&self) -> Tensors {
-        let parts = [(DELTA, &self.delta), (ALPHA, &self.alpha), (GROUP, &self.group)];
-        let named = |(part, all): (&'static str, &Tensors)| -> Vec<(String, Tensor)> {
-            all.iter().map(|(n, t)| (format!("{part}.{n}"), t.clone())).collect()
-        };
-        parts.into_iter().flat_map(named).collect()
+        let open = |_: &str, alpha: &Tensor| self.gate.without_noise(alpha);
+        let own = |name: &str, _: &Tensor| self.gated(name, open)?.mul(self.mask.need(name)?);
+        // Where it fails `with_phi` misses the names.
+        self.delta.map(own).unwrap_or_default()
     }
 
     fn with_phi(&self, phi: &Tensors) -> Result<Box<dyn Module>> {
-        let of = |part: &str, all: &Tensors| {
-            all.map(|name, _| phi.need(&format!("{part}.{name}")).cloned())
-        };
-        Ok(Box::new(Gated {
-            delta: of(DELTA, &self.delta)?,
-            alpha: of(ALPHA, &self.alpha)?,
-            group: of(GROUP, &self.group)?,
-            mask: self.mask.clone(),
-            place: self.place.clone(),
-            ..*self
-        }))
+        effective(self.kind(), Form::Delta, &self.delta, phi)
     }
 }

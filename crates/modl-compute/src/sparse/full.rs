@@ -90,6 +90,17 @@ impl Change {
     }
 }
 
+/// What an aggregator that works on parameters makes of masked modules: their effective changes,
+/// whose masks may differ, are averaged as they are. `names` are those that φ has to have.
+pub(super) fn effective(
+    kind: &'static str,
+    form: Form,
+    names: &Tensors,
+    phi: &Tensors,
+) -> Result<Box<dyn Module>> {
+    Ok(Box::new(Change { kind, form, phi: names.map(|name, _| phi.need(name).cloned())? }))
+}
+
 impl Module for Change {
     fn kind(&self) -> &'static str {
         self.kind

@@ -15,7 +15,7 @@ use modl_core::{
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::full::learned;
+use super::full::{Form, effective, learned};
 use super::masked::{MASK, open_mask, part};
 use super::top_k::{share, top_k, top_k_across};
 
@@ -141,6 +141,16 @@ struct Ticket {
     mask: Tensors,
 }
 
+impl Ticket {
+    /// What the mask leaves of the parameter `own` of that name.
+    fn left(&self, name: &str, own: &Tensor) -> Result<Tensor> {
+        match self.mask.get(name) {
+            Some(mask) => own.where_else(mask, &Tensor::zeros(&[1], own.kind(), own.device())?),
+            None => Ok(own.clone()),
+        }
+    }
+}
+
 impl Module for Ticket {
     fn kind(&self) -> &'static str {
         "lottery_ticket"
@@ -149,26 +159,19 @@ impl Module for Ticket {
     fn compose(&self, theta: &Tensors) -> Result<Option<Tensors>> {
         let mut all = theta.clone();
         for (name, own) in self.trained.iter() {
-            let left = match self.mask.get(name) {
-                Some(mask) => own.where_else(mask, &zero(own)?)?,
-                None => own.clone(),
-            };
+            let left = self.left(name, own)?;
             all.set(name.to_owned(), left.to_kind(theta.need(name)?.kind())?);
         }
         Ok(Some(all))
     }
 
+    /// m ⊙ w: masks of modules that are averaged may differ.
     fn phi(&self) -> Tensors {
-        self.trained.clone()
+        // Where it fails `with_phi` misses the names.
+        self.trained.map(|name, own| self.left(name, own)).unwrap_or_default()
     }
 
     fn with_phi(&self, phi: &Tensors) -> Result<Box<dyn Module>> {
-        let trained = self.trained.map(|name, _| phi.need(name).cloned())?;
-        Ok(Box::new(Ticket { trained, mask: self.mask.clone() }))
+        effective(self.kind(), Form::Copy, &self.trained, phi)
     }
-}
-
-/// A 0 that broadcasts over `like`.
-fn zero(like: &Tensor) -> Result<Tensor> {
-    Tensor::zeros(&[1], like.kind(), like.device())
 }

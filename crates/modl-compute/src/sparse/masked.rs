@@ -7,7 +7,7 @@ use modl_core::{
     Attachment, Context, Init, Kind, Module, ParamStore, Result, Scope, Tensor, Tensors, no_grad,
 };
 
-use super::full::learned;
+use super::full::{Form, effective, learned};
 use super::top_k::{share, top_k_across};
 
 /// The parts under which a site keeps its tensors: `SITE.delta.weight`.
@@ -127,13 +127,14 @@ impl Module for Masked {
         sum.map(|s| s.mul_scalar(l1 / size.item()?)).transpose()
     }
 
+    /// m ⊙ δ: masks of modules that are averaged may differ.
     fn phi(&self) -> Tensors {
-        self.delta.clone()
+        // Where it fails `with_phi` misses the names.
+        let own = |name: &str, delta: &Tensor| delta.mul(self.mask.need(name)?);
+        self.delta.map(own).unwrap_or_default()
     }
 
     fn with_phi(&self, phi: &Tensors) -> Result<Box<dyn Module>> {
-        let delta = self.delta.map(|name, _| phi.need(name).cloned())?;
-        let (mask, penalty) = (self.mask.clone(), self.penalty.clone());
-        Ok(Box::new(Masked { kind: self.kind, delta, mask, penalty }))
+        effective(self.kind, Form::Delta, &self.delta, phi)
     }
 }

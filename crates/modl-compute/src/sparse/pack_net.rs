@@ -19,7 +19,7 @@ use modl_core::{
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::full::learned;
+use super::full::{Form, effective, learned};
 use super::masked::part;
 use super::top_k::{check_share, share, step_at, top_k};
 
@@ -158,28 +158,31 @@ struct Packed {
     earlier: Tensor,
 }
 
+impl Packed {
+    fn packed(&self) -> Result<Tensor> {
+        let mine = self.owner.eq_scalar(f64::from(self.task))?;
+        self.own.where_else(&mine, &self.earlier)
+    }
+}
+
 impl Module for Packed {
     fn kind(&self) -> &'static str {
         "pack_net"
     }
 
     fn compose(&self, theta: &Tensors) -> Result<Option<Tensors>> {
-        let mine = self.owner.eq_scalar(f64::from(self.task))?;
-        let packed = self.own.where_else(&mine, &self.earlier)?;
-        let packed = packed.to_kind(theta.need(WEIGHT)?.kind())?;
+        let packed = self.packed()?.to_kind(theta.need(WEIGHT)?.kind())?;
         Ok(Some(theta.clone().with(WEIGHT, packed)))
     }
 
+    /// The whole weight: tasks that are averaged own different parts of it.
     fn phi(&self) -> Tensors {
-        Tensors::new().with(OWN, self.own.clone())
+        // Where it fails `with_phi` misses the name.
+        self.packed().map(|w| Tensors::new().with(WEIGHT, w)).unwrap_or_default()
     }
 
     fn with_phi(&self, phi: &Tensors) -> Result<Box<dyn Module>> {
-        Ok(Box::new(Packed {
-            task: self.task,
-            own: phi.need(OWN)?.clone(),
-            owner: self.owner.clone(),
-            earlier: self.earlier.clone(),
-        }))
+        let names = Tensors::new().with(WEIGHT, self.own.clone());
+        effective(self.kind(), Form::Copy, &names, phi)
     }
 }
