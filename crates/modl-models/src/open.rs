@@ -32,7 +32,9 @@ type Load = fn(&Path, Value, &LoadOptions) -> Result<Box<dyn Backbone>>;
 /// The architectures by the `model_type` of their `config.json`.
 const ARCHITECTURES: &[(&str, Load)] = &[
     ("bert", |dir, config, options| Ok(Box::new(Bert::from_config(dir, config, options)?))),
+    ("roberta", |dir, config, options| Ok(Box::new(Bert::from_config(dir, config, options)?))),
     ("t5", |dir, config, options| Ok(Box::new(T5::from_config(dir, config, options)?))),
+    ("xlm-roberta", |dir, config, options| Ok(Box::new(Bert::from_config(dir, config, options)?))),
 ];
 
 /// Opens a folder as Hugging Face has it: `config.json`, and `model.safetensors` or its shards

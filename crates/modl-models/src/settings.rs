@@ -35,6 +35,12 @@ pub(crate) fn read<T: DeserializeOwned>(
     T::deserialize(config).map_err(|e| Error::invalid("config", e.to_string()))
 }
 
+/// The classes of a classifier: those that `id2label` names, else `num_labels`, else 2.
+pub(crate) fn labels(config: &Value) -> i64 {
+    let named = config.get("id2label").and_then(Value::as_object).map(|l| l.len() as i64);
+    named.or_else(|| config.get("num_labels")?.as_i64()).unwrap_or(2)
+}
+
 /// The class in transformers that the model was saved from; `usual` where it is not said.
 pub(crate) fn class<'a>(config: &'a Value, usual: &'a str) -> &'a str {
     config.get("architectures").and_then(|a| a.get(0)).and_then(Value::as_str).unwrap_or(usual)

@@ -33,6 +33,12 @@ pub struct BertConfig {
     pub type_vocab_size: i64,
     /// ε of the layer normalisations.
     pub layer_norm_eps: f64,
+    /// Dropout in front of a classifier; `hidden_dropout_prob` where it is not given.
+    pub classifier_dropout: Option<f64>,
+    /// The id of padding, which RoBERTa's positions count from; 1 where it is not given.
+    pub pad_token_id: Option<i64>,
+    /// `bert`, or `roberta` or `xlm-roberta`, whose positions start after that of padding.
+    pub model_type: String,
 }
 
 impl Default for BertConfig {
@@ -49,6 +55,9 @@ impl Default for BertConfig {
             max_position_embeddings: 512,
             type_vocab_size: 2,
             layer_norm_eps: 1e-12,
+            classifier_dropout: None,
+            pad_token_id: None,
+            model_type: "bert".to_owned(),
         }
     }
 }
@@ -94,7 +103,14 @@ impl BertConfig {
         check_dropout(&[
             ("hidden_dropout_prob", self.hidden_dropout_prob),
             ("attention_probs_dropout_prob", self.attention_probs_dropout_prob),
-        ])
+            ("classifier_dropout", self.classifier_dropout.unwrap_or(0.0)),
+        ])?;
+        match self.padding() {
+            Some(id) if !(0..self.max_position_embeddings).contains(&id) => {
+                refuse("pad_token_id", id, "has no position")
+            }
+            _ => Ok(()),
+        }
     }
 
     /// With another probability for every dropout.
@@ -104,8 +120,14 @@ impl BertConfig {
     pub fn with_dropout(mut self, p: f64) -> Result<Self> {
         self.hidden_dropout_prob = p;
         self.attention_probs_dropout_prob = p;
+        self.classifier_dropout = Some(p);
         self.check()?;
         Ok(self)
+    }
+
+    /// The id of padding where positions count from it.
+    pub(super) fn padding(&self) -> Option<i64> {
+        (self.model_type != "bert").then(|| self.pad_token_id.unwrap_or(1))
     }
 
     /// Width of one attention head.

@@ -20,6 +20,14 @@ impl Bert {
         in_range("input_ids", ids, self.settings.vocab_size).map(drop)
     }
 
+    /// RoBERTa's positions `[batch, seq]`: padding has that of its id, the others count on from
+    /// there. `None` where positions are 0, 1, ….
+    pub(super) fn count_positions(&self, ids: &Tensor) -> Result<Option<Tensor>> {
+        let Some(padding) = self.settings.padding() else { return Ok(None) };
+        let real = ids.eq_scalar(padding as f64)?.eq_scalar(0.0)?.to_kind(Kind::Int64)?;
+        real.cumsum(1)?.mul(&real)?.shift(padding).map(Some)
+    }
+
     /// Checks `token_type_ids`; `None` where all are 0.
     pub(super) fn read_types(
         &self,

@@ -14,10 +14,16 @@
 //! | `….output.dense`, `encoder.layer.N.intermediate.dense` | linear |
 //! | `….output.LayerNorm` | norm |
 //! | `pooler.dense`, where the checkpoint has a pooler | linear |
+//! | `classifier`, or RoBERTa's `classifier.{dense,out_proj}`, of a classifier | linear |
+//!
+//! Where the class in `config.json` has a head, the encoder's paths start with `bert.`, or with
+//! `roberta.` in RoBERTa and XLM-R (Conneau et al. 2020, arXiv 1911.02116), whose positions are
+//! counted over the tokens that are not padding and start after padding's id.
 //!
 //! θ of a site is what is directly named after it; a block or a sub-layer has none of its own.
 
 mod config;
+mod head;
 mod inputs;
 mod layer;
 mod names;
@@ -32,8 +38,9 @@ use modl_core::{
 use serde_json::Value;
 
 pub use config::BertConfig;
+use head::{Head, HeadKind};
 use layer::Layer;
-use names::{canonical, shapes};
+use names::{Names, shapes};
 
 use crate::LoadOptions;
 use crate::dropout::dropout;
@@ -45,12 +52,13 @@ const WORDS: &str = "embeddings.word_embeddings";
 const POSITIONS: &str = "embeddings.position_embeddings";
 const TYPES: &str = "embeddings.token_type_embeddings";
 
-/// A BERT encoder.
+/// A BERT, RoBERTa or XLM-R encoder, with a classifier where its class in `config.json` has one.
 ///
 /// Inputs: `input_ids` `[batch, seq]` i64; `attention_mask` `[batch, seq]` of ones and zeros (ones
 /// where it is not given); `token_type_ids` `[batch, seq]` i64 (zeros where they are not given).
 /// Outputs: `last_hidden_state` `[batch, seq, hidden]`; `pooler_output` `[batch, hidden]` where the
-/// checkpoint has a pooler; and, where a module has lengthened the sequence, `attention_mask` of
+/// checkpoint has a pooler; `logits` `[batch, labels]` of a classifier of sentences or
+/// `[batch, seq, labels]` of one of tokens; and, where a module has lengthened the sequence, `attention_mask` of
 /// the longer one. Positions count from the start of the longer sequence.
 ///
 /// The context's feature `mask` is the attention mask in the kind of the hidden states.
@@ -58,6 +66,7 @@ const TYPES: &str = "embeddings.token_type_embeddings";
 pub struct Bert {
     config: Value,
     settings: BertConfig,
+    names: Names,
     params: ParamStore,
     sites: Vec<Site>,
     words: Place,
@@ -69,14 +78,15 @@ pub struct Bert {
     types: Tensor,
     layers: Vec<Layer>,
     pooler: Option<Place>,
+    head: Option<Head>,
 }
 
 impl Bert {
     /// Loads a folder with `config.json` and `model.safetensors` (or shards with their index).
     ///
-    /// Names may start with `bert.`; then the heads that transformers puts on BERT (`cls.*`,
-    /// `classifier.*`, `qa_outputs.*`) are left in the file. The old names `gamma` and `beta` of
-    /// normalisations are understood.
+    /// Names may start with `bert.` or not, whatever the class. Heads other than the classifier of a
+    /// class that has one are left in the file. The old names `gamma` and `beta` of normalisations
+    /// are understood.
     ///
     /// # Errors
     /// Where a file is missing or broken, a setting is not supported, or the tensors are not
@@ -91,34 +101,42 @@ impl Bert {
         if let Some(p) = options.dropout {
             settings = settings.with_dropout(p)?;
         }
-        let weights = Weights::open(dir, canonical)?;
-        let pooled = weights.has("pooler.dense.weight") || weights.has("pooler.dense.bias");
-        let wanted = shapes(&settings, pooled);
-        let params = weights.load(&wanted, &format!("{WORDS}.weight"), options)?;
-        Self::assemble(config, settings, params, pooled)
+        let names = Names::new(&config, &settings);
+        let weights = Weights::open(dir, |stored| names.canonical(stored))?;
+        let has = |end: &str| weights.has(&format!("{}pooler.dense.{end}", names.prefix));
+        let pooled = has("weight") || has("bias") || names.head == Some(HeadKind::Pooled);
+        let wanted = shapes(&settings, &names, pooled);
+        let leading = format!("{}{WORDS}.weight", names.prefix);
+        let params = weights.load(&wanted, &leading, options)?;
+        Self::assemble(config, settings, names, params, pooled)
     }
 
     fn assemble(
         config: Value,
         settings: BertConfig,
+        names: Names,
         params: ParamStore,
         pooled: bool,
     ) -> Result<Self> {
         let width = settings.hidden_size;
+        let own = |path: &str| format!("{}{path}", names.prefix);
         let mut to = Surveyor { params: &params, sites: Vec::new() };
-        let words = to.place(WORDS, SiteKind::Embedding, settings.vocab_size, width);
-        let tokens = to.place("embeddings", SiteKind::Tokens, width, width);
-        let norm = to.place("embeddings.LayerNorm", SiteKind::Norm, width, width);
+        let words = to.place(&own(WORDS), SiteKind::Embedding, settings.vocab_size, width);
+        let tokens = to.place(&own("embeddings"), SiteKind::Tokens, width, width);
+        let norm = to.place(&own("embeddings.LayerNorm"), SiteKind::Norm, width, width);
         let layers = (0..settings.num_hidden_layers)
-            .map(|i| Layer::new(&mut to, &format!("encoder.layer.{i}"), &settings))
+            .map(|i| Layer::new(&mut to, &own(&format!("encoder.layer.{i}")), &settings))
             .collect();
-        let pooler = pooled.then(|| to.place("pooler.dense", SiteKind::Linear, width, width));
+        let pooler = pooled.then(|| to.place(&own("pooler.dense"), SiteKind::Linear, width, width));
+        let drop = settings.classifier_dropout.unwrap_or(settings.hidden_dropout_prob);
+        let head = names.head.map(|kind| Head::new(&mut to, kind, [width, names.labels], drop));
         let sites = to.sites;
-        let positions = params.get(&format!("{POSITIONS}.weight"))?.clone();
-        let types = params.get(&format!("{TYPES}.weight"))?.clone();
+        let positions = params.get(&own(&format!("{POSITIONS}.weight")))?.clone();
+        let types = params.get(&own(&format!("{TYPES}.weight")))?.clone();
         Ok(Bert {
             config,
             settings,
+            names,
             sites,
             words,
             tokens,
@@ -127,6 +145,7 @@ impl Bert {
             types,
             layers,
             pooler,
+            head,
             params,
         })
     }
@@ -189,14 +208,19 @@ impl Bert {
         pass: Pass,
     ) -> Result<(Tensor, Tensor)> {
         let x = self.words.embedding(ids, pass)?;
+        let counted = self.count_positions(ids)?;
         if !self.tokens.modular(pass) {
-            return Ok((self.place_tokens(&x, types, None, pass).at("embeddings")?, mask));
+            let x = self.place_tokens(&x, types, counted.as_ref(), pass).at("embeddings")?;
+            return Ok((x, mask));
         }
         let host: &HostFn = &|_, s, cx| {
             let (types, places) = (s.with.get("token_type_ids"), s.with.need("positions")?);
             Ok(s.replace(self.place_tokens(&s.x, types, Some(places), pass.of(cx))?))
         };
-        let positions = Tensor::arange(ids.len_of(1), ids.device())?.expand(&ids.size())?;
+        let positions = match counted {
+            Some(positions) => positions,
+            None => Tensor::arange(ids.len_of(1), ids.device())?.expand(&ids.size())?,
+        };
         let mut with = Tensors::new().with("mask", mask).with("positions", positions);
         if let Some(types) = types {
             with.set("token_type_ids", types.clone());
@@ -229,6 +253,10 @@ impl Backbone for Bert {
         &self.config
     }
 
+    fn canonical(&self, path: &str) -> String {
+        self.names.path(path)
+    }
+
     fn forward(&self, inputs: &Tensors, layers: &Layers, cx: &Context) -> Result<Tensors> {
         let ids = &inputs.need("input_ids")?.to_device(self.positions.device())?;
         self.check_ids(ids)?;
@@ -248,6 +276,10 @@ impl Backbone for Bert {
         if let Some(pooler) = &self.pooler {
             let pooled = pooler.linear(&x.select(1, 0)?, pass)?.tanh()?;
             outputs.set("pooler_output", pooled);
+        }
+        if let Some(head) = &self.head {
+            let logits = head.forward(&x, outputs.get("pooler_output"), pass)?;
+            outputs.set("logits", logits);
         }
         if lengthened {
             outputs.set("attention_mask", mask.to_kind(ids.kind())?);
