@@ -3,7 +3,8 @@
 use modl_core::{Device, Init, Kind, ParamStore, Result, Seed};
 use serde_json::Value;
 
-use super::{Bert, BertConfig, shapes};
+use super::names::{Names, shapes};
+use super::{Bert, BertConfig};
 
 impl Bert {
     /// The architecture of `config`, which is as in `config.json`, with a pooler: weights normal
@@ -14,7 +15,8 @@ impl Bert {
     pub fn untrained(config: Value, seed: Seed, kind: Kind, device: Device) -> Result<Self> {
         let settings = BertConfig::read(&config)?;
         let mut params = ParamStore::new();
-        for (name, shape) in shapes(&settings, true) {
+        let names = Names::new(&config, &settings);
+        for (name, shape) in shapes(&settings, &names, true) {
             let init = match name.as_str() {
                 n if n.ends_with(".bias") => Init::Zeros,
                 n if n.ends_with("LayerNorm.weight") => Init::Ones,
@@ -23,6 +25,6 @@ impl Bert {
             let value = init.tensor(&shape, seed.child(&name), kind, device)?;
             params.insert(name, value)?;
         }
-        Self::assemble(config, settings, params, true)
+        Self::assemble(config, settings, names, params, true)
     }
 }
