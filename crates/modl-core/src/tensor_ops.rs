@@ -58,6 +58,10 @@ unary! {
     log = f_log;
     /// √x.
     sqrt = f_sqrt;
+    /// cos x.
+    cos = f_cos;
+    /// sin x.
+    sin = f_sin;
     /// x².
     square = f_square;
     /// max(x, 0).

@@ -6,7 +6,7 @@ use modl_core::{Backbone, Device, Error, Kind, Result};
 use serde_json::Value;
 
 use crate::folder::read_config;
-use crate::{Bert, T5};
+use crate::{Bert, Gpt2, Llama, T5};
 
 /// How a backbone is loaded.
 #[derive(Debug, Clone, PartialEq)]
@@ -32,6 +32,8 @@ type Load = fn(&Path, Value, &LoadOptions) -> Result<Box<dyn Backbone>>;
 /// The architectures by the `model_type` of their `config.json`.
 const ARCHITECTURES: &[(&str, Load)] = &[
     ("bert", |dir, config, options| Ok(Box::new(Bert::from_config(dir, config, options)?))),
+    ("gpt2", |dir, config, options| Ok(Box::new(Gpt2::from_config(dir, config, options)?))),
+    ("llama", |dir, config, options| Ok(Box::new(Llama::from_config(dir, config, options)?))),
     ("roberta", |dir, config, options| Ok(Box::new(Bert::from_config(dir, config, options)?))),
     ("t5", |dir, config, options| Ok(Box::new(T5::from_config(dir, config, options)?))),
     ("xlm-roberta", |dir, config, options| Ok(Box::new(Bert::from_config(dir, config, options)?))),
