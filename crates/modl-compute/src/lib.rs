@@ -11,7 +11,11 @@ pub mod sparse;
 
 use modl_core::{Registry, Result};
 
-pub use function::{Bottleneck, BottleneckInit, Residual, Scaling};
+pub use function::{
+    AdapterDrop, Bottleneck, BottleneckInit, Compacter, ConditionalNorm, Coupling, Film, Gated,
+    Invertible, InvertibleBlock, Nested, Part, Reft, Residual, ResidualAdapter, ResidualPlacement,
+    Scaling, Union,
+};
 pub use low_rank::{Lora, LoraInit};
 pub use patterns::Patterns;
 
