@@ -12,7 +12,11 @@ pub mod sparse;
 
 use modl_core::{Registry, Result};
 
-pub use function::{Bottleneck, BottleneckInit, Ia3, Ia3Init, Residual, Scaling};
+pub use function::{
+    AdapterDrop, Bottleneck, BottleneckInit, Compacter, ConditionalNorm, Coupling, Film, Gated,
+    Ia3, Ia3Init, Invertible, InvertibleBlock, Nested, Part, Reft, Residual, ResidualAdapter,
+    ResidualPlacement, Scaling, Union,
+};
 pub use low_rank::{Lora, LoraInit};
 pub use patterns::Patterns;
 pub use sparse::{

@@ -63,8 +63,13 @@ impl ParamStore {
     /// The parameters whose names start with `prefix`, without it. They share their tensors with
     /// this store.
     pub fn below(&self, prefix: &str) -> ParamStore {
-        let own = |(n, p): (&String, &Param)| Some((n.strip_prefix(prefix)?.to_owned(), p.clone()));
-        ParamStore { params: self.params.iter().filter_map(own).collect() }
+        self.renamed(|name| name.strip_prefix(prefix).map(str::to_owned))
+    }
+
+    /// The parameters that `own` gives a name, under it. They share their tensors with this store.
+    pub fn renamed(&self, own: impl Fn(&str) -> Option<String>) -> ParamStore {
+        let entry = |(n, p): (&String, &Param)| Some((own(n)?, p.clone()));
+        ParamStore { params: self.params.iter().filter_map(entry).collect() }
     }
 
     /// The tensor of that name.
@@ -253,6 +258,14 @@ impl<'a> Scope<'a> {
         let (path, top) = (self.top.clone(), self.top.clone());
         let (seed, kind, device) = (self.seed, self.kind, self.device);
         Scope { store: self.store, path, top, seed, kind, device }
+    }
+
+    /// A place below this one for a part with a top of its own: what the part's sites share is at
+    /// `name` below this top.
+    pub fn part(&mut self, name: &str) -> Scope<'_> {
+        let top =
+            if self.top.is_empty() { name.to_owned() } else { format!("{}.{name}", self.top) };
+        Scope { top, ..self.sub(name) }
     }
 
     /// The path of this place.

@@ -88,6 +88,13 @@ pub struct Site {
     pub index: usize,
 }
 
+impl Site {
+    /// The number of the layer that the site is in: the first part of the path that is a number.
+    pub fn layer(&self) -> Option<i64> {
+        self.path.split('.').find_map(|part| part.parse().ok())
+    }
+}
+
 /// What flows into or out of a site: one main tensor and its named companions. The first
 /// dimension of each is the batch.
 #[derive(Debug, Clone)]
@@ -238,7 +245,7 @@ impl<'a> Host<'a> {
     }
 
     /// Runs `work` while `call(x)` on this very `x` is computed at most once.
-    pub(crate) fn sharing<T>(
+    pub fn sharing<T>(
         &self,
         x: &Signal,
         cx: &Context,

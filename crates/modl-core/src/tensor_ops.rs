@@ -70,6 +70,8 @@ unary! {
     silu = f_silu;
     /// tanh x.
     tanh = f_tanh;
+    /// arctan x.
+    atan = f_atan;
     /// 1 ⁄ (1 + e⁻ˣ).
     sigmoid = f_sigmoid;
     /// ln(1 + eˣ).
@@ -335,6 +337,11 @@ impl Tensor {
         // `linalg_svd` of the bindings passes a driver, which only CUDA accepts.
         let (u, s, v) = self.0.f_svd(true, true).map_err(|e| op_error("svd", &[&self.0], e))?;
         Ok((Tensor(u), Tensor(s), Tensor(v).t()?))
+    }
+
+    /// QR decomposition: self `[m, n]` = Q R with orthonormal columns in Q `[m, k]`, k = min(m, n).
+    pub fn qr(&self) -> Result<(Tensor, Tensor)> {
+        self.pair("qr", tch::Tensor::f_linalg_qr(&self.0, "reduced"))
     }
 
     /// Sets all elements to zero in place.

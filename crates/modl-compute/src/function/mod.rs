@@ -1,12 +1,35 @@
 //! Function composition: modules that work on what a base function returns, f_φ ∘ f_θ. Survey §3.3.
 
+mod absent;
+mod adapter_drop;
 mod bottleneck;
+mod compacter;
+mod conditional_norm;
+mod film;
+mod gated;
 mod ia3;
+mod invertible;
+mod modulation;
+mod nested;
+mod reft;
+mod residual_adapter;
+pub mod unified;
+mod union;
 
 use modl_core::{Catalog, ModuleConfig, Result};
 
+pub use adapter_drop::AdapterDrop;
 pub use bottleneck::{Bottleneck, BottleneckInit, Residual, Scaling};
+pub use compacter::Compacter;
+pub use conditional_norm::ConditionalNorm;
+pub use film::Film;
+pub use gated::Gated;
 pub use ia3::{Ia3, Ia3Init};
+pub use invertible::{Coupling, Invertible, InvertibleBlock};
+pub use nested::Nested;
+pub use reft::Reft;
+pub use residual_adapter::{ResidualAdapter, ResidualPlacement};
+pub use union::{Part, Union};
 
 pub(crate) fn register(r: &mut Catalog<dyn ModuleConfig>) -> Result<()> {
     r.register::<Bottleneck>(
@@ -14,5 +37,26 @@ pub(crate) fn register(r: &mut Catalog<dyn ModuleConfig>) -> Result<()> {
         "Houlsby et al. 2019, arXiv 1902.00751",
         "3.3",
     )?;
-    r.register::<Ia3>("(IA)³", "Liu et al. 2022, arXiv 2205.05638", "3.3")
+    r.register::<Ia3>("(IA)³", "Liu et al. 2022, arXiv 2205.05638", "3.3")?;
+    r.register::<Compacter>("Compacter", "Karimi Mahabadi et al. 2021, arXiv 2106.04647", "3.3")?;
+    r.register::<Invertible>(
+        "Invertible adapter (NICE, GLOW)",
+        "Pfeiffer et al. 2020, arXiv 2005.00052",
+        "3.3",
+    )?;
+    r.register::<AdapterDrop>("AdapterDrop", "Rücklé et al. 2021, arXiv 2010.11918", "3.3")?;
+    r.register::<Film>("FiLM", "Perez et al. 2018, arXiv 1709.07871", "3.3")?;
+    r.register::<ConditionalNorm>(
+        "Conditional layer norm and batch norm",
+        "De Vries et al. 2017, arXiv 1707.00683",
+        "3.3",
+    )?;
+    r.register::<ResidualAdapter>(
+        "Residual adapter (series, parallel)",
+        "Rebuffi et al. 2017, arXiv 1705.08045",
+        "3.3",
+    )?;
+    r.register::<Reft>("ReFT (LoReFT, NoReFT, DiReFT)", "Wu et al. 2024, arXiv 2404.03592", "3.3")?;
+    r.register::<Gated>("Gate of UniPELT", "Mao et al. 2022, arXiv 2110.07577", "3.5")?;
+    r.register::<Union>("Union of parts (MAM, UniPELT)", "He et al. 2022, arXiv 2110.04366", "3.5")
 }
