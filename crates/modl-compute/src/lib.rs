@@ -12,7 +12,7 @@ pub mod sparse;
 use modl_core::{Registry, Result};
 
 pub use function::{Bottleneck, BottleneckInit, Residual, Scaling};
-pub use low_rank::{Lora, LoraInit};
+pub use low_rank::{Boft, FourierFt, Intrinsic, Loha, Lokr, LokrInit, Lora, LoraInit, Oft};
 pub use patterns::Patterns;
 
 /// Adds the modules of this crate.
