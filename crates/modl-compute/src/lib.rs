@@ -17,7 +17,9 @@ pub use function::{
     Ia3, Ia3Init, Invertible, InvertibleBlock, Nested, Part, Reft, Residual, ResidualAdapter,
     ResidualPlacement, Scaling, Union,
 };
-pub use low_rank::{Lora, LoraInit};
+pub use low_rank::{
+    AdaLora, Boft, Dora, FourierFt, Intrinsic, Loha, Lokr, LokrInit, Lora, LoraInit, Oft, Vera,
+};
 pub use patterns::Patterns;
 pub use sparse::{
     BitFit, DiffPruning, EdgePopup, FishMask, Form, Full, HardConcrete, LnTuning, LotteryTicket,

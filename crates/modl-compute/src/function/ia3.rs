@@ -30,10 +30,6 @@ pub struct Ia3 {
     pub feedforward_modules: Names,
     /// How l starts.
     pub init: Ia3Init,
-    /// PEFT's note that the backbone keeps W as `[in, out]`. It is written again, and changes
-    /// nothing else.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub fan_in_fan_out: bool,
     /// What a PEFT file said besides, kept for writing one again.
     #[serde(skip_serializing_if = "Provenance::is_empty")]
     pub peft: Provenance,
@@ -57,7 +53,6 @@ impl Default for Ia3 {
                 r"(.*\.)?(output\.dense|fc2|mlp\.c_proj|wo|down_proj)".into(),
             ),
             init: Ia3Init::default(),
-            fan_in_fan_out: false,
             peft: Provenance::default(),
         }
     }

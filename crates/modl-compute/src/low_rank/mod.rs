@@ -2,18 +2,37 @@
 //! Survey §3.1.
 
 mod adalora;
+mod boft;
 mod dora;
 mod extract;
+mod fastfood;
+mod fourierft;
+mod intrinsic;
+mod loha;
+mod lokr;
 mod lora;
+mod lycoris;
+mod oft;
+mod part_dropout;
+mod permutation;
+mod rotation;
 mod vera;
+mod weight_change;
 
 use modl_core::{Catalog, ModuleConfig, Result, Targets};
 
 pub use adalora::AdaLora;
 pub(crate) use adalora::{E, is_average};
+pub use boft::Boft;
 pub use dora::Dora;
 pub use extract::{Extracted, Extraction, extract, extract_difference, truncate};
+pub use fastfood::{Fastfood, walsh_hadamard};
+pub use fourierft::FourierFt;
+pub use intrinsic::Intrinsic;
+pub use loha::Loha;
+pub use lokr::{Lokr, LokrInit};
 pub use lora::{Lora, LoraInit};
+pub use oft::Oft;
 pub(crate) use vera::SHARED as VERA_SHARED;
 pub use vera::Vera;
 
@@ -37,7 +56,16 @@ pub(crate) fn register(r: &mut Catalog<dyn ModuleConfig>) -> Result<()> {
         "Vector-based random matrix adaptation (VeRA)",
         "Kopiczko et al. 2023, arXiv 2310.11454",
         "3.1",
-    )
+    )?;
+    let loha = "Hyeon-Woo et al. 2022, arXiv 2108.06098";
+    r.register::<Loha>("Low-rank Hadamard product (LoHa)", loha, "3.1")?;
+    let lokr = "Edalati et al. 2022, arXiv 2212.10650";
+    r.register::<Lokr>("Low-rank Kronecker product (LoKr, KronA)", lokr, "3.1")?;
+    r.register::<Oft>("Orthogonal fine-tuning (OFT)", "Qiu et al. 2023, arXiv 2306.07280", "3.1")?;
+    r.register::<Boft>("Butterfly OFT (BOFT)", "Liu et al. 2024, arXiv 2311.06243", "3.1")?;
+    r.register::<FourierFt>("Fourier fine-tuning", "Gao et al. 2024, arXiv 2405.03003", "3.1")?;
+    let said = "Aghajanyan et al. 2021, arXiv 2012.13255";
+    r.register::<Intrinsic>("Intrinsic dimension (Fastfood, SAID)", said, "3.1")
 }
 
 /// Where low-rank methods usually stand: the projections to queries and values, under the names

@@ -58,6 +58,11 @@ impl<'a> Fields<'a> {
         self.refused.push(format!("`{name}` = {value}"));
     }
 
+    /// Puts a field back in modl's own words, to be taken again.
+    pub(crate) fn give(&mut self, name: &str, value: Value) {
+        self.left.insert(name.to_owned(), value);
+    }
+
     /// Takes a field that is to say `wanted`, or nothing.
     pub(crate) fn refuse_unless(&mut self, name: &str, wanted: &str) -> Result<()> {
         if let Some(said) = self.optional::<Value>(name)?

@@ -22,7 +22,6 @@ fn read(fields: &mut Fields, peft: Provenance) -> Result<Read> {
     let ia3 = Ia3 {
         feedforward_modules: fields.required("feedforward_modules")?,
         init: if ones { Ia3Init::Ones } else { Ia3Init::Random },
-        fan_in_fan_out: fields.optional("fan_in_fan_out")?.unwrap_or(false),
         peft,
     };
     Ok((Box::new(ia3), targets))
@@ -33,7 +32,7 @@ fn write(config: Value) -> Result<Written> {
         serde_json::from_value(config).map_err(|e| Error::invalid("ia3", e.to_string()))?;
     let fields = Map::from_iter([
         ("exclude_modules".to_owned(), Value::Null),
-        ("fan_in_fan_out".to_owned(), json!(ia3.fan_in_fan_out)),
+        ("fan_in_fan_out".to_owned(), json!(false)),
         ("feedforward_modules".to_owned(), json!(ia3.feedforward_modules)),
         ("init_ia3_weights".to_owned(), json!(ia3.init == Ia3Init::Ones)),
         ("modules_to_save".to_owned(), Value::Null),

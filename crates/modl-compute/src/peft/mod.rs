@@ -7,13 +7,19 @@
 //! A further kind of PEFT adapter is one file with a `PeftType` and one line in `TYPES`.
 
 mod adalora;
+mod boft;
 mod config;
 mod fields;
 mod folder;
+mod fourierft;
 mod ia3;
 mod ln_tuning;
+mod loha;
+mod lokr;
 mod lora;
+mod oft;
 mod provenance;
+mod same_names;
 mod vera;
 
 use modl_core::{ModuleConfig, ParamStore, Result, Targets, Tensors};
@@ -27,8 +33,19 @@ pub(crate) use fields::{Fields, number};
 use lora::lora_fields;
 
 /// The kinds of PEFT adapters that modl reads and writes.
-const TYPES: &[PeftType] =
-    &[lora::LORA, lora::DORA, adalora::ADALORA, ia3::IA3, ln_tuning::LN_TUNING, vera::VERA];
+const TYPES: &[PeftType] = &[
+    lora::LORA,
+    lora::DORA,
+    adalora::ADALORA,
+    boft::BOFT,
+    fourierft::FOURIERFT,
+    ia3::IA3,
+    ln_tuning::LN_TUNING,
+    loha::LOHA,
+    lokr::LOKR,
+    oft::OFT,
+    vera::VERA,
+];
 
 type Unpack = fn(Tensors, &ParamStore) -> Result<Tensors>;
 type Pack = fn(Tensors, &mut Map<String, Value>) -> Result<Tensors>;
