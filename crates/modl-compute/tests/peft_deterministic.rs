@@ -1,0 +1,91 @@
+//! Adapters that PEFT made with weights by a closed formula, on four tiny models.
+#![allow(clippy::unwrap_used)]
+
+use std::path::{Path, PathBuf};
+
+use modl_compute::peft;
+use modl_core::checkpoint::Checkpoint;
+use modl_core::testing::{Given, Sum};
+use modl_core::{Context, Device, Modular, Seed, Tensors};
+use modl_models::{LoadOptions, open};
+use serde_json::Value;
+
+const BASES: [&str; 4] =
+    ["deterministic_bert", "deterministic_gpt2", "deterministic_llama", "deterministic_t5"];
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+fn tensors(path: PathBuf) -> Tensors {
+    Checkpoint::open(path).unwrap().tensors(Device::Cpu).unwrap().into_iter().collect()
+}
+
+/// All pairs of a model and one of its adapters.
+fn adapters() -> Vec<(&'static str, PathBuf)> {
+    let mut all = Vec::new();
+    for base in BASES {
+        let folders = std::fs::read_dir(fixture(base)).unwrap().map(|f| f.unwrap().path());
+        let mut folders: Vec<PathBuf> = folders.filter(|f| f.is_dir()).collect();
+        folders.sort();
+        all.extend(folders.into_iter().map(|f| (base, f)));
+    }
+    assert!(all.len() >= 24, "fixtures are missing: {all:?}");
+    all
+}
+
+fn with_adapter(base: &str, folder: &Path) -> Modular {
+    let backbone = open(fixture(base), &LoadOptions::default()).unwrap();
+    let mut model = Modular::from_box(backbone, Seed(1)).unwrap();
+    peft::load(&mut model, folder, Some("a")).unwrap();
+    model.aggregate(Box::new(Sum::default())).unwrap();
+    model.route(Given::only(0), false).unwrap();
+    model
+}
+
+#[test]
+fn logits_are_pefts_attached_and_merged() {
+    for (base, folder) in adapters() {
+        let inputs = tensors(fixture(base).join("inputs.safetensors"));
+        let golden = tensors(folder.join("outputs.safetensors"));
+        let mut model = with_adapter(base, &folder);
+        let cx = Context::eval();
+        let at = folder.display();
+        let check = |found: &Tensors, key: &str| {
+            let (found, wanted) = (found.need("logits").unwrap(), golden.need(key).unwrap());
+            let apart = found.max_abs_diff(wanted).unwrap();
+            assert!(found.all_close(wanted, 1e-5, 1e-5).unwrap(), "{at}: {key}: {apart}");
+        };
+        let adapted = model.forward(&inputs, &cx).unwrap();
+        check(&adapted, "logits");
+        let plain = model.forward_base(&inputs, &cx).unwrap();
+        let moved = adapted.need("logits").unwrap();
+        assert!(moved.max_abs_diff(plain.need("logits").unwrap()).unwrap() > 1e-3, "{at}");
+        model.merge("a").unwrap();
+        check(&model.forward_base(&inputs, &cx).unwrap(), "merged_logits");
+    }
+}
+
+#[test]
+fn what_is_written_again_is_what_was_read() {
+    let json = |dir: &Path| -> Value {
+        let text = std::fs::read_to_string(dir.join("adapter_config.json")).unwrap();
+        let mut config: Value = serde_json::from_str(&text).unwrap();
+        // PEFT takes a name as a list of one.
+        if let Some(name) = config["layers_pattern"].as_str() {
+            config["layers_pattern"] = serde_json::json!([name]);
+        }
+        config
+    };
+    for (base, folder) in adapters() {
+        let to = tempfile::tempdir().unwrap();
+        peft::save(&with_adapter(base, &folder), "a", to.path()).unwrap();
+        assert_eq!(json(to.path()), json(&folder), "{}", folder.display());
+        let file = "adapter_model.safetensors";
+        let (ours, theirs) = (tensors(to.path().join(file)), tensors(folder.join(file)));
+        assert_eq!(ours.len(), theirs.len(), "{}", folder.display());
+        for (key, t) in theirs.iter() {
+            assert!(ours.need(key).unwrap().bit_equal(t).unwrap(), "{}: {key}", folder.display());
+        }
+    }
+}
