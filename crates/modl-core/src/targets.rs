@@ -13,7 +13,7 @@ pub enum Names {
     List(Vec<String>),
     /// A regular expression that the whole path has to fit; or all sites of a kind:
     /// `all-linear`, `all-conv`, `all-embedding`, `all-norm`, `all-batch-norm`, `all-tokens`,
-    /// `all-attention`, `all-sublayer`, `all-block`.
+    /// `all-attention`, `all-sublayer`, `all-block`, or several of them with `|` between.
     Pattern(String),
 }
 
@@ -124,7 +124,7 @@ fn ends_with(path: &str, name: &str) -> bool {
 
 enum Matcher<'a> {
     List(&'a [String]),
-    Kind(SiteKind),
+    Kinds(Vec<SiteKind>),
     Pattern(Box<Regex>),
 }
 
@@ -132,8 +132,8 @@ impl<'a> Matcher<'a> {
     fn new(names: &'a Names) -> Result<Self> {
         Ok(match names {
             Names::List(list) => Matcher::List(list),
-            Names::Pattern(p) => match p.strip_prefix("all-").and_then(SiteKind::named) {
-                Some(kind) => Matcher::Kind(kind),
+            Names::Pattern(p) => match kinds(p) {
+                Some(kinds) => Matcher::Kinds(kinds),
                 None => Matcher::Pattern(Box::new(regex(&format!("^(?:{p})$"), p)?)),
             },
         })
@@ -142,10 +142,15 @@ impl<'a> Matcher<'a> {
     fn fits(&self, site: &Site) -> bool {
         match self {
             Matcher::List(names) => names.iter().any(|n| ends_with(&site.path, n)),
-            Matcher::Kind(kind) => site.kind == *kind,
+            Matcher::Kinds(kinds) => kinds.contains(&site.kind),
             Matcher::Pattern(p) => p.is_match(&site.path),
         }
     }
+}
+
+/// The kinds of `all-linear`, or of several with `|` between them.
+fn kinds(pattern: &str) -> Option<Vec<SiteKind>> {
+    pattern.split('|').map(|p| p.strip_prefix("all-").and_then(SiteKind::named)).collect()
 }
 
 fn regex(pattern: &str, as_given: &str) -> Result<Regex> {

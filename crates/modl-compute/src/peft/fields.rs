@@ -58,6 +58,12 @@ impl<'a> Fields<'a> {
         self.refused.push(format!("`{name}` = {value}"));
     }
 
+    /// Takes fields that do not matter but are kept, whatever they say.
+    pub(crate) fn rest(&mut self, names: &[&str]) -> Map<String, Value> {
+        let all = names.iter().filter_map(|n| Some(((*n).to_owned(), self.left.shift_remove(*n)?)));
+        all.collect()
+    }
+
     /// Puts a field back in modl's own words, to be taken again.
     pub(crate) fn give(&mut self, name: &str, value: Value) {
         self.left.insert(name.to_owned(), value);

@@ -18,6 +18,7 @@ mod loha;
 mod lokr;
 mod lora;
 mod oft;
+mod prompts;
 mod provenance;
 mod same_names;
 mod vera;
@@ -27,7 +28,7 @@ use serde_json::{Map, Value};
 
 pub use config::{AdapterConfig, read_config};
 pub use folder::{load, save};
-pub use provenance::Provenance;
+pub use provenance::{PromptDimensions, Provenance};
 
 pub(crate) use fields::{Fields, number};
 use lora::lora_fields;
@@ -44,6 +45,9 @@ const TYPES: &[PeftType] = &[
     loha::LOHA,
     lokr::LOKR,
     oft::OFT,
+    prompts::P_TUNING,
+    prompts::PREFIX_TUNING,
+    prompts::PROMPT_TUNING,
     vera::VERA,
 ];
 

@@ -2,7 +2,7 @@
 
 use modl_core::{Error, Result};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::fields::Fields;
 
@@ -28,6 +28,26 @@ pub struct Provenance {
     /// knows it by itself.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub fan_in_fan_out: bool,
+    /// What a file with virtual tokens notes of its backbone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt: Option<PromptDimensions>,
+    /// How a prompt started.
+    #[serde(skip_serializing_if = "Map::is_empty")]
+    pub start: Map<String, Value>,
+}
+
+/// What PEFT notes of the backbone of virtual tokens; it works these out where they are missing.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PromptDimensions {
+    /// How many stacks have virtual tokens.
+    pub num_transformer_submodules: Option<i64>,
+    /// The width of the embeddings, or of all keys.
+    pub token_dim: Option<i64>,
+    /// The number of layers.
+    pub num_layers: Option<i64>,
+    /// The number of heads, of keys where they are fewer.
+    pub num_attention_heads: Option<i64>,
 }
 
 /// PEFT's `TaskType`.
@@ -52,6 +72,8 @@ impl Provenance {
             auto_mapping: fields.optional("auto_mapping")?,
             base_model_name_or_path: fields.optional("base_model_name_or_path")?,
             revision: fields.optional("revision")?,
+            prompt: None,
+            start: Map::new(),
             fan_in_fan_out: fields.optional("fan_in_fan_out")?.unwrap_or(false),
         })
     }

@@ -1,0 +1,34 @@
+//! Vectors before the first token: what all prompts have in common.
+
+use modl_core::{Context, Error, Host, Result, Signal, Site, SiteKind, Tensor};
+
+/// # Errors
+/// Where the site is not the one of the embeddings, or there are no virtual tokens.
+pub(super) fn check(method: &str, site: &Site, count: i64) -> Result<()> {
+    if site.kind != SiteKind::Tokens {
+        return Err(Error::unsupported(
+            format!("{method} at a site of kind {:?}", site.kind),
+            "attach it to the site of the embeddings, `all-tokens`",
+        ));
+    }
+    if count < 1 {
+        let problem = format!("is {count}, wants at least 1");
+        return Err(Error::invalid(format!("{method}.num_virtual_tokens"), problem));
+    }
+    Ok(())
+}
+
+/// f_θ(\[P; x\]): `prompt` `[p, dim]` before each row, seen by all, at the first positions.
+pub(super) fn prepend(prompt: &Tensor, f: &Host, x: &Signal, cx: &Context) -> Result<Signal> {
+    let (kind, p) = (x.x.kind(), prompt.len_of(0));
+    let prompt = prompt.to_kind(kind)?.unsqueeze(0)?.expand(&[x.rows(), -1, -1])?;
+    let mask = x.with.need("mask")?;
+    let seen = Tensor::ones(&[x.rows(), p], mask.kind(), mask.device())?;
+    let positions = x.with.need("positions")?;
+    let count = Tensor::arange(p, positions.device())?.unsqueeze(0)?;
+    let first = positions.narrow(1, 0, 1)?.add(&count)?;
+    let mut with = x.with.clone();
+    with.set("mask", Tensor::cat(&[seen, mask.clone()], 1)?);
+    with.set("positions", Tensor::cat(&[first, positions.shift(p)?], 1)?);
+    f.call(&Signal { x: Tensor::cat(&[prompt, x.x.clone()], 1)?, with }, cx)
+}
