@@ -312,10 +312,10 @@ fn broken_models_and_adapters_are_refused_whole() {
     forward(&["--adapter", &arg], &["of another shape", "wanted [5, 32], found [4, 32]"]);
     fs::write(
         adapter.join("adapter_config.json"),
-        config.replace("\"use_dora\": false", "\"use_dora\": true"),
+        config.replace("\"use_qalora\": false", "\"use_qalora\": true"),
     )
     .unwrap();
-    forward(&["--adapter", &arg], &["use_dora"]);
+    forward(&["--adapter", &arg], &["use_qalora"]);
     // A model that is cut off, of an unknown architecture, or not there.
     let weights = b.path("model/model.safetensors");
     let whole = fs::read(&weights).unwrap();

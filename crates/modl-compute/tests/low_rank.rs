@@ -278,3 +278,34 @@ fn adaloras_penalty_is_the_mean_distance_from_orthogonal() {
     let found = model.penalty(&Context::eval()).unwrap().unwrap().item().unwrap();
     assert!((found - 0.5 * sum / 4.0).abs() < 1e-5, "{found} {sum}");
 }
+
+#[test]
+fn a_fresh_adalora_keeps_all_triplets_in_pefts_file_and_a_pruned_one_those_that_are_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = AdaLora { init_r: 3, target_r: 2, total_step: Some(9), ..AdaLora::default() };
+    let model = adalora_on_tiny(config);
+    let rows = |model: &Modular, name: &str| -> Vec<i64> {
+        modl_compute::peft::save(model, "a", dir.path().join(name)).unwrap();
+        let file = dir.path().join(name).join("adapter_model.safetensors");
+        let file = modl_core::checkpoint::Checkpoint::open(file).unwrap();
+        let names = file.names().into_iter().filter(|n| n.ends_with("lora_E"));
+        names.map(|n| file.info(&n).unwrap().0[0]).collect()
+    };
+    assert_eq!(rows(&model, "fresh"), [3, 3]);
+    perturb(&model, &Select::new("modules.*"), 0.3, Seed(4)).unwrap();
+    let mut e = model.params().get("modules.a.layer.0.query.lora_E").unwrap().clone();
+    let one = Tensor::from_slice(&[0.5f32, 0.0, 0.7], &[3, 1], Device::Cpu).unwrap();
+    modl_core::no_grad(|| e.copy_from(&one)).unwrap();
+    assert_eq!(rows(&model, "pruned"), [2, 3]);
+    // What was pruned computes the same when it is read again, and is written as it was.
+    let backbone = TinyBackbone::new(Seed(7), Kind::Float).unwrap();
+    let mut again = Modular::new(backbone, Seed(9)).unwrap();
+    modl_compute::peft::load(&mut again, dir.path().join("pruned"), Some("a")).unwrap();
+    again.aggregate(Box::new(Sum::default())).unwrap();
+    again.route(Given::only(0), false).unwrap();
+    let inputs = TinyBackbone::inputs(3, 6, Seed(2)).unwrap();
+    let run =
+        |m: &Modular| m.forward(&inputs, &Context::eval()).unwrap().need("logits").unwrap().clone();
+    assert!(run(&again).all_close(&run(&model), 1e-5, 1e-5).unwrap());
+    assert_eq!(rows(&again, "again"), [2, 3]);
+}

@@ -15,7 +15,7 @@
 //! | `bank.rs`, `dispatch.rs` | the inventory, and the fast ways to run it |
 //! | `model.rs`, `merge.rs`, `backbone.rs`, `targets.rs` | a backbone with modules attached at sites |
 //! | `tensor.rs`, `linear.rs`, `random.rs` | fallible tensors over libtorch; seeds, initialisation, dropout |
-//! | `params.rs`, `checkpoint.rs`, `module_file.rs` | named parameters and files |
+//! | `params.rs`, `scope.rs`, `checkpoint.rs`, `module_file.rs` | named parameters and files |
 //! | `registry.rs` | names to constructors, for recipes and the command line |
 //! | `testing/` | the contract that every module, router and aggregator passes |
 
@@ -47,9 +47,11 @@ mod registry;
 mod residents;
 mod router;
 mod routing;
+mod scope;
 mod site;
 mod targets;
 mod tensor;
+mod tensor_in_place;
 mod tensor_ops;
 mod tensors;
 #[cfg(feature = "testing")]
@@ -69,12 +71,13 @@ pub use model::Modular;
 pub use module::{Attachment, LowRank, Module, ModuleConfig, Step};
 pub use module_file::ModuleHeader;
 pub use nearest::nearest;
-pub use params::{Init, Param, ParamStore, Scope, Select};
-pub use random::{Seed, dropout, dropout_mask};
+pub use params::{Param, ParamStore, Select};
+pub use random::{Init, Seed, dropout, dropout_mask};
 pub use registry::{Catalog, Entry, Registry, from_json, to_json};
 pub use residents::Residents;
 pub use router::{Router, RouterConfig, Shared};
 pub use routing::{Level, Routing, Weights};
+pub use scope::Scope;
 pub use site::{Host, HostFn, Signal, Site, SiteKind};
 pub use targets::{Names, Targets};
 pub use tensor::{Device, Kind, Tensor, no_grad, with_grad};

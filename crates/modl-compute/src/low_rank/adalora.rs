@@ -1,7 +1,7 @@
 //! AdaLoRA: a low-rank change in the form of a singular value decomposition, whose rank moves to
 //! the sites that need it.
 //!
-//! y = f_θ(x) + s·B (E ⊙ A) x with A `[r, in]`, B `[out, r]`, E `[r, 1]` and s = α ⁄ r. E starts at
+//! y = f_θ(x) + s·B (E ⊙ A) x with A `[r, in]`, B `[out, r]`, E `[r, 1]` and s = α ⁄ init_r. E starts at
 //! 0, so that a fresh module changes nothing. A penalty keeps A and B near orthogonal: the mean over
 //! all of them of ‖A Aᵀ − I‖ and ‖Bᵀ B − I‖ (Frobenius).
 //!
@@ -49,7 +49,7 @@ pub struct AdaLora {
     /// Ranks of their own for some sites: of a module whose rank has been allocated.
     #[serde(skip_serializing_if = "Patterns::is_empty")]
     pub ranks: Patterns<i64>,
-    /// α; default 8. The product is scaled by α ⁄ (r + 10⁻⁵) with r the site's rank.
+    /// α; default 8. The product is scaled by α ⁄ (init_r + 10⁻⁵), whatever the site's rank.
     pub alpha: f64,
     /// In training, each element of the low-rank path's input is dropped with this probability, in
     /// [0, 1); default 0.
@@ -192,13 +192,16 @@ impl ModuleConfig for AdaLora {
             a: make(A, &[r, site.input], Init::Normal(0.02))?,
             b: make(B, &[site.output, r], Init::Normal(0.02))?,
             e: make(E, &[r, 1], start)?,
-            scale: self.alpha / (r as f64 + 1e-5),
+            scale: self.alpha / (self.init_r as f64 + 1e-5),
             penalty: self.orth_reg_weight / (2 * at.sites.len().max(1)) as f64,
             dropout,
         }))
     }
 
     fn after_step(&self, params: &ParamStore, step: &Step) -> Result<()> {
+        if step.gradients.is_empty() {
+            return Ok(()); // Not trained in this phase, or not used in this batch.
+        }
         let total = self.total_step.unwrap_or(step.total);
         let last = total.saturating_sub(self.tfinal);
         if step.done < last {
@@ -276,12 +279,13 @@ impl Module for AdaLoraLinear {
     }
 
     fn penalty(&self, _: &Context) -> Result<Option<Tensor>> {
-        if self.penalty == 0.0 {
+        if self.penalty == 0.0 || !self.a.requires_grad() {
             return Ok(None);
         }
         let far = |gram: Tensor| {
             let one = Tensor::eye(gram.len_of(0), gram.kind(), gram.device())?;
-            gram.sub(&one)?.square()?.sum()?.sqrt()
+            // The norm of zero has a gradient, the root of a sum of squares has none.
+            gram.sub(&one)?.norm()
         };
         let a = far(self.a.matmul(&self.a.t()?)?)?;
         a.add(&far(self.b.t()?.matmul(&self.b)?)?)?.mul_scalar(self.penalty).map(Some)

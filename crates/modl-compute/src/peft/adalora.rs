@@ -21,7 +21,7 @@ pub(super) const ADALORA: PeftType = PeftType {
     pack: Some(pack),
 };
 
-fn read(fields: &mut Fields, peft: Provenance) -> Result<Read> {
+fn read(fields: &mut Fields, mut peft: Provenance) -> Result<Read> {
     let targets = read_targets(fields)?;
     fields.refuse_unless("bias", "none")?;
     for unused in ["r", "qalora_group_size", "megatron_core", "runtime_config"] {
@@ -33,6 +33,9 @@ fn read(fields: &mut Fields, peft: Provenance) -> Result<Read> {
     }
     let masks: Option<Map<String, Value>> = fields.optional("rank_pattern")?;
     let mut ranks = Vec::new();
+    if let Some(masks) = &masks {
+        peft.start.insert("rank_pattern".to_owned(), json!(masks));
+    }
     for (key, mask) in masks.into_iter().flatten() {
         // `encoder.layer.0.attention.self.query.lora_E`, in some versions with the adapter's name.
         let site = key.rsplit_once(&format!(".{E}")).map_or(key.as_str(), |(site, _)| site);
@@ -84,6 +87,7 @@ fn write(config: Value) -> Result<Written> {
         "tinit": adalora.tinit,
         "total_step": total,
     })));
+    fields.extend(adalora.peft.start.clone());
     Ok((fields, adalora.peft))
 }
 
@@ -100,11 +104,13 @@ fn pack(all: Tensors, fields: &mut Map<String, Value>) -> Result<Tensors> {
     let is_e = |key: &str| key.rsplit('.').next() == Some(E);
     let mut masks = Map::new();
     let mut kept = Tensors::new();
-    let off = |t: &Tensor| Ok::<_, Error>(t.to_vec::<f64>()?.contains(&0.0));
-    let mut pruned = false;
+    let mut values = Vec::new();
     for (_, t) in all.iter().filter(|(key, _)| is_e(key)) {
-        pruned |= off(t)?;
+        values.extend(t.to_vec::<f64>()?);
     }
+    // A fresh module has nothing but zeros. What came pruned from a file is as it was.
+    let was = fields.get("rank_pattern").is_some_and(Value::is_object);
+    let pruned = !was && values.contains(&0.0) && values.iter().any(|v| *v != 0.0);
     for (key, e) in all.iter().filter(|(key, _)| is_e(key)) {
         let site = key.strip_suffix(E).unwrap_or(key);
         let on: Vec<bool> = e.to_vec::<f64>()?.iter().map(|v| !pruned || *v != 0.0).collect();

@@ -1,0 +1,168 @@
+//! Where a module makes its parameters.
+
+use crate::params::Param;
+use crate::{Device, Error, Init, Kind, ParamStore, Result, ResultExt, Seed, Tensor};
+
+/// A place in a [`ParamStore`] where a module makes its parameters.
+///
+/// The full name of a parameter is the scope's path, a dot, and its own name; its initial value
+/// depends on the seed and the full name alone.
+#[derive(Debug)]
+pub struct Scope<'a> {
+    store: &'a mut ParamStore,
+    path: String,
+    /// The path at which [`Scope::common`] is.
+    top: String,
+    seed: Seed,
+    kind: Kind,
+    device: Device,
+}
+
+impl<'a> Scope<'a> {
+    /// The top of `store`; parameters are 32-bit floats on the CPU.
+    pub fn new(store: &'a mut ParamStore, seed: Seed) -> Self {
+        Self::at(store, "", seed)
+    }
+
+    /// A place in `store`.
+    pub fn at(store: &'a mut ParamStore, path: &str, seed: Seed) -> Self {
+        let (path, top) = (path.to_owned(), path.to_owned());
+        Scope { store, path, top, seed, kind: Kind::Float, device: Device::Cpu }
+    }
+
+    /// New parameters are of this kind and on this device.
+    pub fn on(self, kind: Kind, device: Device) -> Self {
+        Scope { kind, device, ..self }
+    }
+
+    /// A place below this one.
+    pub fn sub(&mut self, name: &str) -> Scope<'_> {
+        let (path, top) = (self.full(name), self.top.clone());
+        let (seed, kind, device) = (self.seed, self.kind, self.device);
+        Scope { store: self.store, path, top, seed, kind, device }
+    }
+
+    /// The top of what one attached module, router or aggregator owns, for parameters that its
+    /// sites share.
+    pub fn common(&mut self) -> Scope<'_> {
+        let (path, top) = (self.top.clone(), self.top.clone());
+        let (seed, kind, device) = (self.seed, self.kind, self.device);
+        Scope { store: self.store, path, top, seed, kind, device }
+    }
+
+    /// A place below this one for a part with a top of its own: what the part's sites share is at
+    /// `name` below this top.
+    pub fn part(&mut self, name: &str) -> Scope<'_> {
+        let top =
+            if self.top.is_empty() { name.to_owned() } else { format!("{}.{name}", self.top) };
+        Scope { top, ..self.sub(name) }
+    }
+
+    /// The path of this place.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// The seed for draws of one's own, fixed by this place.
+    pub fn seed(&self) -> Seed {
+        self.seed.child(&self.path)
+    }
+
+    /// The kind of new parameters.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The device of new parameters.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    fn full(&self, name: &str) -> String {
+        if self.path.is_empty() { name.to_owned() } else { format!("{}.{name}", self.path) }
+    }
+
+    /// Makes a trainable parameter.
+    ///
+    /// # Errors
+    /// [`Error::Duplicate`] where the name is taken.
+    pub fn param(&mut self, name: &str, shape: &[i64], init: Init) -> Result<Tensor> {
+        let full = self.full(name);
+        let value = init.tensor(shape, self.seed.child(&full), self.kind, self.device).at(&full)?;
+        self.keep(full, value)
+    }
+
+    /// Makes a trainable parameter with a given start, which is copied.
+    ///
+    /// # Errors
+    /// [`Error::Duplicate`] where the name is taken.
+    pub fn param_from(&mut self, name: &str, value: &Tensor) -> Result<Tensor> {
+        let full = self.full(name);
+        let own = value.detach()?.to_device(self.device)?.to_kind(self.kind)?.copy().at(&full)?;
+        self.keep(full, own)
+    }
+
+    /// Another tensor under the name of a parameter that is there, trainable as that one was: for a
+    /// router that grows. What held the old tensor is to take the new one.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`] where there is no such parameter.
+    pub fn replace(&mut self, name: &str, value: &Tensor) -> Result<Tensor> {
+        let full = self.full(name);
+        let trainable = self.store.get(&full)?.requires_grad();
+        self.store.params.remove(&full);
+        let own = self.param_from(name, value)?;
+        own.set_requires_grad(trainable)?;
+        Ok(own)
+    }
+
+    /// Keeps a copy of a tensor that is saved and loaded with the parameters, but never trained: a
+    /// mask, a frozen projection, running averages.
+    ///
+    /// # Errors
+    /// [`Error::Duplicate`] where the name is taken.
+    pub fn buffer(&mut self, name: &str, value: &Tensor) -> Result<Tensor> {
+        let full = self.full(name);
+        let own = value.detach()?.to_device(self.device)?.copy().at(&full)?;
+        self.store.add(full, Param { tensor: own.clone(), buffer: true })?;
+        Ok(own)
+    }
+
+    /// The buffer of that name, made by `value` on the first call and shared by all later ones.
+    ///
+    /// # Errors
+    /// What `value` gives.
+    pub fn shared_buffer(
+        &mut self,
+        name: &str,
+        value: impl FnOnce(Seed) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let full = self.full(name);
+        match self.store.params.get(&full) {
+            Some(p) => Ok(p.tensor.clone()),
+            None => self.buffer(name, &value(self.seed.child(&full))?),
+        }
+    }
+
+    /// The parameter of that name, made on the first call and shared by all later ones.
+    ///
+    /// # Errors
+    /// Where it exists with another shape.
+    pub fn shared(&mut self, name: &str, shape: &[i64], init: Init) -> Result<Tensor> {
+        let full = self.full(name);
+        match self.store.params.get(&full) {
+            None => self.param(name, shape, init),
+            Some(p) if p.tensor.size() == shape => Ok(p.tensor.clone()),
+            Some(p) => Err(Error::invalid(
+                full,
+                format!("is shared with shape {:?}, not {shape:?}", p.tensor.size()),
+            )),
+        }
+    }
+
+    fn keep(&mut self, full: String, value: Tensor) -> Result<Tensor> {
+        value.set_requires_grad(true).at(&full)?;
+        self.store.insert(full, value.clone())?;
+        Ok(value)
+    }
+}
