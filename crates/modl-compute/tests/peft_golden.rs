@@ -10,7 +10,14 @@ use modl_core::{Context, Device, Kind, Modular, Seed, Tensors};
 use modl_models::{Bert, LoadOptions};
 use serde_json::Value;
 
-const ADAPTERS: [&str; 4] = ["bert_lora", "bert_lora_all", "bert_rslora", "bert_lora_rank_pattern"];
+const ADAPTERS: [&str; 6] = [
+    "bert_lora",
+    "bert_lora_all",
+    "bert_rslora",
+    "bert_lora_rank_pattern",
+    "bert_lora_bias",
+    "bert_lora_embedding",
+];
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
