@@ -77,7 +77,7 @@ impl Work {
         let params = self.model.trainable();
         let tensors: Vec<&Tensor> = params.iter().map(|(_, t)| t).collect();
         let grads = loss.gradients(&tensors, false)?;
-        self.optimizer.step(&params, &grads, 1e-4)?;
+        self.optimizer.step(&params, &grads, &|_| 1e-4)?;
         loss.item()?;
         Ok(())
     }

@@ -551,7 +551,9 @@ fn bert_like() -> Vec<Site> {
 fn the_mixtures_stand_where_their_papers_say() {
     let sites = bert_like();
     let stands = |union: &Union| -> Vec<&'static str> {
-        let theta = Tensors::new();
+        let first = &sites[0];
+        let weight = Tensor::zeros(&[first.output, first.input], Kind::Float, Device::Cpu).unwrap();
+        let theta = Tensors::new().with("weight", weight);
         let mut store = ParamStore::new();
         let at = |site| Attachment { site, theta: &theta, sites: &sites };
         let mut scope = Scope::at(&mut store, "modules.a", Seed(4));

@@ -89,7 +89,6 @@ fn fields_that_would_change_the_result_are_named() {
         ("modules_to_save", json!(["classifier"])),
         ("target_parameters", json!(["experts.gate_up_proj"])),
         ("layer_replication", json!([[0, 2]])),
-        ("lora_bias", json!(true)),
         ("trainable_token_indices", json!([1, 2])),
         ("use_qalora", json!(true)),
         ("alora_invocation_tokens", json!([5])),

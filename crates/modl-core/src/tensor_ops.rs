@@ -332,16 +332,16 @@ impl Tensor {
         Self::op("solve", &[self, right], |t| tch::Tensor::f_linalg_solve(t[0], t[1], true))
     }
 
+    /// self `[m, n]` = Q R with orthonormal columns of Q `[m, k]` and a triangle R `[k, n]`.
+    pub fn qr(&self) -> Result<(Tensor, Tensor)> {
+        self.pair("qr", tch::Tensor::f_linalg_qr(&self.0, "reduced"))
+    }
+
     /// Singular values: self `[m, n]` = U diag(S) Vᵀ with U `[m, k]`, S `[k]`, Vᵀ `[k, n]`.
     pub fn svd(&self) -> Result<(Tensor, Tensor, Tensor)> {
         // `linalg_svd` of the bindings passes a driver, which only CUDA accepts.
         let (u, s, v) = self.0.f_svd(true, true).map_err(|e| op_error("svd", &[&self.0], e))?;
         Ok((Tensor(u), Tensor(s), Tensor(v).t()?))
-    }
-
-    /// QR decomposition: self `[m, n]` = Q R with orthonormal columns in Q `[m, k]`, k = min(m, n).
-    pub fn qr(&self) -> Result<(Tensor, Tensor)> {
-        self.pair("qr", tch::Tensor::f_linalg_qr(&self.0, "reduced"))
     }
 
     /// self ⁄ √(mean of squares over the last dimension + eps) · weight, where the mean is taken in

@@ -36,7 +36,7 @@ fn optimizers(c: &mut Criterion) {
         ] {
             let mut optimizer = config.build().unwrap();
             group.bench_function(name, |b| {
-                b.iter(|| optimizer.step(&params, &grads, 1e-6).unwrap());
+                b.iter(|| optimizer.step(&params, &grads, &|_| 1e-6).unwrap());
             });
         }
         group.bench_function("clipping", |b| {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use modl_core::{Error, Result};
+use modl_core::{Error, Result, Select};
 use serde::{Deserialize, Serialize};
 
 use crate::{OptimizerConfig, Schedule};
@@ -31,6 +31,10 @@ pub struct TrainConfig {
     pub schedule: Schedule,
     /// The largest common norm of the gradients; not limited where nothing is said.
     pub clip: Option<f64>,
+    /// Factors of `lr` for some of the parameters, by pattern; those of all patterns that fit are
+    /// multiplied. LoRA+ (Hayou et al. 2024, arXiv 2402.12354) is `"*.lora_B.*" = 16`. Default:
+    /// none.
+    pub lr_scale: BTreeMap<String, f64>,
     /// What the routers' own losses count, by name, beside the objective's, which counts 1.
     pub loss_weights: BTreeMap<String, f64>,
     /// An event each so many steps; none where it is 0.
@@ -51,6 +55,7 @@ impl Default for TrainConfig {
             optimizer: OptimizerConfig::default(),
             schedule: Schedule::default(),
             clip: Some(1.0),
+            lr_scale: BTreeMap::new(),
             loss_weights: BTreeMap::new(),
             log_every: 1,
             checkpoint_every: 0,
@@ -59,6 +64,12 @@ impl Default for TrainConfig {
 }
 
 impl TrainConfig {
+    /// The factor of `lr` for the parameter `name`.
+    pub fn lr_factor(&self, name: &str) -> f64 {
+        let fits = |(p, _): &(&String, &f64)| Select::new(p.as_str()).matches(name);
+        self.lr_scale.iter().filter(fits).map(|(_, factor)| factor).product()
+    }
+
     /// Checks the numbers.
     ///
     /// # Errors
@@ -74,6 +85,12 @@ impl TrainConfig {
         ] {
             if !fits {
                 return Err(Error::invalid(key, "is to be a positive number"));
+            }
+        }
+        for (pattern, factor) in &self.lr_scale {
+            if !(*factor >= 0.0 && factor.is_finite()) {
+                let problem = format!("is {factor}, wants a factor of 0 or more");
+                return Err(Error::invalid(format!("lr_scale.\"{pattern}\""), problem));
             }
         }
         self.schedule.check()?;

@@ -54,6 +54,13 @@ impl<'a> Trainer<'a> {
             let problem = format!("{:?} takes none of the parameters: {known}", config.train);
             return Err(Error::invalid("train", problem));
         }
+        for pattern in config.lr_scale.keys() {
+            let select = Select::new(pattern.as_str());
+            if !params.iter().any(|(name, _)| select.matches(name)) {
+                let problem = "takes none of the trained parameters; see `train`";
+                return Err(Error::invalid(format!("lr_scale.\"{pattern}\""), problem));
+            }
+        }
         for (name, t) in &params {
             if !matches!(t.kind(), Kind::Float | Kind::Double) {
                 let problem = format!("is {t:?}; load the backbone in f32 to train it");
@@ -125,7 +132,7 @@ impl<'a> Trainer<'a> {
             let grad_norm = clip_grad_norm(&mut grads, self.config.clip)?;
             self.finite("norm of the gradients", grad_norm)?;
             let lr = self.config.lr * self.config.schedule.factor(self.step, steps);
-            self.optimizer.step(&self.params, &grads, lr)?;
+            self.optimizer.step(&self.params, &grads, &|n| lr * self.config.lr_factor(n))?;
             self.step += 1;
             self.model.after_step(&self.named(&grads), self.step, steps)?;
 

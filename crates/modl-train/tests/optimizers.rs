@@ -43,7 +43,7 @@ fn steps(
         let loss = Tensor::from(loss(leaves[0].as_ref(), leaves[1].as_ref(), step));
         let grads = loss.gradients(&leaves, false).unwrap();
         assert_eq!(grads[1].is_none(), step % 3 == 1);
-        optimizer.step(params, &grads, lr).unwrap();
+        optimizer.step(params, &grads, &|_| lr).unwrap();
     }
 }
 
@@ -110,7 +110,7 @@ fn without_a_gradient_nothing_moves_and_nothing_is_kept() {
         let params = params();
         let mut optimizer = config.build().unwrap();
         let grad = params[0].1.ones_like().unwrap();
-        optimizer.step(&params, &[Some(grad), None], 0.1).unwrap();
+        optimizer.step(&params, &[Some(grad), None], &|_| 0.1).unwrap();
         let [w, b] = start();
         assert!(params[0].1.max_abs_diff(&w.into()).unwrap() > 0.0);
         assert!(params[1].1.bit_equal(&b.into()).unwrap());
@@ -125,7 +125,7 @@ fn decay_spares_what_is_named() {
     let params = params();
     let zeros = |i: usize| Some(params[i].1.zeros_like().unwrap());
     let mut optimizer = OptimizerConfig::AdamW(config).build().unwrap();
-    optimizer.step(&params, &[zeros(0), zeros(1)], 0.1).unwrap();
+    optimizer.step(&params, &[zeros(0), zeros(1)], &|_| 0.1).unwrap();
     let [w, b] = start();
     assert!(params[0].1.max_abs_diff(&(w * 0.95).into()).unwrap() < 1e-12);
     assert!(params[1].1.bit_equal(&b.into()).unwrap());

@@ -104,6 +104,45 @@ fn predictions_come_in_the_order_of_the_data_whatever_the_batch() {
     }
 }
 
+/// How far one step of plain SGD moves each parameter.
+fn moves(lr: f64, lr_scale: &[(&str, f64)]) -> Vec<(String, Tensor)> {
+    let (model, head) = (model(3), head());
+    let before = params(&model);
+    let lr_scale = lr_scale.iter().map(|(p, f)| (p.to_string(), *f)).collect();
+    let sgd = serde_json::from_value(serde_json::json!({"type": "sgd"})).unwrap();
+    let config = TrainConfig { lr, lr_scale, optimizer: sgd, ..config(1) };
+    let mut trainer = Trainer::new("toy", &model, &head, config, Seed(7)).unwrap();
+    trainer.train(&data(10), &Batch::describe, &mut ()).unwrap();
+    let moved = before.into_iter().zip(params(&model));
+    moved.map(|((name, old), (_, new))| (name, new.sub(&old).unwrap())).collect()
+}
+
+#[test]
+fn some_parameters_learn_faster() {
+    let plain = moves(0.01, &[]);
+    // LoRA+; and a second pattern whose factor is multiplied.
+    let scaled = moves(0.01, &[("*.lora_B.*", 16.0), ("modules.plus.*", 0.5)]);
+    for ((name, a), (_, b)) in plain.iter().zip(&scaled) {
+        let up = if name.contains("lora_B") { 16.0 } else { 1.0 };
+        let factor = if name.starts_with("modules.plus") { 0.5 * up } else { up };
+        assert!(a.mul_scalar(factor).unwrap().all_close(b, 1e-6, 1e-3).unwrap(), "{name}");
+    }
+    let far = |(n, t): &(String, Tensor)| {
+        n.contains("lora_B") && t.norm().unwrap().item().unwrap() > 1e-3
+    };
+    assert!(plain.iter().any(far), "{plain:?}");
+}
+
+#[test]
+fn a_factor_that_is_nobodys_or_no_factor_is_named() {
+    let (model, head) = (model(3), head());
+    for (pattern, factor) in [("*.lora_C.*", 2.0), ("*.lora_B.*", -1.0), ("*.lora_B.*", f64::NAN)] {
+        let config = TrainConfig { lr_scale: [(pattern.to_owned(), factor)].into(), ..config(1) };
+        let e = Trainer::new("toy", &model, &head, config, Seed(7)).unwrap_err().to_string();
+        assert!(e.contains("lr_scale") && e.contains(pattern), "{e}");
+    }
+}
+
 #[test]
 fn what_was_not_routed_stays_bit_for_bit_and_is_reported() {
     let (model, head) = (model(3), head());

@@ -52,6 +52,12 @@ impl ModuleConfig for Dora {
                 "attach it to linear sites, for instance `query` and `value`",
             ));
         }
+        if self.0.lora_bias || self.0.init.is_from_weight() {
+            return Err(Error::unsupported(
+                "`lora_bias` or a start from the weight in DoRA",
+                "leave out `lora_bias`, and let `init` be kaiming, gaussian or random",
+            ));
+        }
         let dropout = Dropout::new("dora.dropout", self.0.dropout, scope)?;
         let (_, scale) = self.0.rank_and_scale(&at.site.path)?;
         let (a, b) = self.0.factors(at.site.input, at.site, scope)?;

@@ -1,15 +1,16 @@
-//! LoRA: a low-rank change of a linear layer's weight.
+//! LoRA: a low-rank change of a weight.
 //!
 //! y = f_θ(x) + s·B A x with A `[r, in]`, B `[out, r]` and s = α⁄r, or α⁄√r for rank-stabilised
-//! LoRA. B starts at 0, so that a fresh module changes nothing.
+//! LoRA. B starts at 0, so that a fresh module changes nothing. At a convolution `in` is the
+//! flattened kernel `[in ⁄ groups · kernel · kernel]`; at a table of embeddings it is the rows,
+//! W + s·(B A)ᵀ, where A starts at 0 instead.
 //!
 //! Hu et al. 2021, *LoRA: Low-Rank Adaptation of Large Language Models*, arXiv 2106.09685;
 //! Kalajdzievski 2023, *A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA*, arXiv
 //! 2312.03732. Survey §3.1, parameter composition. Names, defaults and rules are PEFT's.
 
 use modl_core::{
-    Attachment, Context, Error, Host, Init, LowRank, Module, ModuleConfig, Result, Scope, Signal,
-    Site, SiteKind, Targets, Tensor, Tensors,
+    Attachment, Error, Init, Module, ModuleConfig, Result, Scope, Site, SiteKind, Targets, Tensor,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -18,11 +19,22 @@ use crate::dropout::Dropout;
 use crate::patterns::Patterns;
 use crate::peft::Provenance;
 
-/// The names of the two parameters, as in PEFT's files.
+mod change;
+mod start;
+
+use change::LoraChange;
+
+/// The names of the parameters, as in PEFT's files.
 pub(super) const A: &str = "lora_A.weight";
 pub(super) const B: &str = "lora_B.weight";
+const BIAS: &str = "lora_B.bias";
+pub(crate) const EMBEDDING_A: &str = "lora_embedding_A";
+const EMBEDDING_B: &str = "lora_embedding_B";
+/// The buffers of a start that is taken off again.
+pub(crate) const START_A: &str = "start_A";
+pub(crate) const START_B: &str = "start_B";
 
-/// Configuration of LoRA at linear sites.
+/// Configuration of LoRA at linear sites, convolutions and tables of embeddings.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Lora {
@@ -41,6 +53,9 @@ pub struct Lora {
     /// α of their own for some sites.
     #[serde(skip_serializing_if = "Patterns::is_empty")]
     pub alpha_pattern: Patterns<f64>,
+    /// A bias that is trained beside B and scaled as B A is; at linear sites and convolutions.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub lora_bias: bool,
     /// How the parameters start.
     pub init: LoraInit,
     /// What a PEFT file said besides, kept for writing one again.
@@ -59,6 +74,17 @@ pub enum LoraInit {
     Gaussian,
     /// Both uniform in ±1⁄√fan_in: changes the function from the start; for tests.
     Random,
+    /// From the weight's largest singular values, which are taken off again: PiSSA.
+    Pissa,
+    /// From the weight's QR decomposition, which is taken off again: OLoRA.
+    Olora,
+}
+
+impl LoraInit {
+    /// Whether the start is a part of the weight.
+    pub(crate) fn is_from_weight(self) -> bool {
+        matches!(self, LoraInit::Pissa | LoraInit::Olora)
+    }
 }
 
 impl Default for Lora {
@@ -70,6 +96,7 @@ impl Default for Lora {
             use_rslora: false,
             rank_pattern: Patterns::default(),
             alpha_pattern: Patterns::default(),
+            lora_bias: false,
             init: LoraInit::default(),
             peft: Provenance::default(),
         }
@@ -107,12 +134,53 @@ impl Lora {
         scope: &mut Scope,
     ) -> Result<(Tensor, Tensor)> {
         let (r, _) = self.rank_and_scale(&site.path)?;
-        let (init_a, init_b) = match self.init {
-            LoraInit::Kaiming => (Init::Kaiming, Init::Zeros),
-            LoraInit::Gaussian => (Init::Normal(1.0 / r as f64), Init::Zeros),
-            LoraInit::Random => (Init::Kaiming, Init::Kaiming),
+        self.pair(r, (&[r, inputs], &[site.output, r]), site, scope)
+    }
+
+    /// A and B of these shapes.
+    fn pair(
+        &self,
+        r: i64,
+        (shape_a, shape_b): (&[i64], &[i64]),
+        site: &Site,
+        scope: &mut Scope,
+    ) -> Result<(Tensor, Tensor)> {
+        let (init_a, init_b) = match (site.kind, self.init) {
+            // Of ids: A is looked up as the table is, so that it is A that is zero.
+            (SiteKind::Embedding, LoraInit::Random) => (Init::Normal(1.0), Init::Normal(1.0)),
+            (SiteKind::Embedding, _) => (Init::Zeros, Init::Normal(1.0)),
+            (_, LoraInit::Gaussian) => (Init::Normal(1.0 / r as f64), Init::Zeros),
+            (_, LoraInit::Random) => (Init::Kaiming, Init::Kaiming),
+            _ => (Init::Kaiming, Init::Zeros),
         };
-        Ok((scope.param(A, &[r, inputs], init_a)?, scope.param(B, &[site.output, r], init_b)?))
+        let (a, b) = change::names(site.kind);
+        Ok((scope.param(a, shape_a, init_a)?, scope.param(b, shape_b, init_b)?))
+    }
+
+    /// What PEFT refuses, too.
+    fn check(&self, site: &Site) -> Result<()> {
+        let (kind, init) = (site.kind, self.init);
+        if !matches!(kind, SiteKind::Linear | SiteKind::Conv | SiteKind::Embedding) {
+            return Err(Error::unsupported(
+                format!("LoRA at a site of kind {kind:?}"),
+                "attach it to linear sites, for instance `query` and `value`, to convolutions or \
+                 to tables of embeddings",
+            ));
+        }
+        if init.is_from_weight() && kind != SiteKind::Linear {
+            return Err(Error::unsupported(
+                format!("LoRA's start {init:?} at a site of kind {kind:?}"),
+                "attach it to linear sites alone, or let `init` be kaiming",
+            ));
+        }
+        let plain = matches!(init, LoraInit::Kaiming | LoraInit::Random);
+        if self.lora_bias && (kind == SiteKind::Embedding || !plain) {
+            return Err(Error::unsupported(
+                format!("`lora_bias` at a site of kind {kind:?} with the start {init:?}"),
+                "attach it to linear sites and convolutions alone, with `init` kaiming",
+            ));
+        }
+        Ok(())
     }
 }
 
@@ -127,82 +195,36 @@ impl ModuleConfig for Lora {
 
     fn build(&self, at: &Attachment, scope: &mut Scope) -> Result<Box<dyn Module>> {
         let site = at.site;
-        if site.kind != SiteKind::Linear {
-            return Err(Error::unsupported(
-                format!("LoRA at a site of kind {:?}", site.kind),
-                "attach it to linear sites, for instance `query` and `value`",
-            ));
-        }
+        self.check(site)?;
         let dropout = Dropout::new("lora.dropout", self.dropout, scope)?;
-        let (_, scale) = self.rank_and_scale(&site.path)?;
-        let (a, b) = self.factors(site.input, site, scope)?;
-        Ok(Box::new(LoraLinear { a, b, scale, dropout }))
+        let (r, scale) = self.rank_and_scale(&site.path)?;
+        let weight = at.theta.need("weight")?;
+        let wide = weight.detach()?.to_kind(scope.kind())?;
+        let start = start::from_weight(self.init, &wide, r, scale)?;
+        let (a, b) = match &start {
+            Some((a, b)) => (scope.param_from(A, a)?, scope.param_from(B, b)?),
+            None if site.kind == SiteKind::Conv => {
+                let mut kernel = weight.size();
+                kernel.splice(..1, [r]);
+                self.pair(r, (&kernel, &[site.output, r, 1, 1]), site, scope)?
+            }
+            None => self.factors(site.input, site, scope)?,
+        };
+        let start = match start {
+            Some((a, b)) => Some((scope.buffer(START_A, &a)?, scope.buffer(START_B, &b)?)),
+            None => None,
+        };
+        let bias = match (self.lora_bias, self.init) {
+            (false, _) => None,
+            (true, LoraInit::Random) => Some(Init::Uniform(1.0 / (r as f64).sqrt())),
+            (true, _) => Some(Init::Zeros),
+        };
+        let bias = bias.map(|init| scope.param(BIAS, &[site.output], init)).transpose()?;
+        let (kind, init) = (site.kind, self.init);
+        Ok(Box::new(LoraChange { kind, a, b, bias, init, start, scale, dropout }))
     }
 
     fn usual_targets(&self) -> Targets {
         super::query_and_value()
-    }
-}
-
-/// LoRA at one site.
-#[derive(Debug)]
-struct LoraLinear {
-    a: Tensor,
-    b: Tensor,
-    scale: f64,
-    dropout: Dropout,
-}
-
-impl LoraLinear {
-    fn factors(&self) -> LowRank {
-        LowRank { down: self.a.clone(), up: self.b.clone(), scale: self.scale }
-    }
-}
-
-impl Module for LoraLinear {
-    fn kind(&self) -> &'static str {
-        "lora"
-    }
-
-    fn forward(&self, f: &Host, x: &Signal, cx: &Context) -> Result<Signal> {
-        let y = f.call(x, cx)?;
-        let kind = x.x.kind();
-        // `x Aᵀ` carries the factor: r columns instead of the full width.
-        let inner = self.dropout.apply(&x.x, cx)?.linear(&self.a.to_kind(kind)?, None)?;
-        let inner = if self.scale == 1.0 { inner } else { inner.mul_scalar(self.scale)? };
-        Ok(y.replace(y.x.add_linear(&inner, &self.b.to_kind(kind)?)?))
-    }
-
-    fn delta(&self, _: &Host, x: &Signal, cx: &Context) -> Result<Option<Tensor>> {
-        self.factors().apply(&self.dropout.apply(&x.x, cx)?).map(Some)
-    }
-
-    fn compose(&self, theta: &Tensors) -> Result<Option<Tensors>> {
-        let w = theta.need("weight")?;
-        let delta = self.factors().weight()?;
-        // In the module's kind (f32), then rounded once.
-        let sum = w.to_kind(delta.kind())?.add(&delta)?.to_kind(w.kind())?;
-        Ok(Some(theta.clone().with("weight", sum)))
-    }
-
-    fn low_rank(&self, cx: &Context) -> Option<LowRank> {
-        (!self.dropout.active(cx)).then(|| self.factors())
-    }
-
-    fn phi(&self) -> Tensors {
-        Tensors::new().with(A, self.a.clone()).with(B, self.b.clone())
-    }
-
-    fn with_phi(&self, phi: &Tensors) -> Result<Box<dyn Module>> {
-        Ok(Box::new(LoraLinear {
-            a: phi.need(A)?.clone(),
-            b: phi.need(B)?.clone(),
-            scale: self.scale,
-            dropout: self.dropout.clone(),
-        }))
-    }
-
-    fn signature(&self) -> String {
-        format!("lora({:?}, {:?}, scale {})", self.a.size(), self.b.size(), self.scale)
     }
 }

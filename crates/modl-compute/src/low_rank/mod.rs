@@ -31,6 +31,7 @@ pub use fourierft::FourierFt;
 pub use intrinsic::Intrinsic;
 pub use loha::Loha;
 pub use lokr::{Lokr, LokrInit};
+pub(crate) use lora::{EMBEDDING_A, START_A, START_B};
 pub use lora::{Lora, LoraInit};
 pub use oft::Oft;
 pub(crate) use vera::SHARED as VERA_SHARED;

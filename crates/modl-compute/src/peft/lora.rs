@@ -1,10 +1,10 @@
 //! `peft_type` LORA: PEFT's `LoraConfig` as of version 0.21.2.
 
-use modl_core::{Error, Result};
+use modl_core::{Error, ParamStore, Result, Tensor, Tensors};
 use serde_json::{Map, Value, json};
 
 use super::{Fields, PREFIX, PeftType, Provenance, Read, Written, number, object, read_targets};
-use crate::low_rank::Dora;
+use crate::low_rank::{Dora, EMBEDDING_A, START_A, START_B};
 use crate::{Lora, LoraInit};
 
 pub(super) const LORA: PeftType = PeftType {
@@ -13,13 +13,60 @@ pub(super) const LORA: PeftType = PeftType {
     read,
     write,
     key: |param| format!("{PREFIX}{param}"),
-    unpack: None,
-    pack: None,
+    unpack: Some(without_tables),
+    pack: Some(with_starts),
 };
 
 /// PEFT's DoRA is a LoRA that says `use_dora`; [`LORA`] reads it.
 pub(super) const DORA: PeftType =
     PeftType { kind: "dora", write: |config| written(config, true), ..LORA };
+/// Leaves out the frozen table that PEFT writes beside a LoRA of embeddings.
+fn without_tables(found: Tensors, wanted: &ParamStore) -> Result<Tensors> {
+    let is_table = |key: &str| {
+        key.strip_suffix("base_layer.weight")
+            .is_some_and(|site| wanted.get(&format!("{site}{EMBEDDING_A}")).is_ok())
+    };
+    let own = found.iter().filter(|(key, _)| !is_table(key));
+    Ok(own.map(|(key, t)| (key.to_owned(), t.clone())).collect())
+}
+
+/// Writes B A − B₀ A₀ as one product [B, −B₀] [A; A₀] of twice the rank.
+fn with_starts(mut tensors: Tensors, _: &mut Map<String, Value>) -> Result<Tensors> {
+    let mut pairs = Vec::new();
+    for (key, start) in tensors.iter() {
+        if let Some(site) = key.strip_suffix(START_A) {
+            let key = format!("{site}lora_A.weight");
+            let whole = Tensor::cat(&[tensors.need(&key)?.clone(), start.clone()], 0)?;
+            pairs.push((key, whole));
+        } else if let Some(site) = key.strip_suffix(START_B) {
+            let key = format!("{site}lora_B.weight");
+            let whole = Tensor::cat(&[tensors.need(&key)?.clone(), start.neg()?], 1)?;
+            pairs.push((key, whole));
+        }
+    }
+    pairs.into_iter().for_each(|(key, whole)| tensors.set(key, whole));
+    let is_start = |key: &str| key.ends_with(START_A) || key.ends_with(START_B);
+    let own = tensors.iter().filter(|(key, _)| !is_start(key));
+    Ok(own.map(|(key, t)| (key.to_owned(), t.clone())).collect())
+}
+
+/// As [`with_starts`] writes it: twice the rank under the same scale.
+fn doubled(lora: Lora) -> Lora {
+    if !lora.init.is_from_weight() {
+        return lora;
+    }
+    let factor = if lora.use_rslora { 2f64.sqrt() } else { 2.0 };
+    let ranks = lora.rank_pattern.iter().map(|(k, r)| (k.to_owned(), 2 * r)).collect();
+    let alphas = lora.alpha_pattern.iter().map(|(k, a)| (k.to_owned(), factor * a)).collect();
+    Lora {
+        r: 2 * lora.r,
+        alpha: factor * lora.alpha,
+        rank_pattern: ranks,
+        alpha_pattern: alphas,
+        init: LoraInit::Kaiming,
+        ..lora
+    }
+}
 
 /// Ways to start that leave the backbone as it is, so that the tensors in the file say all. The
 /// others (`pissa`, `olora`, `corda`, `loftq`, `lora_ga`) take the start out of θ.
@@ -52,6 +99,7 @@ fn read(fields: &mut Fields, peft: Provenance) -> Result<Read> {
         use_rslora: fields.optional("use_rslora")?.unwrap_or(standard.use_rslora),
         rank_pattern: fields.optional("rank_pattern")?.unwrap_or_default(),
         alpha_pattern: fields.optional("alpha_pattern")?.unwrap_or_default(),
+        lora_bias: fields.optional("lora_bias")?.unwrap_or(standard.lora_bias),
         init,
         peft,
     };
@@ -68,8 +116,9 @@ fn write(config: Value) -> Result<Written> {
 fn written(config: Value, use_dora: bool) -> Result<Written> {
     let lora: Lora =
         serde_json::from_value(config).map_err(|e| Error::invalid("lora", e.to_string()))?;
+    let lora = doubled(lora);
     let start = match lora.init {
-        LoraInit::Kaiming => json!(true),
+        LoraInit::Kaiming | LoraInit::Pissa | LoraInit::Olora => json!(true),
         LoraInit::Random => json!(false),
         LoraInit::Gaussian => json!("gaussian"),
     };
@@ -82,6 +131,7 @@ fn written(config: Value, use_dora: bool) -> Result<Written> {
         "alpha_pattern": alphas,
         "init_lora_weights": start,
         "lora_alpha": number(lora.alpha),
+        "lora_bias": lora.lora_bias,
         "lora_dropout": lora.dropout,
         "r": lora.r,
         "rank_pattern": ranks,

@@ -27,7 +27,7 @@ pub trait Optimizer: Debug + Send {
     fn update(&mut self, name: &str, theta: Tensor, grad: &Tensor, lr: f64) -> Result<()>;
 
     /// One step in place. `grads` has an entry for each of `params`; where it is `None` the
-    /// parameter is left alone.
+    /// parameter is left alone. `lr` gives the learning rate of a parameter by its name.
     ///
     /// # Errors
     /// With the parameter's name where a gradient does not have its shape.
@@ -35,12 +35,12 @@ pub trait Optimizer: Debug + Send {
         &mut self,
         params: &[(String, Tensor)],
         grads: &[Option<Tensor>],
-        lr: f64,
+        lr: &dyn Fn(&str) -> f64,
     ) -> Result<()> {
         no_grad(|| {
             for ((name, theta), grad) in params.iter().zip(grads) {
                 if let Some(grad) = grad {
-                    self.update(name, theta.clone(), grad, lr).at(name)?;
+                    self.update(name, theta.clone(), grad, lr(name)).at(name)?;
                 }
             }
             Ok(())
