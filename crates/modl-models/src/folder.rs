@@ -44,7 +44,7 @@ pub(crate) struct Weights {
 impl Weights {
     /// Opens the files. `canonical` says how the architecture names a stored tensor, or `None` for
     /// one that is not part of it.
-    pub(crate) fn open(dir: &Path, canonical: fn(&str) -> Option<String>) -> Result<Self> {
+    pub(crate) fn open(dir: &Path, canonical: impl Fn(&str) -> Option<String>) -> Result<Self> {
         let single = dir.join(WEIGHTS);
         let files = if single.exists() || !dir.join(INDEX).exists() {
             vec![Checkpoint::open(single)?]

@@ -2,16 +2,24 @@
 
 mod attention;
 mod bert;
+mod decoder;
 mod dropout;
 mod folder;
+mod gpt2;
 mod ids;
+mod llama;
 mod mask;
 mod open;
 mod place;
 mod pooling;
+mod rope;
+mod settings;
 mod tokenizer;
 
 pub use bert::{Bert, BertConfig};
+pub use gpt2::{Gpt2, Gpt2Config};
+pub use llama::{Llama, LlamaConfig};
 pub use open::{LoadOptions, open};
 pub use pooling::mean_pool;
+pub use rope::{Rope, RopeScaling};
 pub use tokenizer::{Batch, Tokenizer};

@@ -32,7 +32,6 @@ pub(crate) fn additive(mask: &Tensor) -> Result<Option<Tensor>> {
 
 /// What is added to the scores of the last `queries` of a sequence in which nobody looks ahead:
 /// `[batch, 1, queries, keys]` for `mask` `[batch, keys]`.
-#[expect(dead_code, reason = "for the decoders")]
 pub(crate) fn causal(mask: &Tensor, queries: i64) -> Result<Tensor> {
     let keys = mask.len_of(1);
     let place = Tensor::arange(keys, mask.device())?;

@@ -5,8 +5,8 @@ use std::path::Path;
 use modl_core::{Backbone, Device, Error, Kind, Result};
 use serde_json::Value;
 
-use crate::Bert;
 use crate::folder::read_config;
+use crate::{Bert, Gpt2, Llama};
 
 /// How a backbone is loaded.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,8 +30,11 @@ impl Default for LoadOptions {
 type Load = fn(&Path, Value, &LoadOptions) -> Result<Box<dyn Backbone>>;
 
 /// The architectures by the `model_type` of their `config.json`.
-const ARCHITECTURES: &[(&str, Load)] =
-    &[("bert", |dir, config, options| Ok(Box::new(Bert::from_config(dir, config, options)?)))];
+const ARCHITECTURES: &[(&str, Load)] = &[
+    ("bert", |dir, config, options| Ok(Box::new(Bert::from_config(dir, config, options)?))),
+    ("gpt2", |dir, config, options| Ok(Box::new(Gpt2::from_config(dir, config, options)?))),
+    ("llama", |dir, config, options| Ok(Box::new(Llama::from_config(dir, config, options)?))),
+];
 
 /// Opens a folder as Hugging Face has it: `config.json`, and `model.safetensors` or its shards
 /// with `model.safetensors.index.json`.

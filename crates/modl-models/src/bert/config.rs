@@ -1,10 +1,10 @@
 //! BERT's settings, as in `config.json`.
 
-use std::fmt;
-
-use modl_core::{Activation, Error, Result};
+use modl_core::{Activation, Result};
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
+
+use crate::settings::{Fixed, layers, parse, positive, probabilities, refuse};
 
 /// The settings of BERT that count for its computation, with the defaults of transformers'
 /// `BertConfig`.
@@ -53,14 +53,8 @@ impl Default for BertConfig {
     }
 }
 
-/// No BERT is near it; a broken file must not make us build names without end.
-const MOST_LAYERS: usize = 1000;
-
-/// Whether a setting has the value that is supported.
-type Fits = fn(&Value) -> bool;
-
 /// Settings that would change the result, and their only supported value.
-const FIXED: [(&str, Fits, &str); 5] = [
+const FIXED: [Fixed; 5] = [
     ("position_embedding_type", |v| v == "absolute", "only `absolute` positions are"),
     ("is_decoder", |v| v == false, "only the encoder is"),
     ("add_cross_attention", |v| v == false, "only the encoder is"),
@@ -74,41 +68,21 @@ impl BertConfig {
     /// # Errors
     /// By name where a setting has the wrong type, is out of range, or is not supported.
     pub fn read(config: &Value) -> Result<Self> {
-        for (name, fits, advice) in FIXED {
-            if let Some(value) = config.get(name).filter(|v| !v.is_null() && !fits(v)) {
-                return Err(Error::unsupported(format!("BERT with `{name}` = {value}"), advice));
-            }
-        }
-        let entries = config.as_object().into_iter().flatten();
-        for (name, value) in entries {
-            // Each by itself, because serde's errors do not say which key they are about.
-            Self::parse(&json!({ name: value }))
-                .map_err(|e| Error::invalid(name, e.to_string()))?;
-        }
-        let settings = Self::parse(config).map_err(|e| Error::invalid("config", e.to_string()))?;
+        let settings: Self = parse("BERT", config, &FIXED)?;
         settings.check()?;
         Ok(settings)
     }
 
-    fn parse(config: &Value) -> serde_json::Result<Self> {
-        Self::deserialize(config)
-    }
-
     fn check(&self) -> Result<()> {
-        let sizes = [
+        positive(&[
             ("vocab_size", self.vocab_size),
             ("hidden_size", self.hidden_size),
             ("num_attention_heads", self.num_attention_heads),
             ("intermediate_size", self.intermediate_size),
             ("max_position_embeddings", self.max_position_embeddings),
             ("type_vocab_size", self.type_vocab_size),
-        ];
-        if let Some((name, value)) = sizes.iter().find(|(_, n)| *n < 1) {
-            return refuse(name, value, "is to be positive");
-        }
-        if self.num_hidden_layers > MOST_LAYERS {
-            return refuse("num_hidden_layers", self.num_hidden_layers, "are too many");
-        }
+        ])?;
+        layers("num_hidden_layers", self.num_hidden_layers)?;
         if self.hidden_size % self.num_attention_heads != 0 {
             return refuse(
                 "num_attention_heads",
@@ -116,15 +90,10 @@ impl BertConfig {
                 "has to divide hidden_size",
             );
         }
-        for (name, p) in [
+        probabilities(&[
             ("hidden_dropout_prob", self.hidden_dropout_prob),
             ("attention_probs_dropout_prob", self.attention_probs_dropout_prob),
-        ] {
-            if !(0.0..1.0).contains(&p) {
-                return refuse(name, p, "is to be in [0, 1)");
-            }
-        }
-        Ok(())
+        ])
     }
 
     /// With another probability for every dropout.
@@ -142,8 +111,4 @@ impl BertConfig {
     pub fn head_width(&self) -> i64 {
         self.hidden_size / self.num_attention_heads
     }
-}
-
-fn refuse(name: &str, value: impl fmt::Display, problem: &str) -> Result<()> {
-    Err(Error::invalid(name, format!("{value} {problem}")))
 }

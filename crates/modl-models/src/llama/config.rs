@@ -1,0 +1,132 @@
+//! Llama's settings, as in `config.json`.
+
+use modl_core::{Activation, Result};
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::rope::Rope;
+use crate::settings::{Fixed, layers, parse, positive, probabilities, refuse};
+
+/// The settings of Llama that count for its computation, with the defaults of transformers'
+/// `LlamaConfig`.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct LlamaConfig {
+    /// Rows of the table of words.
+    pub vocab_size: i64,
+    /// Width of the hidden states.
+    pub hidden_size: i64,
+    /// Width within the feed-forward sub-layers.
+    pub intermediate_size: i64,
+    /// Number of layers.
+    pub num_hidden_layers: usize,
+    /// Number of attention heads.
+    pub num_attention_heads: i64,
+    /// Number of groups of heads that share keys and values, a divisor of `num_attention_heads`;
+    /// as many as heads where `None`.
+    pub num_key_value_heads: Option<i64>,
+    /// Width of a head, an even number; `hidden_size ⁄ num_attention_heads` where `None`.
+    pub head_dim: Option<i64>,
+    /// Activation of the gates in the feed-forward sub-layers.
+    pub hidden_act: Activation,
+    /// ε of the normalisations.
+    pub rms_norm_eps: f64,
+    /// Dropout of attention probabilities.
+    pub attention_dropout: f64,
+    /// Whether the linear layers of attention have biases.
+    pub attention_bias: bool,
+    /// Whether those of the feed-forward sub-layers have.
+    pub mlp_bias: bool,
+    /// Whether the output layer is the table of words.
+    pub tie_word_embeddings: bool,
+    /// Rotary positions.
+    #[serde(skip)]
+    pub rope: Rope,
+}
+
+impl Default for LlamaConfig {
+    fn default() -> Self {
+        LlamaConfig {
+            vocab_size: 32000,
+            hidden_size: 4096,
+            intermediate_size: 11008,
+            num_hidden_layers: 32,
+            num_attention_heads: 32,
+            num_key_value_heads: None,
+            head_dim: None,
+            hidden_act: Activation::Swish,
+            rms_norm_eps: 1e-6,
+            attention_dropout: 0.0,
+            attention_bias: false,
+            mlp_bias: false,
+            tie_word_embeddings: false,
+            rope: Rope::default(),
+        }
+    }
+}
+
+/// Settings that would change the result, and their only supported value.
+const FIXED: [Fixed; 2] = [
+    ("quantization_config", Value::is_null, "load unquantised weights"),
+    ("sliding_window", Value::is_null, "only attention to all earlier tokens is"),
+];
+
+impl LlamaConfig {
+    /// Reads and checks the settings.
+    ///
+    /// # Errors
+    /// By name where a setting has the wrong type, is out of range, or is not supported.
+    pub fn read(config: &Value) -> Result<Self> {
+        let settings =
+            LlamaConfig { rope: Rope::read(config)?, ..parse::<Self>("Llama", config, &FIXED)? };
+        settings.check()?;
+        Ok(settings)
+    }
+
+    fn check(&self) -> Result<()> {
+        positive(&[
+            ("vocab_size", self.vocab_size),
+            ("hidden_size", self.hidden_size),
+            ("intermediate_size", self.intermediate_size),
+            ("num_attention_heads", self.num_attention_heads),
+            ("num_key_value_heads", self.groups()),
+            ("head_dim", self.head_width()),
+        ])?;
+        layers("num_hidden_layers", self.num_hidden_layers)?;
+        if self.num_attention_heads % self.groups() != 0 {
+            return refuse(
+                "num_key_value_heads",
+                self.groups(),
+                "has to divide num_attention_heads",
+            );
+        }
+        if self.head_dim.is_none() && self.hidden_size % self.num_attention_heads != 0 {
+            let problem = "has to divide hidden_size where there is no head_dim";
+            return refuse("num_attention_heads", self.num_attention_heads, problem);
+        }
+        if self.head_width() % 2 != 0 {
+            return refuse("head_dim", self.head_width(), "is to be even");
+        }
+        probabilities(&[("attention_dropout", self.attention_dropout)])
+    }
+
+    /// With another probability for every dropout.
+    ///
+    /// # Errors
+    /// Where it is not in [0, 1).
+    pub fn with_dropout(self, p: f64) -> Result<Self> {
+        let settings = LlamaConfig { attention_dropout: p, ..self };
+        settings.check()?;
+        Ok(settings)
+    }
+
+    /// Width of one attention head.
+    pub fn head_width(&self) -> i64 {
+        self.head_dim.unwrap_or_else(|| self.hidden_size / self.num_attention_heads.max(1))
+    }
+
+    /// Number of groups of heads that share keys and values.
+    pub fn groups(&self) -> i64 {
+        self.num_key_value_heads.unwrap_or(self.num_attention_heads)
+    }
+}
