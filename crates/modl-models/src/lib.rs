@@ -5,6 +5,7 @@ mod bert;
 mod decoder;
 mod dropout;
 mod folder;
+mod generate;
 mod gpt2;
 mod ids;
 mod llama;
@@ -17,6 +18,7 @@ mod settings;
 mod tokenizer;
 
 pub use bert::{Bert, BertConfig};
+pub use generate::{Choice, Generation, generate};
 pub use gpt2::{Gpt2, Gpt2Config};
 pub use llama::{Llama, LlamaConfig};
 pub use open::{LoadOptions, open};
