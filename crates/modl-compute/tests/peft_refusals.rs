@@ -95,7 +95,6 @@ fn fields_that_would_change_the_result_are_named() {
         ("use_qalora", json!(true)),
         ("alora_invocation_tokens", json!([5])),
         ("arrow_config", json!({"top_k": 3})),
-        ("fan_in_fan_out", json!(true)),
         ("init_lora_weights", json!("pissa")),
         ("init_lora_weights", json!("pissa_niter_16")),
         ("init_lora_weights", json!("olora")),

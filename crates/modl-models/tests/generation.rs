@@ -142,7 +142,7 @@ fn with_a_cache_or_without_the_continuation_is_the_same() {
             ("linear by row", attached(name, scale, &[key], own())),
             ("block", attached(name, scale, &[block], Given::only(1))),
             ("block by row", attached(name, scale, &[block], own())),
-            ("all by row", attached(name, scale, &[block, key, "mlp", tokens], own())),
+            ("all by row", attached(name, scale, &[key, "mlp", tokens], own())),
         ];
         let choice = Choice::Sample { temperature: 1.0, top_k: None, top_p: 1.0, seed: Seed(5) };
         let drawn = |cache| Generation { choice, ..greedy(cache) };

@@ -24,6 +24,11 @@ pub struct Provenance {
     /// Version of the backbone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub revision: Option<String>,
+    /// Whether the backbone stores the weights of the adapter's sites as `[in, out]`, as GPT-2's
+    /// does. It says nothing about the adapter's own tensors, and θ of a linear site is `[out, in]`
+    /// either way.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub fan_in_fan_out: bool,
 }
 
 /// PEFT's `TaskType`.
@@ -48,6 +53,7 @@ impl Provenance {
             auto_mapping: fields.optional("auto_mapping")?,
             base_model_name_or_path: fields.optional("base_model_name_or_path")?,
             revision: fields.optional("revision")?,
+            fan_in_fan_out: fields.optional("fan_in_fan_out")?.unwrap_or(false),
         })
     }
 }
