@@ -6,6 +6,7 @@ mod decoder;
 mod dropout;
 mod folder;
 mod generate;
+mod gguf;
 mod gpt2;
 mod ids;
 mod llama;

@@ -19,6 +19,7 @@
 //! its residual connection: there is no stage `norm`.
 
 mod config;
+mod gguf;
 mod layer;
 
 use std::path::Path;
@@ -32,6 +33,7 @@ use layer::Layer;
 use crate::LoadOptions;
 use crate::decoder::{Architecture, Decoder, HEAD, Naming, Seen, backbone, forward};
 use crate::folder::{Shapes, Weights, read_config};
+use crate::gguf::Gguf;
 use crate::place::{Pass, Place, Surveyor};
 use crate::rope::{Rotation, table};
 
@@ -74,6 +76,15 @@ impl Llama {
         let tied = settings.tie_word_embeddings;
         let weights =
             Weights::open(dir, |stored| naming.stored(stored, tied, &[".rotary_emb.inv_freq"]))?;
+        Self::assemble(config, settings, &weights, options)
+    }
+
+    /// The model of a GGUF file. Quantised tensors become f32.
+    pub(crate) fn from_gguf(file: Gguf, options: &LoadOptions) -> Result<Self> {
+        let source = file.path().to_string_lossy().into_owned();
+        let config = gguf::config(&file)?;
+        let settings = LlamaConfig::read(&config).at(source)?;
+        let weights = gguf::weights(file, settings.num_attention_heads, settings.groups())?;
         Self::assemble(config, settings, &weights, options)
     }
 
