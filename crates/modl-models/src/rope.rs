@@ -150,3 +150,39 @@ pub(crate) fn table(rope: &Rope, width: i64, kind: Kind, device: Device) -> Resu
         .to_kind(wide)?
         .to_device(device)
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// Against transformers 5.24's `inv_freq` for heads of width 32.
+    #[test]
+    fn frequencies_are_those_of_transformers() {
+        let llama3 = json!({
+            "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
+        });
+        let linear = json!({"type": "linear", "factor": 4.0});
+        for (config, places, wanted) in [
+            (
+                json!({ "rope_parameters": llama3 }),
+                [0, 1, 7, 8, 9, 15],
+                [1.0, 0.4403666, 0.003211446, 0.000524846, 7.784655e-05, 5.677088e-07],
+            ),
+            (
+                json!({"rope_theta": 10000.0, "rope_scaling": linear}),
+                [0, 1, 7, 8, 9, 15],
+                [0.25, 0.1405853, 0.004445699, 0.0025, 0.001405853, 4.445699e-05],
+            ),
+        ] {
+            let found = Rope::read(&config).unwrap().frequencies(32);
+            assert_eq!(found.len(), 16);
+            for (place, wanted) in places.iter().zip(wanted) {
+                assert!((found[*place] / wanted - 1.0).abs() < 1e-6, "{place}: {found:?}");
+            }
+        }
+        assert_eq!(Rope::read(&json!({})).unwrap(), Rope::default());
+    }
+}

@@ -15,7 +15,17 @@ use modl_core::{
 use modl_models::{LoadOptions, open};
 use serde_json::{Value, json};
 
-const ALL: [&str; 4] = ["base_gpt2", "base_llama", "deterministic_gpt2", "deterministic_llama"];
+/// The variants have what the others have not: biases, one group of heads, heads of another width,
+/// `llama3` positions and a tied output layer; and an untied one, scores by layer and another width
+/// within.
+const ALL: [&str; 6] = [
+    "base_gpt2",
+    "base_llama",
+    "deterministic_gpt2",
+    "deterministic_llama",
+    "variant_gpt2",
+    "variant_llama",
+];
 
 fn fixture(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)

@@ -22,9 +22,10 @@ fn the_capital_of_france_is_paris() {
     let outputs = no_grad(|| model.forward(&inputs, &cx)).unwrap();
     let last = outputs.need("logits").unwrap().select(1, -1).unwrap();
     let last = last.to_vec::<f64>().unwrap();
-    // transformers in f32 on the weights rounded to f16, whose rounding is 2⁻¹¹ of a weight.
-    for (found, wanted) in last.iter().zip([1.6168, -11.8701, -7.9472, -9.3432, -10.0838]) {
-        assert!((found - wanted).abs() < 0.02, "{:?}", &last[..5]);
+    // transformers 5.24 in f32 on the same file.
+    for (found, wanted) in last.iter().zip([1.613647, -11.871873, -7.944453, -9.346931, -10.085238])
+    {
+        assert!((found - wanted).abs() < 1e-4, "{:?}", &last[..5]);
     }
     let how = Generation { max_tokens: 16, ..Generation::default() };
     let found = generate(&model, &inputs, &cx, &how).unwrap();

@@ -53,7 +53,8 @@ impl Format {
     pub(super) fn size(self, elements: u64, row: u64) -> Option<u64> {
         match self {
             Format::Plain(kind) => elements.checked_mul(kind.elt_size_in_bytes() as u64),
-            Format::Blocks { elements: block, bytes, .. } => (row % block as u64 == 0)
+            Format::Blocks { elements: block, bytes, .. } => row
+                .is_multiple_of(block as u64)
                 .then(|| elements / block as u64)
                 .and_then(|blocks| blocks.checked_mul(bytes as u64)),
         }
