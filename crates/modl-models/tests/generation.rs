@@ -8,16 +8,68 @@ use std::path::PathBuf;
 use modl_core::testing::standins::{Prompt, Scale};
 use modl_core::testing::{Given, PlainSum, Sum};
 use modl_core::{
-    Cache, Context, Device, Init, Kind, Modular, ModuleConfig, RouterConfig, Seed, Targets, Tensor,
-    Tensors, no_grad,
+    Attachment, Cache, Context, Device, Host, Init, Kind, Modular, Module, ModuleConfig, Result,
+    RouterConfig, Scope, Seed, Signal, Targets, Tensor, Tensors, no_grad,
 };
 use modl_models::{Choice, Generation, LoadOptions, generate, open};
+use serde_json::{Value, json};
 
 const MODELS: [&str; 2] = ["base_gpt2", "base_llama"];
 
 fn decoder(name: &str) -> Modular {
     let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
     Modular::from_box(open(dir, &LoadOptions::default()).unwrap(), Seed(1)).unwrap()
+}
+
+/// Three keys and values of its own before those of the tokens, for every query to see.
+#[derive(Debug)]
+struct Prefix;
+
+#[derive(Debug)]
+struct PrefixModule {
+    /// `[groups · head_dim, 3]`.
+    key: Tensor,
+    value: Tensor,
+}
+
+impl ModuleConfig for Prefix {
+    fn kind(&self) -> &'static str {
+        "prefix"
+    }
+
+    fn to_json(&self) -> Result<Value> {
+        Ok(json!({}))
+    }
+
+    fn build(&self, at: &Attachment, scope: &mut Scope) -> Result<Box<dyn Module>> {
+        let shape = [at.site.input, 3];
+        Ok(Box::new(PrefixModule {
+            key: scope.param("key", &shape, Init::Normal(1.0))?,
+            value: scope.param("value", &shape, Init::Normal(1.0))?,
+        }))
+    }
+}
+
+impl Module for PrefixModule {
+    fn kind(&self) -> &'static str {
+        "prefix"
+    }
+
+    fn forward(&self, f: &Host, x: &Signal, cx: &Context) -> Result<Signal> {
+        let longer = |name: &str, own: &Tensor| -> Result<Tensor> {
+            let rest = x.with.need(name)?.clone();
+            let (groups, width) = (rest.len_of(1), rest.len_of(3));
+            let own = own.reshape(&[1, groups, width, 3])?.transpose(2, 3)?;
+            Tensor::cat(&[own.expand(&[x.rows(), -1, -1, -1])?, rest], 2)
+        };
+        let mask = x.with.need("mask")?;
+        let seen = mask.narrow(3, 0, 1)?.zeros_like()?.expand(&[-1, -1, -1, 3])?;
+        let with = Tensors::new()
+            .with("key", longer("key", &self.key)?)
+            .with("value", longer("value", &self.value)?)
+            .with("mask", Tensor::cat(&[seen, mask.clone()], 3)?);
+        f.call(&Signal { x: x.x.clone(), with }, cx)
+    }
 }
 
 /// Two modules of a kind at `sites`, far from where they start, each row with its own.
@@ -132,13 +184,17 @@ fn draws_repeat_by_seed() {
 fn with_a_cache_or_without_the_continuation_is_the_same() {
     let scale: fn() -> Box<dyn ModuleConfig> = || Box::new(Scale);
     let prompt: fn() -> Box<dyn ModuleConfig> = || Box::new(Prompt);
+    let prefix: fn() -> Box<dyn ModuleConfig> = || Box::new(Prefix);
     let own = || Given::rows(&[Some(1), None, Some(0)]);
-    for (name, tokens, key, block) in
-        [(MODELS[0], "wpe", "c_attn", "h.1"), (MODELS[1], "rotary_emb", "k_proj", "layers.1")]
-    {
+    for (name, tokens, key, attention, block) in [
+        (MODELS[0], "wpe", "c_attn", "attn", "h.1"),
+        (MODELS[1], "rotary_emb", "k_proj", "self_attn", "layers.1"),
+    ] {
         let cases = [
             ("prompt", attached(name, prompt, &[tokens], Given::only(0))),
             ("prompts by row", attached(name, prompt, &[tokens], own())),
+            ("prefix", attached(name, prefix, &[attention], Given::only(0))),
+            ("prefixes by row", attached(name, prefix, &[attention], own())),
             ("linear by row", attached(name, scale, &[key], own())),
             ("block", attached(name, scale, &[block], Given::only(1))),
             ("block by row", attached(name, scale, &[block], own())),
