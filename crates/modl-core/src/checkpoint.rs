@@ -103,6 +103,28 @@ impl Checkpoint {
     }
 }
 
+/// A file of another format, mapped into memory: its bytes.
+#[derive(Debug)]
+pub struct Mapped(Mmap);
+
+impl Mapped {
+    /// Maps a file for reading.
+    ///
+    /// # Errors
+    /// [`Error::File`] where it cannot be read.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        crate::ffi::map_file(path.as_ref()).map(Mapped)
+    }
+}
+
+impl std::ops::Deref for Mapped {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
 fn broken(path: &Path, e: &safetensors::SafeTensorError) -> Error {
     Error::file(path, format!("is not a whole safetensors file ({e}); fetch or save it again"))
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use crate::{Error, Result, Routing, Seed, Tensor};
+use crate::{Cache, Error, Result, Routing, Seed, Tensor};
 
 /// What happened during a forward pass.
 #[derive(Debug, Default)]
@@ -42,6 +42,7 @@ pub struct Context {
     pub seed: Seed,
     tasks: Option<Arc<[Arc<str>]>>,
     features: BTreeMap<String, Tensor>,
+    past: Option<Cache>,
     trace: Rc<RefCell<Trace>>,
     cache: Rc<RefCell<BTreeMap<String, Routing>>>,
 }
@@ -55,6 +56,7 @@ impl Context {
             seed: Seed(0),
             tasks: None,
             features: BTreeMap::new(),
+            past: None,
             trace: Rc::default(),
             cache: Rc::default(),
         }
@@ -76,6 +78,22 @@ impl Context {
     pub fn with_feature(mut self, name: impl Into<String>, rows: Tensor) -> Self {
         self.features.insert(name.into(), rows);
         self
+    }
+
+    /// With what a decoder has seen before, and where it keeps what it sees in this pass.
+    pub fn with_cache(self, cache: Cache) -> Self {
+        Context { past: Some(cache), ..self }
+    }
+
+    /// What a decoder has seen before, where the pass is one of several.
+    pub fn cache(&self) -> Option<&Cache> {
+        self.past.as_ref()
+    }
+
+    /// The number of tokens that were seen before this pass: 0 in a first or only one, and so for
+    /// what is to happen once in a sequence.
+    pub fn past(&self) -> i64 {
+        self.past.as_ref().map_or(0, Cache::past)
     }
 
     /// The task name of each row.
@@ -128,6 +146,7 @@ impl Context {
             let at = Tensor::from_slice(index, &[index.len() as i64], rows.device())?;
             *rows = rows.index_select(0, &at)?;
         }
+        part.past = self.past.as_ref().map(|c| c.select_rows(index)).transpose()?;
         let mut cache = BTreeMap::new();
         for (key, routing) in &*self.cache.borrow() {
             cache.insert(key.clone(), routing.select_rows(index)?);

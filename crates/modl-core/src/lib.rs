@@ -14,6 +14,7 @@
 //! | `routing.rs` | the one type for α: static, per example, per token; hard, soft, sparse |
 //! | `bank.rs`, `dispatch.rs` | the inventory, and the fast ways to run it |
 //! | `model.rs`, `merge.rs`, `backbone.rs`, `targets.rs` | a backbone with modules attached at sites |
+//! | `cache.rs` | what a decoder keeps of the tokens that it has seen |
 //! | `tensor.rs`, `linear.rs`, `random.rs` | fallible tensors over libtorch; seeds, initialisation, dropout |
 //! | `params.rs`, `scope.rs`, `checkpoint.rs`, `module_file.rs` | named parameters and files |
 //! | `registry.rs` | names to constructors, for recipes and the command line |
@@ -27,6 +28,7 @@ mod activation;
 mod aggregator;
 mod backbone;
 mod bank;
+mod cache;
 pub mod checkpoint;
 mod context;
 mod dispatch;
@@ -62,6 +64,7 @@ pub use activation::Activation;
 pub use aggregator::{Aggregator, AggregatorConfig, Order};
 pub use backbone::{Backbone, Layers};
 pub use bank::{Active, Bank};
+pub use cache::Cache;
 pub use context::{Context, Trace};
 pub use dispatch::{Base, Outputs};
 pub use error::{Error, Mismatch, Result, ResultExt};

@@ -1,14 +1,15 @@
 //! Merging a module into the backbone, and taking it out again.
 
-use crate::{Error, Modular, Result, ResultExt, Tensor, no_grad};
+use crate::{Error, Modular, Result, ResultExt, Site, Tensor, no_grad};
 
 impl Modular {
     /// Writes θ ⊕ φ of one module into the backbone, which then computes with the module at no
     /// cost. The backbone keeps a copy of θ for [`Modular::unmerge`].
     ///
     /// # Errors
-    /// Where something is merged already, or the module is not a change of parameters; then nothing
-    /// has been changed.
+    /// Where something is merged already, the module is not a change of parameters, or it would
+    /// change a parameter that another site has, too (a tied output layer); then nothing has been
+    /// changed.
     pub fn merge(&mut self, name: &str) -> Result<()> {
         if !self.unmerged.is_empty() {
             return Err(Error::invalid("merge", "a module is merged already; unmerge it first"));
@@ -31,6 +32,7 @@ impl Modular {
             for (short, new) in merged.iter() {
                 let old = theta.need(short)?;
                 if !old.bit_equal(new)? {
+                    self.refuse_shared(site, old)?;
                     before.push((*index, short.to_owned(), old.copy()?));
                     changes.push((old.clone(), new.detach()?));
                 }
@@ -38,6 +40,19 @@ impl Modular {
         }
         no_grad(|| changes.iter_mut().try_for_each(|(old, new)| old.copy_from(new)))?;
         self.unmerged = before;
+        Ok(())
+    }
+
+    /// Refuses a change at `site` of a parameter that another site computes with.
+    fn refuse_shared(&self, site: &Site, t: &Tensor) -> Result<()> {
+        for other in self.backbone().sites().iter().filter(|s| s.index != site.index) {
+            if self.backbone().theta(other)?.iter().any(|(_, o)| o.0.data_ptr() == t.0.data_ptr()) {
+                return Err(Error::unsupported(
+                    format!("merging at `{}`, whose weight `{}` shares", site.path, other.path),
+                    "keep the module attached, or leave the site out of its targets",
+                ));
+            }
+        }
         Ok(())
     }
 

@@ -5,6 +5,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result, Site, SiteKind};
 
+/// What transformers calls the output layer of a language model.
+const OUTPUT_LAYER: &str = "lm_head";
+
 /// Names of sites: a list, or one pattern.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
@@ -13,7 +16,9 @@ pub enum Names {
     List(Vec<String>),
     /// A regular expression that the whole path has to fit; or all sites of a kind:
     /// `all-linear`, `all-conv`, `all-embedding`, `all-norm`, `all-batch-norm`, `all-tokens`,
-    /// `all-attention`, `all-sublayer`, `all-block`, or several of them with `|` between.
+    /// `all-attention`, `all-sublayer`, `all-block`, or several of them with `|` between. As in
+    /// PEFT, the layer that makes logits of the last hidden states (`lm_head`) is not among all
+    /// linear ones.
     Pattern(String),
 }
 
@@ -142,7 +147,9 @@ impl<'a> Matcher<'a> {
     fn fits(&self, site: &Site) -> bool {
         match self {
             Matcher::List(names) => names.iter().any(|n| ends_with(&site.path, n)),
-            Matcher::Kinds(kinds) => kinds.contains(&site.kind),
+            Matcher::Kinds(kinds) => {
+                kinds.contains(&site.kind) && !ends_with(&site.path, OUTPUT_LAYER)
+            }
             Matcher::Pattern(p) => p.is_match(&site.path),
         }
     }

@@ -1,112 +1,367 @@
-//! What decoders have in common: the first hidden states with their companions, sub-layers before
-//! the residual connection, and the table of words as head.
+//! What decoders share: a stack of layers in which no token looks ahead, with a cache of the tokens
+//! that have been seen, and logits from the last hidden states.
 
-use modl_core::{Error, HostFn, Result, ResultExt, Signal, Tensor, Tensors};
+use std::fmt::Debug;
 
-use crate::mask::causal;
-use crate::place::{Pass, Place};
+use modl_core::{
+    Cache, Context, Error, HostFn, Kind, Layers, ParamStore, Result, ResultExt, Signal, Site,
+    SiteKind, Tensor, Tensors,
+};
+use serde_json::Value;
 
-/// Hidden states and where they stand.
-#[derive(Debug, Clone)]
-pub(crate) struct Stream {
-    /// `[batch, seq, hidden]`.
-    pub(crate) x: Tensor,
-    /// `[batch, seq]`, 1 for real tokens.
-    pub(crate) mask: Tensor,
-    /// `[batch, seq]` i64.
-    pub(crate) positions: Tensor,
+use crate::attention::attend;
+use crate::dropout::Drop;
+use crate::ids::{check_shape, in_range};
+use crate::mask::{causal, read_mask};
+use crate::place::{Pass, Place, Surveyor, theta, theta_of};
+use crate::rope::Rotation;
+
+/// The output layer.
+pub(crate) const HEAD: &str = "lm_head";
+
+/// How an architecture's paths start, by the class that `config.json` names.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Naming {
+    /// What stands before the names of the network where it has a head: `transformer.`.
+    prefix: &'static str,
+    /// Whether there is an output layer.
+    pub(crate) head: bool,
 }
 
-impl Stream {
-    /// A stream and its companions as they go through a site.
-    pub(crate) fn signal(&self) -> Result<Signal> {
-        let positions = self.positions.expand(&self.mask.size())?;
-        let with = Tensors::new().with("mask", self.mask.clone()).with("positions", positions);
-        Ok(Signal { x: self.x.clone(), with })
+impl Naming {
+    /// Reads `architectures`, of which `bare` is the network alone and `headed` the one with an
+    /// output layer; the latter where nothing is said.
+    ///
+    /// # Errors
+    /// Where it is another one.
+    pub(crate) fn read(
+        config: &Value,
+        prefix: &'static str,
+        bare: &str,
+        headed: &str,
+    ) -> Result<Self> {
+        let class = config.get("architectures").and_then(|a| a.get(0)).and_then(Value::as_str);
+        match class.unwrap_or(headed) {
+            class if class == bare => Ok(Naming { prefix, head: false }),
+            class if class == headed => Ok(Naming { prefix, head: true }),
+            class => Err(Error::unsupported(
+                format!("the architecture {class}"),
+                format!("set `architectures` to {bare} or {headed}"),
+            )),
+        }
     }
 
-    pub(crate) fn from_signal(s: Signal) -> Result<Self> {
-        let (mask, positions) = (s.with.need("mask")?.clone(), s.with.need("positions")?.clone());
-        Ok(Stream { x: s.x, mask, positions })
+    /// The path of a place that is called `path` in the network alone.
+    pub(crate) fn path(self, path: &str) -> String {
+        if self.head { format!("{}{path}", self.prefix) } else { path.to_owned() }
     }
 
-    /// What is added to the scores, `[batch, 1, seq, seq]`.
-    pub(crate) fn causal(&self) -> Result<Tensor> {
-        causal(&self.mask, self.mask.len_of(1))
+    /// The name of a stored tensor, or `None` where it is not a parameter: one that ends with one
+    /// of `buffers`, or an output layer that is not there or is the table of words.
+    pub(crate) fn stored(self, name: &str, tied: bool, buffers: &[&str]) -> Option<String> {
+        let head = name.starts_with(HEAD) && (tied || !self.head);
+        let none = head || buffers.iter().any(|end| name.ends_with(end));
+        (!none).then(|| self.canonical(name))
+    }
+
+    /// The output layer, where there is one; with the table of `words` as θ where it is `tied`.
+    pub(crate) fn head_place(self, to: &mut Surveyor, words: &Place, tied: bool) -> Option<Place> {
+        let Site { input: rows, output: width, .. } = words.site;
+        let place = self.head.then(|| to.place(HEAD, SiteKind::Linear, width, rows))?;
+        Some(if tied { Place { theta: words.theta.clone(), ..place } } else { place })
+    }
+
+    /// The path here for one of the network with or without a head.
+    pub(crate) fn canonical(self, path: &str) -> String {
+        match path.strip_prefix(HEAD) {
+            Some(rest) if rest.is_empty() || rest.starts_with('.') => path.to_owned(),
+            _ => self.path(path.strip_prefix(self.prefix).unwrap_or(path)),
+        }
     }
 }
 
-impl Place {
-    /// The first hidden states at a tokens site: `f` makes them of vectors at positions.
-    pub(crate) fn first(
+/// What a layer sees besides its input.
+#[derive(Debug)]
+pub(crate) struct Seen {
+    /// Of the tokens of this pass, `[batch, seq]`.
+    mask: Tensor,
+    /// `[batch, seq]`.
+    positions: Tensor,
+    /// What is added to scores, `[batch, 1, seq, keys]`.
+    hidden_keys: Tensor,
+    /// How queries and keys turn, where they do.
+    pub(crate) rotation: Option<Rotation>,
+}
+
+/// What differs among decoders.
+pub(crate) trait Architecture: Debug {
+    /// The parts that all have.
+    fn decoder(&self) -> &Decoder;
+
+    /// From token vectors `[batch, seq, dim]` at `positions` `[batch, seq]` to the first hidden
+    /// states, by θ of the `Tokens` site.
+    fn place_tokens(
         &self,
-        x: Tensor,
-        mask: Tensor,
+        theta: &Tensors,
+        x: &Tensor,
+        positions: &Tensor,
         pass: Pass,
-        f: impl Fn(&Tensor, &Tensor, Pass) -> Result<Tensor>,
-    ) -> Result<Stream> {
-        let positions = Tensor::arange(x.len_of(1), x.device())?.unsqueeze(0)?;
-        let first = Stream { x, mask, positions };
-        if !self.modular(pass) {
-            let x = f(&first.x, &first.positions, pass).at(&self.site.path)?;
-            return Ok(Stream { x, ..first });
-        }
-        let host: &HostFn =
-            &|_, s, cx| Ok(s.replace(f(&s.x, s.with.need("positions")?, pass.of(cx))?));
-        let y = Stream::from_signal(self.run(&first.signal()?, pass, host)?)?;
-        let (hidden, covered) = (y.x.size(), y.mask.size());
-        if hidden.get(..2) != Some(covered.as_slice()) || y.positions.size() != covered {
-            let problem = format!("modules made hidden states {hidden:?} with a mask {covered:?}");
-            return Err(Error::invalid(&self.site.path, problem));
-        }
-        Ok(y)
+    ) -> Result<Tensor>;
+
+    /// How queries and keys turn at `positions`.
+    fn rotation(&self, _positions: &Tensor) -> Result<Option<Rotation>> {
+        Ok(None)
     }
 
-    /// A block: `f` takes the stream and what is added to the scores.
-    pub(crate) fn block(
-        &self,
-        stream: &Stream,
-        hidden: &Tensor,
-        pass: Pass,
-        f: impl Fn(&Stream, &Tensor, Pass) -> Result<Tensor>,
-    ) -> Result<Tensor> {
-        if !self.modular(pass) {
-            return f(stream, hidden, pass);
-        }
-        // Modules may send some of the rows only, so that all is read from the signal.
-        let host: &HostFn = &|_, s, cx| {
-            let own = Stream::from_signal(s.clone())?;
-            let hidden = own.causal()?;
-            Ok(s.replace(f(&own, &hidden, pass.of(cx))?))
+    /// The layer `n` on x `[batch, seq, dim]`.
+    fn layer(&self, n: usize, x: &Tensor, seen: &Seen, pass: Pass) -> Result<Tensor>;
+
+    /// The normalisation of the last hidden states.
+    fn normalise(&self, x: &Tensor, pass: Pass) -> Result<Tensor>;
+
+    /// θ at a site.
+    fn theta(&self, site: &Site) -> Result<Tensors> {
+        self.decoder().theta(site)
+    }
+
+    /// Which tokens see which, given the context that the rows are of.
+    fn seen(&self, mask: &Tensor, positions: &Tensor, cx: &Context) -> Result<Seen> {
+        let past = cx.cache().map(Cache::mask).transpose()?.flatten();
+        let all = match past {
+            Some(past) => Tensor::cat(&[past, mask.clone()], 1)?,
+            None => mask.clone(),
         };
-        Ok(self.run(&stream.signal()?, pass, host)?.x)
+        Ok(Seen {
+            mask: mask.clone(),
+            positions: positions.clone(),
+            hidden_keys: causal(&all, mask.len_of(1))?,
+            rotation: self.rotation(positions)?,
+        })
+    }
+}
+
+/// Makes a decoder a backbone.
+macro_rules! backbone {
+    ($type:ident) => {
+        impl Backbone for $type {
+            fn sites(&self) -> &[Site] {
+                &self.decoder.sites
+            }
+
+            fn params(&self) -> &modl_core::ParamStore {
+                &self.decoder.params
+            }
+
+            fn theta(&self, site: &Site) -> Result<Tensors> {
+                Architecture::theta(self, site)
+            }
+
+            fn config(&self) -> &Value {
+                &self.decoder.config
+            }
+
+            fn canonical(&self, path: &str) -> String {
+                self.decoder.naming.canonical(path)
+            }
+
+            fn forward(&self, inputs: &Tensors, layers: &Layers, cx: &Context) -> Result<Tensors> {
+                forward(self, inputs, layers, cx)
+            }
+        }
+    };
+}
+
+pub(crate) use backbone;
+
+/// The parts of a decoder.
+#[derive(Debug)]
+pub(crate) struct Decoder {
+    pub(crate) config: Value,
+    pub(crate) params: ParamStore,
+    pub(crate) sites: Vec<Site>,
+    pub(crate) naming: Naming,
+    pub(crate) words: Place,
+    pub(crate) tokens: Place,
+    pub(crate) blocks: Vec<Place>,
+    pub(crate) head: Option<Place>,
+    /// Whether the output layer computes with the table of words.
+    pub(crate) tied: bool,
+}
+
+impl Decoder {
+    /// θ at a site.
+    pub(crate) fn theta(&self, site: &Site) -> Result<Tensors> {
+        if self.tied && site.path == HEAD {
+            return Ok(theta(&self.params, &self.words.site.path));
+        }
+        theta_of(&self.sites, &self.params, site)
     }
 
-    /// residual + f(x), where f is the sub-layer at this place.
-    pub(crate) fn add(
-        &self,
-        residual: &Tensor,
-        x: Tensor,
-        pass: Pass,
-        f: impl Fn(&Tensor, Pass) -> Result<Tensor>,
-    ) -> Result<Tensor> {
-        if !self.modular(pass) {
-            return residual.add(&f(&x, pass)?).at(&self.site.path);
-        }
+    /// The kind in which it computes.
+    pub(crate) fn kind(&self) -> Kind {
+        self.words.theta.get("weight").map_or(Kind::Float, Tensor::kind)
+    }
+
+    /// Checks the inputs: ids, mask, positions.
+    fn read(&self, inputs: &Tensors, past: i64) -> Result<(Tensor, Tensor, Tensor)> {
+        let device = self.words.theta.need("weight")?.device();
+        let ids = inputs.need("input_ids")?.to_device(device)?;
+        check_shape("input_ids", &ids)?;
+        in_range("input_ids", &ids, self.words.site.input)?;
+        let mask = read_mask(inputs.get("attention_mask"), &ids, self.kind())?;
+        let positions = match inputs.get("position_ids") {
+            None => Tensor::arange(ids.len_of(1), device)?.shift(past)?.expand(&ids.size())?,
+            Some(given) => {
+                check_shape("position_ids", given)?;
+                in_range("position_ids", given, i64::MAX)?;
+                if given.size() != ids.size() {
+                    let problem = format!("{given:?} for input_ids {ids:?}");
+                    return Err(Error::invalid("position_ids", problem));
+                }
+                given.to_device(device)?
+            }
+        };
+        Ok((ids, mask, positions))
+    }
+}
+
+/// One pass.
+pub(crate) fn forward(
+    of: &dyn Architecture,
+    inputs: &Tensors,
+    layers: &Layers,
+    cx: &Context,
+) -> Result<Tensors> {
+    let own = of.decoder();
+    let (ids, mask, positions) = own.read(inputs, cx.past())?;
+    if let Some(cache) = cx.cache() {
+        cache.begin(ids.len_of(0))?;
+    }
+    let given = cx.clone().with_feature("mask", mask.clone());
+    let first = embed(of, &ids, mask, positions, Pass { layers, cx: &given })?;
+    let (mask, positions) = (first.with.need("mask")?, first.with.need("positions")?);
+    let lengthened = mask.size() != ids.size();
+    let cx = &given.with_feature("mask", mask.clone());
+    let pass = Pass { layers, cx };
+    let seen = of.seen(mask, positions, cx)?;
+    let mut x = first.x;
+    for (n, block) in own.blocks.iter().enumerate() {
+        x = run_block(of, n, block, &x, &seen, pass)?;
+    }
+    let x = of.normalise(&x, pass)?;
+    let mut outputs = Tensors::new().with("last_hidden_state", x.clone());
+    if let Some(head) = &own.head {
+        outputs.set("logits", head.linear(&x, pass)?);
+    }
+    if lengthened {
+        outputs.set("attention_mask", mask.to_kind(Kind::Int64)?);
+    }
+    if let Some(cache) = cx.cache() {
+        cache.commit(mask)?;
+    }
+    Ok(outputs)
+}
+
+/// The first hidden states with their `mask` and `positions`, longer where a module puts tokens in.
+fn embed(
+    of: &dyn Architecture,
+    ids: &Tensor,
+    mask: Tensor,
+    positions: Tensor,
+    pass: Pass,
+) -> Result<Signal> {
+    let Decoder { words, tokens, .. } = of.decoder();
+    let x = words.embedding(ids, pass)?;
+    let path = &tokens.site.path;
+    let host: &HostFn = &|theta, s, cx| {
+        let positions = s.with.need("positions")?;
+        Ok(s.replace(of.place_tokens(theta, &s.x, positions, pass.of(cx)).at(path)?))
+    };
+    let with = Tensors::new().with("mask", mask).with("positions", positions);
+    let y = tokens.run(&Signal { x, with }, pass, host)?;
+    let (hidden, mask) = (y.x.size(), y.with.need("mask").at(path)?.size());
+    let places = y.with.need("positions").at(path)?.size();
+    if hidden.len() != 3 || hidden.get(..2) != Some(mask.as_slice()) || mask != places {
+        let problem =
+            format!("modules made hidden states {hidden:?}, mask {mask:?}, positions {places:?}");
+        return Err(Error::invalid(path, problem));
+    }
+    Ok(y)
+}
+
+fn run_block(
+    of: &dyn Architecture,
+    n: usize,
+    block: &Place,
+    x: &Tensor,
+    seen: &Seen,
+    pass: Pass,
+) -> Result<Tensor> {
+    if !block.modular(pass) {
+        return of.layer(n, x, seen, pass);
+    }
+    let host: &HostFn = &|_, s, cx| {
+        let seen = of.seen(s.with.need("mask")?, s.with.need("positions")?, cx)?;
+        Ok(s.replace(of.layer(n, &s.x, &seen, pass.of(cx))?))
+    };
+    let with =
+        Tensors::new().with("mask", seen.mask.clone()).with("positions", seen.positions.clone());
+    Ok(block.run(&Signal { x: x.clone(), with }, pass, host)?.x)
+}
+
+/// Attention at a site: query `[batch, heads, seq, d]` over all keys and values that have been seen,
+/// of which those of this pass are `[batch, groups, seq, d]` → `[batch, seq, heads · d]`.
+pub(crate) fn attention(
+    place: &Place,
+    [query, key, value]: [Tensor; 3],
+    seen: &Seen,
+    scale: f64,
+    drop: Drop,
+    pass: Pass,
+) -> Result<Tensor> {
+    let path = &place.site.path;
+    let (key, value) = match pass.cx.cache() {
+        Some(cache) => cache.extend(path, &key, &value)?,
+        None => (key, value),
+    };
+    let mask = seen.hidden_keys.clone();
+    let context = if place.modular(pass) {
+        let with = Tensors::new().with("key", key).with("value", value).with("mask", mask);
+        let host: &HostFn = &|_, s, _| {
+            let (key, value) = (s.with.need("key")?, s.with.need("value")?);
+            attend(&s.x, key, value, s.with.get("mask"), scale, drop).map(Signal::from)
+        };
+        place.run(&Signal { x: query, with }, pass, host)?.x
+    } else {
+        attend(&query, &key, &value, Some(&mask), scale, drop).at(path)?
+    };
+    let size = context.size();
+    let &[batch, heads, seq, width] = size.as_slice() else {
+        return Err(Error::invalid(path, format!("modules made {size:?} of attention")));
+    };
+    context.transpose(1, 2)?.reshape(&[batch, seq, heads * width])
+}
+
+/// x `[batch, seq, heads · d]` as `[batch, heads, seq, d]`.
+pub(crate) fn split(x: &Tensor, heads: i64) -> Result<Tensor> {
+    let (batch, seq) = (x.len_of(0), x.len_of(1));
+    x.reshape(&[batch, seq, heads, x.len_of(-1) / heads.max(1)])?.transpose(1, 2)
+}
+
+/// A sub-layer before its residual connection: f(x), where `residual` will be added.
+pub(crate) fn sublayer(
+    place: &Place,
+    x: &Tensor,
+    residual: &Tensor,
+    pass: Pass,
+    f: impl Fn(&Tensor, Pass) -> Result<Tensor>,
+) -> Result<Tensor> {
+    let y = if place.modular(pass) {
         let host: &HostFn = &|_, s, cx| Ok(s.replace(f(&s.x, pass.of(cx))?));
         let with = Tensors::new().with("residual", residual.clone());
-        residual.add(&self.run(&Signal { x, with }, pass, host)?.x).at(&self.site.path)
-    }
-}
-
-/// `[batch, seq, heads · d]` → `[batch, heads, seq, d]`.
-pub(crate) fn split_heads(x: &Tensor, heads: i64) -> Result<Tensor> {
-    let width = x.len_of(2) / heads;
-    x.reshape(&[x.len_of(0), x.len_of(1), heads, width])?.transpose(1, 2)
-}
-
-/// `[batch, heads, seq, d]` → `[batch, seq, heads · d]`.
-pub(crate) fn join_heads(x: &Tensor) -> Result<Tensor> {
-    let (batch, heads, seq, width) = (x.len_of(0), x.len_of(1), x.len_of(2), x.len_of(3));
-    x.transpose(1, 2)?.reshape(&[batch, seq, heads * width])
+        place.run(&Signal { x: x.clone(), with }, pass, host)?.x
+    } else {
+        f(x, pass)?
+    };
+    residual.add(&y).at(&place.site.path)
 }

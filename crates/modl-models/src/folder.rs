@@ -4,11 +4,12 @@
 //! does not fit is in one error.
 
 use std::collections::BTreeMap;
+use std::fmt::Debug;
 use std::fs;
 use std::path::Path;
 
 use modl_core::checkpoint::Checkpoint;
-use modl_core::{Error, Kind, Mismatch, ParamStore, Result, ResultExt, nearest};
+use modl_core::{Device, Error, Kind, Mismatch, ParamStore, Result, ResultExt, Tensor, nearest};
 use serde_json::Value;
 
 use crate::LoadOptions;
@@ -32,11 +33,44 @@ fn read_json(path: &Path) -> Result<Value> {
     serde_json::from_str(&text).map_err(|e| Error::file(path, format!("is not JSON: {e}")))
 }
 
+/// A file of named tensors.
+pub(crate) trait Stored: Debug {
+    /// The file.
+    fn path(&self) -> &Path;
+
+    /// The tensors' names, sorted.
+    fn names(&self) -> Vec<String>;
+
+    /// Shape and kind of a tensor.
+    fn info(&self, name: &str) -> Result<(Vec<i64>, Kind)>;
+
+    /// A tensor.
+    fn tensor(&self, name: &str, device: Device) -> Result<Tensor>;
+}
+
+impl Stored for Checkpoint {
+    fn path(&self) -> &Path {
+        self.path()
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.names()
+    }
+
+    fn info(&self, name: &str) -> Result<(Vec<i64>, Kind)> {
+        self.info(name)
+    }
+
+    fn tensor(&self, name: &str, device: Device) -> Result<Tensor> {
+        self.tensor(name, device)
+    }
+}
+
 /// The tensors of a folder under the names that the architecture gives them.
 #[derive(Debug)]
 pub(crate) struct Weights {
     source: String,
-    files: Vec<Checkpoint>,
+    files: Vec<Box<dyn Stored>>,
     /// By the architecture's name: the file and the name there.
     found: BTreeMap<String, (usize, String)>,
 }
@@ -47,10 +81,19 @@ impl Weights {
     pub(crate) fn open(dir: &Path, canonical: impl Fn(&str) -> Option<String>) -> Result<Self> {
         let single = dir.join(WEIGHTS);
         let files = if single.exists() || !dir.join(INDEX).exists() {
-            vec![Checkpoint::open(single)?]
+            vec![Box::new(Checkpoint::open(single)?) as Box<dyn Stored>]
         } else {
             shards(dir)?
         };
+        Self::of(dir, files, canonical)
+    }
+
+    /// [`Weights::open`] for files that are open; `source` is for errors.
+    pub(crate) fn of(
+        source: &Path,
+        files: Vec<Box<dyn Stored>>,
+        canonical: impl Fn(&str) -> Option<String>,
+    ) -> Result<Self> {
         let mut found = BTreeMap::new();
         for (i, file) in files.iter().enumerate() {
             for stored in file.names() {
@@ -61,7 +104,7 @@ impl Weights {
                 }
             }
         }
-        Ok(Weights { source: dir.display().to_string(), files, found })
+        Ok(Weights { source: source.display().to_string(), files, found })
     }
 
     /// Whether there is a parameter of that name.
@@ -124,13 +167,16 @@ impl Weights {
         self.file(*file)?.info(stored)
     }
 
-    fn file(&self, i: usize) -> Result<&Checkpoint> {
-        self.files.get(i).ok_or_else(|| Error::file(&self.source, "has lost one of its files"))
+    fn file(&self, i: usize) -> Result<&dyn Stored> {
+        self.files
+            .get(i)
+            .map(AsRef::as_ref)
+            .ok_or_else(|| Error::file(&self.source, "has lost one of its files"))
     }
 }
 
 /// The files that the index names.
-fn shards(dir: &Path) -> Result<Vec<Checkpoint>> {
+fn shards(dir: &Path) -> Result<Vec<Box<dyn Stored>>> {
     let path = dir.join(INDEX);
     let index = read_json(&path)?;
     let map = index.get("weight_map").and_then(Value::as_object);
@@ -138,5 +184,6 @@ fn shards(dir: &Path) -> Result<Vec<Checkpoint>> {
     let mut names: Vec<&str> = map.values().filter_map(Value::as_str).collect();
     names.sort_unstable();
     names.dedup();
-    names.into_iter().map(|name| Checkpoint::open(dir.join(name))).collect()
+    let open = |name| Ok(Box::new(Checkpoint::open(dir.join(name))?) as Box<dyn Stored>);
+    names.into_iter().map(open).collect()
 }

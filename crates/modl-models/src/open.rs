@@ -1,4 +1,4 @@
-//! From a folder to a backbone: `config.json` names the architecture.
+//! From a folder or a file to a backbone: `config.json` or the file's metadata name the architecture.
 
 use std::path::Path;
 
@@ -6,6 +6,7 @@ use modl_core::{Backbone, Device, Error, Kind, Result};
 use serde_json::Value;
 
 use crate::folder::read_config;
+use crate::gguf::Gguf;
 use crate::{Bert, Gpt2, Llama, T5};
 
 /// How a backbone is loaded.
@@ -40,13 +41,17 @@ const ARCHITECTURES: &[(&str, Load)] = &[
 ];
 
 /// Opens a folder as Hugging Face has it: `config.json`, and `model.safetensors` or its shards
-/// with `model.safetensors.index.json`.
+/// with `model.safetensors.index.json`; or a `.gguf` file with a Llama. There quantised tensors
+/// become f32, and queries and keys get the order that transformers has.
 ///
 /// # Errors
 /// Where a file is missing or broken, the architecture is unknown, a setting is not supported, or
 /// the tensors are not exactly those of the architecture.
 pub fn open(dir: impl AsRef<Path>, options: &LoadOptions) -> Result<Box<dyn Backbone>> {
     let dir = dir.as_ref();
+    if Gguf::is_at(dir) {
+        return open_gguf(dir, options);
+    }
     let config = read_config(dir)?;
     let name = config.get("model_type").and_then(Value::as_str).ok_or_else(|| {
         Error::file(dir.join("config.json"), "has no `model_type`, which names the architecture")
@@ -54,4 +59,15 @@ pub fn open(dir: impl AsRef<Path>, options: &LoadOptions) -> Result<Box<dyn Back
     let known = || Error::unknown("architecture", name, ARCHITECTURES.iter().map(|(n, _)| *n));
     let (_, load) = ARCHITECTURES.iter().find(|(n, _)| *n == name).ok_or_else(known)?;
     load(dir, config, options)
+}
+
+fn open_gguf(path: &Path, options: &LoadOptions) -> Result<Box<dyn Backbone>> {
+    let file = Gguf::open(path)?;
+    match file.need("general.architecture")? {
+        name if name == "llama" => Ok(Box::new(Llama::from_gguf(file, options)?)),
+        name => Err(Error::unsupported(
+            format!("a GGUF file of the architecture {name}"),
+            "`llama` is; for others convert the model to safetensors",
+        )),
+    }
 }

@@ -24,6 +24,11 @@ pub(crate) fn theta(params: &ParamStore, path: &str) -> Tensors {
     both.map(|(short, t)| (short, t.clone())).collect()
 }
 
+/// θ with the weight's dimensions exchanged, as a view.
+pub(crate) fn transposed(theta: &Tensors) -> Result<Tensors> {
+    theta.map(|name, t| if name == "weight" { t.t() } else { Ok(t.clone()) })
+}
+
 /// Makes places one after the other and remembers their sites in that order.
 #[derive(Debug)]
 pub(crate) struct Surveyor<'a> {
@@ -80,16 +85,35 @@ impl Place {
         pass: Pass,
         f: impl Fn(&Tensors, &Tensor) -> Result<Tensor>,
     ) -> Result<Tensor> {
+        self.simple_on(&self.theta, x, pass, f)
+    }
+
+    /// [`Place::simple`] with θ as given.
+    fn simple_on(
+        &self,
+        theta: &Tensors,
+        x: &Tensor,
+        pass: Pass,
+        f: impl Fn(&Tensors, &Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
         if !self.modular(pass) {
-            return f(&self.theta, x).at(&self.site.path);
+            return f(theta, x).at(&self.site.path);
         }
         let host: &HostFn = &|theta, x, _| Ok(x.replace(f(theta, &x.x)?));
-        Ok(self.run(&Signal::from(x.clone()), pass, host)?.x)
+        Ok(pass.layers.run(&self.site, theta, &Signal::from(x.clone()), pass.cx, host)?.x)
     }
 
     /// x Wᵀ + b.
     pub(crate) fn linear(&self, x: &Tensor, pass: Pass) -> Result<Tensor> {
         self.simple(x, pass, |theta, x| x.linear(theta.need("weight")?, theta.get("bias")))
+    }
+
+    /// x W + b for a weight that is stored `[in, out]`, as GPT-2 has it. Modules see it `[out, in]`.
+    pub(crate) fn conv1d(&self, x: &Tensor, pass: Pass) -> Result<Tensor> {
+        // Not kept: a view does not notice when its parameter is to be trained.
+        let theta = transposed(&self.theta).at(&self.site.path)?;
+        let f = |theta: &Tensors, x: &Tensor| x.linear(theta.need("weight")?, theta.get("bias"));
+        self.simple_on(&theta, x, pass, f)
     }
 
     /// Rows of the table by ids.

@@ -5,6 +5,8 @@ use std::path::Path;
 use modl_core::{Device, Error, Result, Tensor, Tensors};
 use tokenizers::{Encoding, PostProcessor, TruncationDirection};
 
+use crate::gguf::{Gguf, description};
+
 /// The names that padding has in common vocabularies.
 const PADDING: [&str; 3] = ["[PAD]", "<pad>", "<|endoftext|>"];
 
@@ -33,11 +35,15 @@ impl Batch {
 }
 
 impl Tokenizer {
-    /// Opens the `tokenizer.json` of a model's folder.
+    /// Opens the `tokenizer.json` of a model's folder, or the tokenizer in a `.gguf` file, which has
+    /// to be one of byte pairs (`gpt2`).
     ///
     /// # Errors
     /// Where it is missing or is not a tokenizer.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
+        if Gguf::is_at(dir.as_ref()) {
+            return Self::from_gguf(dir.as_ref());
+        }
         let path = dir.as_ref().join("tokenizer.json");
         let refuse = |e: tokenizers::Error| Error::file(&path, format!("is not a tokenizer: {e}"));
         if !path.is_file() {
@@ -46,12 +52,26 @@ impl Tokenizer {
                 "is not there; a model's folder has one beside its weights",
             ));
         }
-        let mut inner = tokenizers::Tokenizer::from_file(&path).map_err(refuse)?;
+        Self::new(tokenizers::Tokenizer::from_file(&path).map_err(refuse)?).map_err(refuse)
+    }
+
+    fn from_gguf(path: &Path) -> Result<Self> {
+        let refuse = |e: tokenizers::Error| Error::file(path, format!("has no tokenizer: {e}"));
+        let file = Gguf::open(path)?;
+        let json = description(&file)?.to_string();
+        let inner = json.parse::<tokenizers::Tokenizer>().map_err(refuse)?;
+        let padding = file.metadata().get("tokenizer.ggml.padding_token_id");
+        let padding = padding.and_then(serde_json::Value::as_i64);
+        let own = Self::new(inner).map_err(refuse)?;
+        Ok(Tokenizer { padding: padding.unwrap_or(own.padding), ..own })
+    }
+
+    fn new(mut inner: tokenizers::Tokenizer) -> tokenizers::Result<Self> {
         let own = inner.get_padding().map(|p| p.pad_id);
         let named = || PADDING.iter().find_map(|name| inner.token_to_id(name));
         let padding = i64::from(own.or_else(named).unwrap_or(0));
         inner.with_padding(None);
-        inner.with_truncation(None).map_err(refuse)?;
+        inner.with_truncation(None)?;
         Ok(Tokenizer { inner, padding })
     }
 
@@ -64,6 +84,18 @@ impl Tokenizer {
     pub fn encode_one(&self, text: &str) -> Result<Vec<i64>> {
         let encoding = self.inner.encode(text, true).map_err(|e| refused(&e))?;
         Ok(ids(&encoding).collect())
+    }
+
+    /// The text of ids, without special tokens.
+    ///
+    /// # Errors
+    /// Where an id is negative or too large to be one.
+    pub fn decode(&self, ids: &[i64]) -> Result<String> {
+        let id = |id: &i64| {
+            u32::try_from(*id).map_err(|_| Error::invalid("id", format!("{id} is of no token")))
+        };
+        let ids = ids.iter().map(id).collect::<Result<Vec<u32>>>()?;
+        self.inner.decode(&ids, true).map_err(|e| refused(&e))
     }
 
     /// The ids of several texts with their special tokens, each cut to `max_len`.

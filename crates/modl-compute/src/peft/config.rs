@@ -149,8 +149,10 @@ pub(super) fn write_config(
         fields.insert("fan_in_fan_out".into(), json!(provenance.fan_in_fan_out));
     }
     // Each type has some of them, which its `write` has left open.
+    let stored = ("fan_in_fan_out".to_owned(), json!(provenance.fan_in_fan_out));
     let own: Vec<_> = write_targets(targets, sites, fields.contains_key("layers_to_transform"))
         .into_iter()
+        .chain([stored])
         .filter(|(name, _)| fields.contains_key(name))
         .collect();
     fields.extend(own);

@@ -83,6 +83,10 @@ impl Module for PromptModule {
     }
 
     fn forward(&self, f: &Host, x: &Signal, cx: &Context) -> Result<Signal> {
+        if cx.past() > 0 {
+            // The sequence has its prompt already.
+            return f.call(x, cx);
+        }
         let kind = x.x.kind();
         let prompt = self.prompt.to_kind(kind)?.unsqueeze(0)?.expand(&[x.rows(), -1, -1])?;
         let seen = x.with.need("mask")?.narrow(1, 0, 1)?.ones_like()?.expand(&[-1, 2])?;

@@ -13,27 +13,31 @@ use crate::settings::{self, Fixed, MOST_LAYERS, check_dropout, check_positive, r
 pub struct Gpt2Config {
     /// Rows of the table of words.
     pub vocab_size: i64,
-    /// Rows of the table of positions: the longest sequence.
+    /// The longest sequence.
     pub n_positions: i64,
     /// Width of the hidden states.
     pub n_embd: i64,
     /// Number of layers.
     pub n_layer: usize,
-    /// Number of attention heads.
+    /// Number of attention heads, a divisor of `n_embd`.
     pub n_head: i64,
-    /// Width within the feed-forward network; four times `n_embd` where it is not given.
+    /// Width within the feed-forward sub-layers; 4 · `n_embd` where `None`.
     pub n_inner: Option<i64>,
-    /// The activation of the feed-forward network.
+    /// Activation of the feed-forward sub-layers.
     pub activation_function: Activation,
-    /// The probability of dropout of what sub-layers add.
+    /// Dropout of sub-layers.
     pub resid_pdrop: f64,
-    /// The probability of dropout of the first hidden states.
+    /// Dropout of embeddings.
     pub embd_pdrop: f64,
-    /// The probability of dropout of attention's probabilities.
+    /// Dropout of attention probabilities.
     pub attn_pdrop: f64,
-    /// ε of the normalisations.
+    /// ε of the layer normalisations.
     pub layer_norm_epsilon: f64,
-    /// Whether the head's table is that of the words.
+    /// Whether scores are divided by √d, d being the width of a head.
+    pub scale_attn_weights: bool,
+    /// Whether scores of layer n are divided by n + 1.
+    pub scale_attn_by_inverse_layer_idx: bool,
+    /// Whether the output layer is the table of words.
     pub tie_word_embeddings: bool,
 }
 
@@ -51,16 +55,17 @@ impl Default for Gpt2Config {
             embd_pdrop: 0.1,
             attn_pdrop: 0.1,
             layer_norm_epsilon: 1e-5,
+            scale_attn_weights: true,
+            scale_attn_by_inverse_layer_idx: false,
             tie_word_embeddings: true,
         }
     }
 }
 
-const FIXED: [Fixed; 5] = [
-    ("scale_attn_weights", |v| v == true, "only scaled attention is"),
-    ("scale_attn_by_inverse_layer_idx", |v| v == false, "only scaling by the heads' width is"),
-    ("reorder_and_upcast_attn", |v| v == false, "load it in f32 instead"),
-    ("add_cross_attention", |v| v == false, "only the decoder by itself is"),
+/// Settings that would change the result, and their only supported value.
+const FIXED: [Fixed; 3] = [
+    ("add_cross_attention", |v| v == false, "only the decoder alone is"),
+    ("reorder_and_upcast_attn", |v| v == false, "load in f32 for attention in f32"),
     ("quantization_config", Value::is_null, "load unquantised weights"),
 ];
 
@@ -70,9 +75,9 @@ impl Gpt2Config {
     /// # Errors
     /// By name where a setting has the wrong type, is out of range, or is not supported.
     pub fn read(config: &Value) -> Result<Self> {
-        let all: Self = settings::read(config, "GPT-2", &FIXED)?;
-        all.check()?;
-        Ok(all)
+        let settings: Self = settings::read(config, "GPT-2", &FIXED)?;
+        settings.check()?;
+        Ok(settings)
     }
 
     fn check(&self) -> Result<()> {
@@ -81,33 +86,40 @@ impl Gpt2Config {
             ("n_positions", self.n_positions),
             ("n_embd", self.n_embd),
             ("n_head", self.n_head),
-            ("n_inner", self.inner_width()),
+            ("n_inner", self.n_inner.unwrap_or(1)),
         ])?;
+        if self.n_layer > MOST_LAYERS {
+            return refuse("n_layer", self.n_layer, "are too many");
+        }
+        if self.n_embd % self.n_head != 0 {
+            return refuse("n_head", self.n_head, "has to divide n_embd");
+        }
         check_dropout(&[
             ("resid_pdrop", self.resid_pdrop),
             ("embd_pdrop", self.embd_pdrop),
             ("attn_pdrop", self.attn_pdrop),
-        ])?;
-        if self.n_layer > MOST_LAYERS {
-            return refuse("n_layer", self.n_layer, "is too many");
-        }
-        if self.n_embd % self.n_head != 0 {
-            return refuse("n_head", self.n_head, "does not divide n_embd");
-        }
-        Ok(())
+        ])
     }
 
-    /// With another probability of every dropout.
+    /// With another probability for every dropout.
     ///
     /// # Errors
     /// Where it is not in [0, 1).
     pub fn with_dropout(self, p: f64) -> Result<Self> {
-        let all = Gpt2Config { resid_pdrop: p, embd_pdrop: p, attn_pdrop: p, ..self };
-        all.check().map(|()| all)
+        let settings = Gpt2Config { resid_pdrop: p, embd_pdrop: p, attn_pdrop: p, ..self };
+        settings.check()?;
+        Ok(settings)
     }
 
-    /// The width within the feed-forward network.
+    /// Width within the feed-forward sub-layers.
     pub fn inner_width(&self) -> i64 {
-        self.n_inner.unwrap_or(4 * self.n_embd)
+        self.n_inner.unwrap_or_else(|| self.n_embd.saturating_mul(4))
+    }
+
+    /// The factor of the scores in layer `n`.
+    pub(super) fn scale(&self, n: usize) -> f64 {
+        let width = (self.n_embd / self.n_head) as f64;
+        let scale = if self.scale_attn_weights { width.sqrt().recip() } else { 1.0 };
+        if self.scale_attn_by_inverse_layer_idx { scale / (n + 1) as f64 } else { scale }
     }
 }

@@ -1,88 +1,78 @@
-//! One layer of GPT-2: attention and a feed-forward network, each of a normalised copy of the
-//! residual stream and added to it.
+//! One layer of GPT-2: attention and a feed-forward network, each after a layer normalisation.
 
-use modl_core::{Error, Result, ResultExt, SiteKind, Tensor};
+use modl_core::{Error, Result, SiteKind, Tensor};
 
-use super::{Gpt2Config, out_in};
-use crate::decoder::{Stream, join_heads, split_heads};
+use super::Gpt2Config;
+use crate::decoder::{Seen, attention, split, sublayer};
 use crate::dropout::dropout;
 use crate::place::{Pass, Place, Surveyor};
 
-/// A layer with all its sites.
+/// A layer with all its sites but its own.
 #[derive(Debug)]
 pub(super) struct Layer {
-    block: Place,
-    attention_norm: Place,
-    projections: Place,
+    first_norm: Place,
+    qkv: Place,
     attention: Place,
     attention_output: Place,
-    out: Place,
-    feed_norm: Place,
-    feed: Place,
-    into: Place,
-    down: Place,
+    attention_dense: Place,
+    second_norm: Place,
+    feed_forward: Place,
+    inner: Place,
+    outer: Place,
+    scale: f64,
     settings: Gpt2Config,
 }
 
 impl Layer {
-    pub(super) fn new(to: &mut Surveyor, path: &str, settings: &Gpt2Config) -> Result<Self> {
-        use SiteKind::{Attention, Block, Linear, Norm, Sublayer};
+    pub(super) fn new(to: &mut Surveyor, path: &str, n: usize, settings: &Gpt2Config) -> Self {
+        use SiteKind::{Attention, Linear, Norm, Sublayer};
         let (width, inner) = (settings.n_embd, settings.inner_width());
-        let mut at = |name: &str, kind, input, output| {
-            let end = if name.is_empty() { String::new() } else { format!(".{name}") };
-            out_in(to.place(&format!("{path}{end}"), kind, input, output))
+        let mut place = |name: &str, kind, input, output| {
+            to.place(&format!("{path}.{name}"), kind, input, output)
         };
-        Ok(Layer {
-            block: at("", Block, width, width)?,
-            attention_norm: at("ln_1", Norm, width, width)?,
-            projections: at("attn.c_attn", Linear, width, 3 * width)?,
-            attention: at("attn", Attention, width, width)?,
-            attention_output: at("attn.output", Sublayer, width, width)?,
-            out: at("attn.c_proj", Linear, width, width)?,
-            feed_norm: at("ln_2", Norm, width, width)?,
-            feed: at("mlp", Sublayer, width, width)?,
-            into: at("mlp.c_fc", Linear, width, inner)?,
-            down: at("mlp.c_proj", Linear, inner, width)?,
+        Layer {
+            first_norm: place("ln_1", Norm, width, width),
+            qkv: place("attn.c_attn", Linear, width, 3 * width),
+            attention: place("attn", Attention, width, width),
+            attention_output: place("attn.output", Sublayer, width, width),
+            attention_dense: place("attn.c_proj", Linear, width, width),
+            second_norm: place("ln_2", Norm, width, width),
+            feed_forward: place("mlp", Sublayer, width, width),
+            inner: place("mlp.c_fc", Linear, width, inner),
+            outer: place("mlp.c_proj", Linear, inner, width),
+            scale: settings.scale(n),
             settings: settings.clone(),
-        })
-    }
-
-    /// The next hidden states, where `hidden` is added to the scores.
-    pub(super) fn forward(&self, stream: &Stream, hidden: &Tensor, pass: Pass) -> Result<Tensor> {
-        self.block.block(stream, hidden, pass, |own, hidden, pass| self.inner(&own.x, hidden, pass))
-    }
-
-    fn inner(&self, x: &Tensor, hidden: &Tensor, pass: Pass) -> Result<Tensor> {
-        let (eps, p) = (self.settings.layer_norm_epsilon, self.settings.resid_pdrop);
-        let normed = self.attention_norm.layer_norm(x, eps, pass)?;
-        let context = self.attend(&normed, hidden, pass)?;
-        let drop = |y: Tensor, place: &Place, pass: Pass| {
-            dropout(y, pass.dropout(&format!("{}.dropout", place.site.path), p))
-        };
-        let x = self.attention_output.add(x, context, pass, |c, pass| {
-            drop(self.out.linear(c, pass)?, &self.attention_output, pass)
-        })?;
-        let normed = self.feed_norm.layer_norm(&x, eps, pass)?;
-        self.feed.add(&x, normed, pass, |x, pass| {
-            let inner = self.settings.activation_function.apply(&self.into.linear(x, pass)?)?;
-            drop(self.down.linear(&inner, pass)?, &self.feed, pass)
-        })
-    }
-
-    fn attend(&self, x: &Tensor, hidden: &Tensor, pass: Pass) -> Result<Tensor> {
-        let (width, heads) = (self.settings.n_embd, self.settings.n_head);
-        let all = self.projections.linear(x, pass)?;
-        if all.dim() != 3 || all.len_of(2) != 3 * width {
-            let problem = format!("gives {all:?}, wanted are {} columns", 3 * width);
-            return Err(Error::invalid(&self.projections.site.path, problem));
         }
-        let part = |i: i64| split_heads(&all.narrow(2, i * width, width)?, heads);
-        let at = |r: Result<Tensor>| r.at(&self.projections.site.path);
-        let parts = [at(part(0))?, at(part(1))?, at(part(2))?];
-        let scale = ((width / heads) as f64).sqrt().recip();
-        let draw = format!("{}.dropout", self.attention.site.path);
-        let drop = pass.dropout(&draw, self.settings.attn_pdrop);
-        join_heads(&self.attention.attend(parts, Some(hidden), scale, drop, pass)?)
-            .at(&self.attention.site.path)
+    }
+
+    /// x `[batch, seq, n_embd]`, of the same shape.
+    pub(super) fn forward(&self, x: &Tensor, seen: &Seen, pass: Pass) -> Result<Tensor> {
+        let eps = self.settings.layer_norm_epsilon;
+        let residual =
+            |place: &Place, pass: Pass| pass.dropout(&place.site.path, self.settings.resid_pdrop);
+        let context = self.attend(&self.first_norm.layer_norm(x, eps, pass)?, seen, pass)?;
+        let x = sublayer(&self.attention_output, &context, x, pass, |context, pass| {
+            dropout(
+                self.attention_dense.conv1d(context, pass)?,
+                residual(&self.attention_output, pass),
+            )
+        })?;
+        let normal = self.second_norm.layer_norm(&x, eps, pass)?;
+        sublayer(&self.feed_forward, &normal, &x, pass, |x, pass| {
+            let inner = self.settings.activation_function.apply(&self.inner.conv1d(x, pass)?)?;
+            dropout(self.outer.conv1d(&inner, pass)?, residual(&self.feed_forward, pass))
+        })
+    }
+
+    fn attend(&self, x: &Tensor, seen: &Seen, pass: Pass) -> Result<Tensor> {
+        let qkv = self.qkv.conv1d(x, pass)?;
+        let width = self.settings.n_embd;
+        if qkv.len_of(-1) != 3 * width {
+            return Err(Error::invalid(&self.qkv.site.path, format!("modules made {qkv:?}")));
+        }
+        let part = |n| split(&qkv.narrow(-1, n * width, width)?, self.settings.n_head);
+        let drop = pass.dropout(&self.attention.site.path, self.settings.attn_pdrop);
+        let all = [part(0)?, part(1)?, part(2)?];
+        attention(&self.attention, all, seen, self.scale, drop, pass)
     }
 }

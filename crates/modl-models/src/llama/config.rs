@@ -1,9 +1,10 @@
 //! Llama's settings, as in `config.json`.
 
-use modl_core::{Activation, Error, Result};
+use modl_core::{Activation, Result};
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::rope::Rope;
 use crate::settings::{self, Fixed, MOST_LAYERS, check_dropout, check_positive, refuse};
 
 /// The settings of Llama that count for its computation, with the defaults of transformers'
@@ -15,49 +16,32 @@ pub struct LlamaConfig {
     pub vocab_size: i64,
     /// Width of the hidden states.
     pub hidden_size: i64,
-    /// Width within the feed-forward network.
+    /// Width within the feed-forward sub-layers.
     pub intermediate_size: i64,
     /// Number of layers.
     pub num_hidden_layers: usize,
-    /// Number of heads of queries.
+    /// Number of attention heads.
     pub num_attention_heads: i64,
-    /// Number of heads of keys and values, which divides that of queries; the same where it is not
-    /// given.
+    /// Number of groups of heads that share keys and values, a divisor of `num_attention_heads`;
+    /// as many as heads where `None`.
     pub num_key_value_heads: Option<i64>,
-    /// Width of one head; `hidden_size` ⁄ `num_attention_heads` where it is not given.
+    /// Width of a head, an even number; `hidden_size ⁄ num_attention_heads` where `None`.
     pub head_dim: Option<i64>,
-    /// The activation of the gate.
+    /// Activation of the gates in the feed-forward sub-layers.
     pub hidden_act: Activation,
-    /// The longest sequence that the model was made for. Longer ones are computed all the same.
-    pub max_position_embeddings: i64,
     /// ε of the normalisations.
     pub rms_norm_eps: f64,
-    /// The base of the rotations, in files of transformers 4.
-    pub rope_theta: f64,
-    /// The rotations, in files of transformers 5.
-    pub rope_parameters: Option<Rope>,
-    /// Whether the attention's projections have biases.
-    pub attention_bias: bool,
-    /// Whether the feed-forward network's have.
-    pub mlp_bias: bool,
-    /// The probability of dropout of attention's probabilities.
+    /// Dropout of attention probabilities.
     pub attention_dropout: f64,
-    /// Whether the head's table is that of the words.
+    /// Whether the linear layers of attention have biases.
+    pub attention_bias: bool,
+    /// Whether those of the feed-forward sub-layers have.
+    pub mlp_bias: bool,
+    /// Whether the output layer is the table of words.
     pub tie_word_embeddings: bool,
-}
-
-/// How positions become rotations.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-pub struct Rope {
-    /// The base of the rotations.
-    pub rope_theta: f64,
-    /// Only `default` is supported.
-    #[serde(default = "default_rope")]
-    pub rope_type: String,
-}
-
-fn default_rope() -> String {
-    "default".to_owned()
+    /// Rotary positions.
+    #[serde(skip)]
+    pub rope: Rope,
 }
 
 impl Default for LlamaConfig {
@@ -71,21 +55,20 @@ impl Default for LlamaConfig {
             num_key_value_heads: None,
             head_dim: None,
             hidden_act: Activation::Swish,
-            max_position_embeddings: 2048,
             rms_norm_eps: 1e-6,
-            rope_theta: 10000.0,
-            rope_parameters: None,
+            attention_dropout: 0.0,
             attention_bias: false,
             mlp_bias: false,
-            attention_dropout: 0.0,
             tie_word_embeddings: false,
+            rope: Rope::default(),
         }
     }
 }
 
+/// Settings that would change the result, and their only supported value.
 const FIXED: [Fixed; 2] = [
-    ("rope_scaling", Value::is_null, "only plain rotations are; take a model without scaling"),
     ("quantization_config", Value::is_null, "load unquantised weights"),
+    ("sliding_window", Value::is_null, "only attention to all earlier tokens is"),
 ];
 
 impl LlamaConfig {
@@ -94,9 +77,12 @@ impl LlamaConfig {
     /// # Errors
     /// By name where a setting has the wrong type, is out of range, or is not supported.
     pub fn read(config: &Value) -> Result<Self> {
-        let all: Self = settings::read(config, "Llama", &FIXED)?;
-        all.check()?;
-        Ok(all)
+        let settings = LlamaConfig {
+            rope: Rope::read(config)?,
+            ..settings::read::<Self>(config, "Llama", &FIXED)?
+        };
+        settings.check()?;
+        Ok(settings)
     }
 
     fn check(&self) -> Result<()> {
@@ -107,48 +93,44 @@ impl LlamaConfig {
             ("num_attention_heads", self.num_attention_heads),
             ("num_key_value_heads", self.groups()),
             ("head_dim", self.head_width()),
-            ("max_position_embeddings", self.max_position_embeddings),
         ])?;
-        check_dropout(&[("attention_dropout", self.attention_dropout)])?;
         if self.num_hidden_layers > MOST_LAYERS {
-            return refuse("num_hidden_layers", self.num_hidden_layers, "is too many");
+            return refuse("num_hidden_layers", self.num_hidden_layers, "are too many");
         }
         if self.num_attention_heads % self.groups() != 0 {
-            return refuse("num_key_value_heads", self.groups(), "does not divide the heads");
+            return refuse(
+                "num_key_value_heads",
+                self.groups(),
+                "has to divide num_attention_heads",
+            );
+        }
+        if self.head_dim.is_none() && self.hidden_size % self.num_attention_heads != 0 {
+            let problem = "has to divide hidden_size where there is no head_dim";
+            return refuse("num_attention_heads", self.num_attention_heads, problem);
         }
         if self.head_width() % 2 != 0 {
             return refuse("head_dim", self.head_width(), "is to be even");
         }
-        match &self.rope_parameters {
-            Some(rope) if rope.rope_type != "default" => Err(Error::unsupported(
-                format!("Llama with `rope_type` = {}", rope.rope_type),
-                "only plain rotations are; take a model without scaling",
-            )),
-            _ => Ok(()),
-        }
+        check_dropout(&[("attention_dropout", self.attention_dropout)])
     }
 
-    /// With another probability of dropout.
+    /// With another probability for every dropout.
     ///
     /// # Errors
     /// Where it is not in [0, 1).
     pub fn with_dropout(self, p: f64) -> Result<Self> {
-        let all = LlamaConfig { attention_dropout: p, ..self };
-        all.check().map(|()| all)
+        let settings = LlamaConfig { attention_dropout: p, ..self };
+        settings.check()?;
+        Ok(settings)
     }
 
-    /// The number of heads of keys and values.
+    /// Width of one attention head.
+    pub fn head_width(&self) -> i64 {
+        self.head_dim.unwrap_or_else(|| self.hidden_size / self.num_attention_heads.max(1))
+    }
+
+    /// Number of groups of heads that share keys and values.
     pub fn groups(&self) -> i64 {
         self.num_key_value_heads.unwrap_or(self.num_attention_heads)
-    }
-
-    /// The width of one head.
-    pub fn head_width(&self) -> i64 {
-        self.head_dim.unwrap_or(self.hidden_size / self.num_attention_heads.max(1))
-    }
-
-    /// The base of the rotations.
-    pub fn rope_base(&self) -> f64 {
-        self.rope_parameters.as_ref().map_or(self.rope_theta, |rope| rope.rope_theta)
     }
 }

@@ -1,74 +1,66 @@
-//! Llama (Touvron et al. 2023, arXiv 2302.13971): a causal decoder with rotary positions, RMS
-//! normalisation before each sub-layer, a gated feed-forward network, and fewer heads of keys and
-//! values than of queries where the settings say so. SmolLM2 is of this architecture.
+//! Llama (Touvron et al. 2023, arXiv 2302.13971 and 2307.09288; Grattafiori et al. 2024, arXiv
+//! 2407.21783): a decoder with rotary positions, groups of heads that share keys and values, gated
+//! feed-forward networks, and normalisation by the root mean square before each sub-layer. SmolLM is
+//! of this architecture.
 //!
 //! | site | kind |
 //! |---|---|
 //! | `model.embed_tokens` | embedding |
-//! | `model` (nothing but positions) | tokens |
+//! | `model.rotary_emb` (x as it is; its `positions` are those by which queries and keys turn) | tokens |
 //! | `model.layers.N` | block |
-//! | `….input_layernorm`, `….post_attention_layernorm`, `model.norm` | norm |
-//! | `….self_attn.{q,k,v,o}_proj`, `….mlp.{gate,up,down}_proj` | linear |
-//! | `….self_attn`, with rotated queries and keys | attention |
-//! | `….self_attn.output`, `….mlp` | sub-layer |
-//! | `lm_head`, the table of words where the checkpoint has none of its own | linear |
+//! | `model.layers.N.{input_layernorm,post_attention_layernorm}`, `model.norm` | norm |
+//! | `model.layers.N.self_attn.{q_proj,k_proj,v_proj,o_proj}` | linear |
+//! | `model.layers.N.self_attn` | attention |
+//! | `model.layers.N.self_attn.output` (`o_proj`), `model.layers.N.mlp` | sub-layer |
+//! | `model.layers.N.mlp.{gate_proj,up_proj,down_proj}` | linear |
+//! | `lm_head` | linear |
 //!
-//! A `LlamaModel` without a head has the same names without `model.`, and `tokens` for `model`.
-//! Normalisations come before the sub-layers, which so have no stage `norm`.
+//! Without an output layer (`LlamaModel`) there is no `model.`. A sub-layer is not normalised after
+//! its residual connection: there is no stage `norm`.
 
 mod config;
+mod gguf;
 mod layer;
-mod names;
-mod rope;
 
 use std::path::Path;
 
-use modl_core::{
-    Backbone, Context, Error, Layers, ParamStore, Result, ResultExt, Site, SiteKind, Tensor,
-    Tensors,
-};
+use modl_core::{Backbone, Context, Layers, Result, ResultExt, Site, SiteKind, Tensor, Tensors};
 use serde_json::Value;
 
-pub use config::{LlamaConfig, Rope};
+pub use config::LlamaConfig;
 use layer::Layer;
-use rope::{Rotation, frequencies};
 
 use crate::LoadOptions;
-use crate::folder::{Weights, read_config};
-use crate::ids::{check_shape, in_range};
-use crate::mask::read_mask;
-use crate::place::{Pass, Place, Surveyor, theta, theta_of};
-use crate::settings::class;
-
-const HEAD: &str = "lm_head";
-const WORDS: &str = "embed_tokens";
+use crate::decoder::{Architecture, Decoder, HEAD, Naming, Seen, backbone, forward};
+use crate::folder::{Shapes, Weights, read_config};
+use crate::gguf::Gguf;
+use crate::place::{Pass, Place, Surveyor};
+use crate::rope::{Rotation, table};
 
 /// A Llama decoder.
 ///
 /// Inputs: `input_ids` `[batch, seq]` i64; `attention_mask` `[batch, seq]` of ones and zeros (ones
-/// where it is not given). Outputs: `last_hidden_state` `[batch, seq, hidden]`; `logits`
-/// `[batch, seq, vocab]` where the class has a head; and, where a module has lengthened the
-/// sequence, `attention_mask` of the longer one. Positions count from the start of the sequence.
+/// where it is not given); `position_ids` `[batch, seq]` i64 (from the number of tokens in the
+/// context's cache, or 0, where they are not given). With a cache all are of the new tokens alone.
+/// Outputs: `last_hidden_state` `[batch, seq, hidden_size]`; `logits` `[batch, seq, vocab_size]`;
+/// and, where a module has lengthened the sequence, `attention_mask` of the longer one.
 ///
 /// The context's feature `mask` is the attention mask in the kind of the hidden states.
 #[derive(Debug)]
 pub struct Llama {
-    config: Value,
+    decoder: Decoder,
     settings: LlamaConfig,
-    params: ParamStore,
-    sites: Vec<Site>,
-    headed: bool,
-    words: Place,
-    tokens: Place,
     layers: Vec<Layer>,
     norm: Place,
-    head: Option<Place>,
-    /// `[head_dim ⁄ 2]`.
+    /// `[head width ⁄ 2]`.
     frequencies: Tensor,
 }
 
 impl Llama {
     /// Loads a folder with `config.json` and `model.safetensors` (or shards with their index).
+    ///
+    /// `architectures` says whether there is an output layer; names in the file may be with or
+    /// without `model.`.
     ///
     /// # Errors
     /// Where a file is missing or broken, a setting is not supported, or the tensors are not
@@ -79,67 +71,58 @@ impl Llama {
     }
 
     pub(crate) fn from_config(dir: &Path, config: Value, options: &LoadOptions) -> Result<Self> {
-        let mut settings = LlamaConfig::read(&config).at(dir.to_string_lossy())?;
-        if let Some(p) = options.dropout {
-            settings = settings.with_dropout(p)?;
-        }
-        let headed = match class(&config, "LlamaForCausalLM") {
-            "LlamaForCausalLM" => true,
-            "LlamaModel" => false,
-            other => {
-                return Err(Error::unsupported(
-                    format!("the architecture `{other}`"),
-                    "save the model as LlamaForCausalLM or LlamaModel",
-                ));
-            }
-        };
-        let weights = Weights::open(dir, |stored| names::canonical(stored, headed))?;
-        let own_head = weights.has("lm_head.weight") || !settings.tie_word_embeddings;
-        let wanted = names::shapes(&settings, headed, own_head);
-        let leading = names::path("embed_tokens.weight", headed);
-        let params = weights.load(&wanted, &leading, options)?;
-        Self::assemble(config, settings, params, headed)
+        let settings = LlamaConfig::read(&config).at(dir.to_string_lossy())?;
+        let naming = Self::naming(&config)?;
+        let tied = settings.tie_word_embeddings;
+        let weights =
+            Weights::open(dir, |stored| naming.stored(stored, tied, &[".rotary_emb.inv_freq"]))?;
+        Self::assemble(config, settings, &weights, options)
+    }
+
+    /// The model of a GGUF file. Quantised tensors become f32.
+    pub(crate) fn from_gguf(file: Gguf, options: &LoadOptions) -> Result<Self> {
+        let source = file.path().to_string_lossy().into_owned();
+        let config = gguf::config(&file)?;
+        let settings = LlamaConfig::read(&config).at(source)?;
+        let weights = gguf::weights(file, settings.num_attention_heads, settings.groups())?;
+        Self::assemble(config, settings, &weights, options)
+    }
+
+    fn naming(config: &Value) -> Result<Naming> {
+        Naming::read(config, "model.", "LlamaModel", "LlamaForCausalLM")
     }
 
     fn assemble(
         config: Value,
-        settings: LlamaConfig,
-        params: ParamStore,
-        headed: bool,
+        mut settings: LlamaConfig,
+        weights: &Weights,
+        options: &LoadOptions,
     ) -> Result<Self> {
-        let width = settings.hidden_size;
-        let own = |path: &str| names::path(path, headed);
+        if let Some(p) = options.dropout {
+            settings = settings.with_dropout(p)?;
+        }
+        let naming = Self::naming(&config)?;
+        let (width, tied) = (settings.hidden_size, settings.tie_word_embeddings);
+        let words = naming.path("embed_tokens");
+        let wanted = shapes(&settings, naming);
+        let params = weights.load(&wanted, &format!("{words}.weight"), options)?;
         let mut to = Surveyor { params: &params, sites: Vec::new() };
-        let words = to.place(&own(WORDS), SiteKind::Embedding, settings.vocab_size, width);
-        let tokens = if headed { "model" } else { "tokens" };
-        let tokens = to.place(tokens, SiteKind::Tokens, width, width);
-        let layers = (0..settings.num_hidden_layers)
-            .map(|i| Layer::new(&mut to, &own(&format!("layers.{i}")), &settings))
-            .collect();
-        let norm = to.place(&own("norm"), SiteKind::Norm, width, width);
-        let head = headed.then(|| {
-            let place = to.place(HEAD, SiteKind::Linear, width, settings.vocab_size);
-            match place.theta.is_empty() {
-                true => Place { theta: theta(&params, &own(WORDS)), ..place },
-                false => place,
-            }
-        });
+        let words = to.place(&words, SiteKind::Embedding, settings.vocab_size, width);
+        let tokens = to.place(&naming.path("rotary_emb"), SiteKind::Tokens, width, width);
+        let (mut blocks, mut layers) = (Vec::new(), Vec::new());
+        for n in 0..settings.num_hidden_layers {
+            let path = naming.path(&format!("layers.{n}"));
+            blocks.push(to.place(&path, SiteKind::Block, width, width));
+            layers.push(Layer::new(&mut to, &path, &settings));
+        }
+        let norm = to.place(&naming.path("norm"), SiteKind::Norm, width, width);
+        let head = naming.head_place(&mut to, &words, tied);
         let sites = to.sites;
-        let device = words.theta.need("weight")?.device();
-        let frequencies = frequencies(settings.rope_base(), settings.head_width(), device)?;
-        Ok(Llama {
-            config,
-            settings,
-            sites,
-            headed,
-            words,
-            tokens,
-            layers,
-            norm,
-            head,
-            frequencies,
-            params,
-        })
+        let weight = words.theta.need("weight")?;
+        let frequencies =
+            table(&settings.rope, settings.head_width(), weight.kind(), weight.device())?;
+        let decoder = Decoder { config, params, sites, naming, words, tokens, blocks, head, tied };
+        Ok(Llama { decoder, settings, layers, norm, frequencies })
     }
 
     /// The settings, with the dropout that is in force.
@@ -148,55 +131,62 @@ impl Llama {
     }
 }
 
-impl Backbone for Llama {
-    fn sites(&self) -> &[Site] {
-        &self.sites
+impl Architecture for Llama {
+    fn decoder(&self) -> &Decoder {
+        &self.decoder
     }
 
-    fn params(&self) -> &ParamStore {
-        &self.params
+    fn place_tokens(&self, _: &Tensors, x: &Tensor, _: &Tensor, _: Pass) -> Result<Tensor> {
+        Ok(x.clone())
     }
 
-    fn theta(&self, site: &Site) -> Result<Tensors> {
-        let own = theta_of(&self.sites, &self.params, site)?;
-        let tied = own.is_empty() && site.path == HEAD;
-        Ok(if tied { theta(&self.params, &names::path(WORDS, self.headed)) } else { own })
+    fn rotation(&self, positions: &Tensor) -> Result<Option<Rotation>> {
+        Rotation::new(positions, &self.frequencies, self.decoder.kind()).map(Some)
     }
 
-    fn config(&self) -> &Value {
-        &self.config
+    fn layer(&self, n: usize, x: &Tensor, seen: &Seen, pass: Pass) -> Result<Tensor> {
+        self.layers.get(n).map_or_else(|| Ok(x.clone()), |layer| layer.forward(x, seen, pass))
     }
 
-    fn canonical(&self, path: &str) -> String {
-        names::path(path, self.headed)
+    fn normalise(&self, x: &Tensor, pass: Pass) -> Result<Tensor> {
+        self.norm.rms_norm(x, self.settings.rms_norm_eps, pass)
     }
+}
 
-    fn forward(&self, inputs: &Tensors, layers: &Layers, cx: &Context) -> Result<Tensors> {
-        let table = self.words.theta.need("weight")?;
-        let ids = &inputs.need("input_ids")?.to_device(table.device())?;
-        check_shape("input_ids", ids)?;
-        in_range("input_ids", ids, self.settings.vocab_size)?;
-        let mask = read_mask(inputs.get("attention_mask"), ids, table.kind())?;
-        let given = cx.clone().with_feature("mask", mask.clone());
-        let pass = Pass { layers, cx: &given };
-        let x = self.words.embedding(ids, pass)?;
-        let mut stream = self.tokens.first(x, mask, pass, |x, _, _| Ok(x.clone()))?;
-        let given = cx.clone().with_feature("mask", stream.mask.clone());
-        let pass = Pass { layers, cx: &given };
-        let hidden = stream.causal()?;
-        let turn = Rotation::new(&self.frequencies, &stream.positions, stream.x.kind())?;
-        for layer in &self.layers {
-            stream.x = layer.forward(&stream, &hidden, &turn, &self.frequencies, pass)?;
+backbone!(Llama);
+
+/// All parameters with their shapes.
+fn shapes(settings: &LlamaConfig, naming: Naming) -> Shapes {
+    let (width, inner) = (settings.hidden_size, settings.intermediate_size);
+    let heads = settings.num_attention_heads * settings.head_width();
+    let groups = settings.groups() * settings.head_width();
+    let mut all = Shapes::new();
+    let mut one = |path: &str, shape: &[i64], bias: bool| {
+        all.insert(naming.path(&format!("{path}.weight")), shape.to_vec());
+        if bias {
+            all.insert(
+                naming.path(&format!("{path}.bias")),
+                shape.iter().take(1).copied().collect(),
+            );
         }
-        let x = self.norm.rms_norm(&stream.x, self.settings.rms_norm_eps, pass)?;
-        let mut outputs = Tensors::new();
-        if let Some(head) = &self.head {
-            outputs.set("logits", head.linear(&x, pass)?);
+    };
+    one("embed_tokens", &[settings.vocab_size, width], false);
+    for n in 0..settings.num_hidden_layers {
+        let mut of =
+            |name: &str, shape: &[i64], bias| one(&format!("layers.{n}.{name}"), shape, bias);
+        of("input_layernorm", &[width], false);
+        for (name, out) in [("q_proj", heads), ("k_proj", groups), ("v_proj", groups)] {
+            of(&format!("self_attn.{name}"), &[out, width], settings.attention_bias);
         }
-        outputs.set("last_hidden_state", x);
-        if stream.mask.size() != ids.size() {
-            outputs.set("attention_mask", stream.mask.to_kind(ids.kind())?);
-        }
-        Ok(outputs)
+        of("self_attn.o_proj", &[width, heads], settings.attention_bias);
+        of("post_attention_layernorm", &[width], false);
+        of("mlp.gate_proj", &[inner, width], settings.mlp_bias);
+        of("mlp.up_proj", &[inner, width], settings.mlp_bias);
+        of("mlp.down_proj", &[width, inner], settings.mlp_bias);
     }
+    one("norm", &[width], false);
+    if naming.head && !settings.tie_word_embeddings {
+        all.insert(format!("{HEAD}.weight"), vec![settings.vocab_size, width]);
+    }
+    all
 }
