@@ -12,6 +12,11 @@ use modl_models::{Generation, LoadOptions, Tokenizer, generate, open};
 fn the_capital_of_france_is_paris() {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
         .join("../../assets/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf");
+    if !path.exists() {
+        // An optional asset, which the run of all tests does not fetch.
+        eprintln!("skipped: `cargo xtask assets smollm2` fetches the model");
+        return;
+    }
     let tokenizer = Tokenizer::open(&path).unwrap();
     let ids = tokenizer.encode_one("The capital of France is").unwrap();
     assert_eq!(ids, [504, 3575, 282, 4649, 314]);
