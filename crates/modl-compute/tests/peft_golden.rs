@@ -37,17 +37,18 @@ fn tensors(path: PathBuf) -> Tensors {
     Checkpoint::open(path).unwrap().tensors(Device::Cpu).unwrap().into_iter().collect()
 }
 
-fn on(base: &str) -> Modular {
+fn on(base: &str, kind: Option<Kind>) -> Modular {
     let dir = fixture(&format!("base_{base}"));
-    Modular::from_box(open(dir, &LoadOptions::default()).unwrap(), Seed(1)).unwrap()
+    let options = LoadOptions { kind, ..LoadOptions::default() };
+    Modular::from_box(open(dir, &options).unwrap(), Seed(1)).unwrap()
 }
 
 fn model() -> Modular {
-    on("bert")
+    on("bert", None)
 }
 
-fn with_adapter(name: &str) -> Modular {
-    let mut model = on(base(name));
+fn with_adapter(name: &str, kind: Option<Kind>) -> Modular {
+    let mut model = on(base(name), kind);
     peft::load(&mut model, fixture(name).join("adapter"), Some("a")).unwrap();
     model.aggregate(Box::new(Sum::default())).unwrap();
     model.route(Given::only(0), false).unwrap();
@@ -61,6 +62,7 @@ fn same_outputs(found: &Tensors, golden: &Tensors, state: &str, name: &str) -> u
     let recorded = golden.iter().filter_map(|(k, t)| Some((k.strip_prefix(&prefix)?, t)));
     let compare = |(output, expected): (&str, &modl_core::Tensor)| {
         let found = found.need(output).unwrap();
+        let expected = &expected.to_kind(found.kind()).unwrap();
         let apart = found.max_abs_diff(expected).unwrap();
         assert!(
             found.all_close(expected, 1e-5, 1e-5).unwrap(),
@@ -75,7 +77,10 @@ fn outputs_and_merged_weights_are_pefts() {
     for name in &adapters() {
         let inputs = tensors(fixture(&format!("base_{}", base(name))).join("inputs.safetensors"));
         let golden = tensors(fixture(name).join("outputs.safetensors"));
-        let mut model = with_adapter(name);
+        // T5 does not scale its attention, so that PEFT's outputs in f32 are up to 1.2e-5 away from
+        // its own in f64: there the formula is compared without a second rounding of that size.
+        let kind = (base(name) == "t5").then_some(Kind::Double);
+        let mut model = with_adapter(name, kind);
         let cx = Context::eval();
         let adapted = model.forward(&inputs, &cx).unwrap();
         assert!(same_outputs(&adapted, &golden, "adapted", name) > 0);
@@ -154,7 +159,7 @@ fn json(dir: &Path) -> Value {
 fn what_is_written_again_is_what_was_read() {
     for name in &adapters() {
         let dir = tempfile::tempdir().unwrap();
-        let model = with_adapter(name);
+        let model = with_adapter(name, None);
         peft::save(&model, "a", dir.path()).unwrap();
         let golden = fixture(name).join("adapter");
         assert_eq!(json(dir.path()), json(&golden), "{name}");

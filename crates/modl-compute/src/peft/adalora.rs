@@ -12,13 +12,9 @@ use super::{
 use crate::low_rank::{AdaLora, E, is_average};
 
 pub(super) const ADALORA: PeftType = PeftType {
-    name: "ADALORA",
-    kind: "adalora",
-    read,
-    write,
-    key: |param| format!("{PREFIX}{param}"),
     unpack: Some(unpack),
     pack: Some(pack),
+    ..PeftType::in_model("ADALORA", "adalora", read, write)
 };
 
 fn read(fields: &mut Fields, mut peft: Provenance) -> Result<Read> {

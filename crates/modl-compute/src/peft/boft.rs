@@ -1,51 +1,29 @@
 //! `peft_type` BOFT: PEFT's `BOFTConfig` as of version 0.21.2.
 
-use modl_core::Result;
 use serde_json::{Value, json};
 
-use super::{Fields, PREFIX, PeftType, Provenance, Read, Written, read_targets, same_names};
+use super::same_names::{self, SameNames};
+use super::{PeftType, Provenance};
 use crate::low_rank::Boft;
 
-pub(super) const BOFT: PeftType = PeftType {
-    name: "BOFT",
-    kind: "boft",
-    read,
-    write,
-    key: |param| format!("{PREFIX}{param}"),
-    unpack: None,
-    pack: None,
-};
+pub(super) const BOFT: PeftType = same_names::of::<Boft>();
 
-/// What both sides call the same.
-const NAMES: &[&str] = &[
-    "boft_block_size",
-    "boft_block_num",
-    "boft_n_butterfly_factor",
-    "boft_dropout",
-    "init_weights",
-];
+impl SameNames for Boft {
+    const TYPE: &'static str = "BOFT";
+    const KIND: &'static str = "boft";
+    const NAMES: &'static [&'static str] = &[
+        "boft_block_size",
+        "boft_block_num",
+        "boft_n_butterfly_factor",
+        "boft_dropout",
+        "init_weights",
+    ];
 
-fn read(fields: &mut Fields, peft: Provenance) -> Result<Read> {
-    let targets = read_targets(fields)?;
-    fields.refuse_unless("bias", "none")?;
-    let module = same_names::read::<Boft>(fields, "boft", NAMES, &peft)?;
-    Ok((module, targets))
-}
+    fn others() -> Value {
+        json!({ "bias": "none", "fan_in_fan_out": false })
+    }
 
-fn write(config: Value) -> Result<Written> {
-    let config: Boft = modl_core::from_json("boft", config)?;
-    let fields = same_names::write(
-        "boft",
-        &config,
-        json!({
-        "exclude_modules": null,
-        "layers_pattern": null,
-        "layers_to_transform": null,
-        "modules_to_save": null,
-        "target_modules": null,
-        "bias": "none",
-        "fan_in_fan_out": false,
-        }),
-    )?;
-    Ok((fields, config.peft))
+    fn peft(&self) -> &Provenance {
+        &self.peft
+    }
 }

@@ -145,9 +145,6 @@ pub(super) fn write_config(
         "task_type": provenance.task_type,
     });
     fields.extend(common.as_object().cloned().unwrap_or_default());
-    if fields.contains_key("fan_in_fan_out") {
-        fields.insert("fan_in_fan_out".into(), json!(provenance.fan_in_fan_out));
-    }
     // Each type has some of them, which its `write` has left open.
     let stored = ("fan_in_fan_out".to_owned(), json!(provenance.fan_in_fan_out));
     let own: Vec<_> = write_targets(targets, sites, fields.contains_key("layers_to_transform"))

@@ -1,20 +1,12 @@
 //! `peft_type` IA3: PEFT's `IA3Config` as of version 0.21.2.
 
-use modl_core::{Error, Result};
-use serde_json::{Map, Value, json};
+use modl_core::Result;
+use serde_json::{Value, json};
 
-use super::{Fields, PREFIX, PeftType, Provenance, Read, Written, read_targets};
+use super::{Fields, PeftType, Provenance, Read, Written, object, read_targets};
 use crate::{Ia3, Ia3Init};
 
-pub(super) const IA3: PeftType = PeftType {
-    name: "IA3",
-    kind: "ia3",
-    read,
-    write,
-    key: |param| format!("{PREFIX}{param}"),
-    unpack: None,
-    pack: None,
-};
+pub(super) const IA3: PeftType = PeftType::in_model("IA3", "ia3", read, write);
 
 fn read(fields: &mut Fields, peft: Provenance) -> Result<Read> {
     let targets = read_targets(fields)?;
@@ -28,15 +20,14 @@ fn read(fields: &mut Fields, peft: Provenance) -> Result<Read> {
 }
 
 fn write(config: Value) -> Result<Written> {
-    let ia3: Ia3 =
-        serde_json::from_value(config).map_err(|e| Error::invalid("ia3", e.to_string()))?;
-    let fields = Map::from_iter([
-        ("exclude_modules".to_owned(), Value::Null),
-        ("fan_in_fan_out".to_owned(), json!(false)),
-        ("feedforward_modules".to_owned(), json!(ia3.feedforward_modules)),
-        ("init_ia3_weights".to_owned(), json!(ia3.init == Ia3Init::Ones)),
-        ("modules_to_save".to_owned(), Value::Null),
-        ("target_modules".to_owned(), Value::Null),
-    ]);
+    let ia3: Ia3 = modl_core::from_json("ia3", config)?;
+    let fields = object(json!({
+        "exclude_modules": null,
+        "fan_in_fan_out": false,
+        "feedforward_modules": ia3.feedforward_modules,
+        "init_ia3_weights": ia3.init == Ia3Init::Ones,
+        "modules_to_save": null,
+        "target_modules": null,
+    }));
     Ok((fields, ia3.peft))
 }

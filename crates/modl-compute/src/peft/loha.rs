@@ -1,57 +1,37 @@
 //! `peft_type` LOHA: PEFT's `LoHaConfig` as of version 0.21.2.
 
-use modl_core::Result;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
-use super::{
-    Fields, PREFIX, PeftType, Provenance, Read, Written, number, read_targets, same_names,
-};
+use super::same_names::{self, SameNames};
+use super::{PeftType, Provenance};
 use crate::low_rank::Loha;
 
-pub(super) const LOHA: PeftType = PeftType {
-    name: "LOHA",
-    kind: "loha",
-    read,
-    write,
-    key: |param| format!("{PREFIX}{param}"),
-    unpack: None,
-    pack: None,
-};
+pub(super) const LOHA: PeftType = same_names::of::<Loha>();
 
-/// What both sides call the same.
-const NAMES: &[&str] = &[
-    "r",
-    "alpha",
-    "rank_dropout",
-    "module_dropout",
-    "use_effective_conv2d",
-    "init_weights",
-    "rank_pattern",
-    "alpha_pattern",
-];
+impl SameNames for Loha {
+    const TYPE: &'static str = "LOHA";
+    const KIND: &'static str = "loha";
+    const NAMES: &'static [&'static str] = &[
+        "r",
+        "alpha",
+        "rank_dropout",
+        "module_dropout",
+        "use_effective_conv2d",
+        "init_weights",
+        "rank_pattern",
+        "alpha_pattern",
+    ];
 
-fn read(fields: &mut Fields, peft: Provenance) -> Result<Read> {
-    let targets = read_targets(fields)?;
+    fn others() -> Value {
+        json!({ "alpha_pattern": {}, "rank_pattern": {} })
+    }
 
-    let module = same_names::read::<Loha>(fields, "loha", NAMES, &peft)?;
-    Ok((module, targets))
-}
+    fn peft(&self) -> &Provenance {
+        &self.peft
+    }
 
-fn write(config: Value) -> Result<Written> {
-    let config: Loha = modl_core::from_json("loha", config)?;
-    let mut fields = same_names::write(
-        "loha",
-        &config,
-        json!({
-        "exclude_modules": null,
-        "layers_pattern": null,
-        "layers_to_transform": null,
-        "modules_to_save": null,
-        "target_modules": null,
-        "alpha_pattern": {},
-        "rank_pattern": {},
-        }),
-    )?;
-    fields.insert("alpha".to_owned(), number(config.alpha));
-    Ok((fields, config.peft))
+    fn to_peft(&self, fields: &mut Map<String, Value>) {
+        same_names::whole(fields, "alpha");
+        same_names::whole(fields, "alpha_pattern");
+    }
 }

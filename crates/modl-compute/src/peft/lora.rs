@@ -1,25 +1,22 @@
 //! `peft_type` LORA: PEFT's `LoraConfig` as of version 0.21.2.
 
-use modl_core::{Error, ParamStore, Result, Tensor, Tensors};
+use modl_core::{ParamStore, Result, Tensor, Tensors};
 use serde_json::{Map, Value, json};
 
-use super::{Fields, PREFIX, PeftType, Provenance, Read, Written, number, object, read_targets};
+use super::{Fields, PeftType, Provenance, Read, Written, number, object, read_targets};
 use crate::low_rank::{Dora, EMBEDDING_A, START_A, START_B};
 use crate::{Lora, LoraInit};
 
 pub(super) const LORA: PeftType = PeftType {
-    name: "LORA",
-    kind: "lora",
-    read,
-    write,
-    key: |param| format!("{PREFIX}{param}"),
     unpack: Some(without_tables),
     pack: Some(with_starts),
+    ..PeftType::in_model("LORA", "lora", read, write)
 };
 
 /// PEFT's DoRA is a LoRA that says `use_dora`; [`LORA`] reads it.
 pub(super) const DORA: PeftType =
     PeftType { kind: "dora", write: |config| written(config, true), ..LORA };
+
 /// Leaves out the frozen table that PEFT writes beside a LoRA of embeddings.
 fn without_tables(found: Tensors, wanted: &ParamStore) -> Result<Tensors> {
     let is_table = |key: &str| {
@@ -114,9 +111,7 @@ fn write(config: Value) -> Result<Written> {
 }
 
 fn written(config: Value, use_dora: bool) -> Result<Written> {
-    let lora: Lora =
-        serde_json::from_value(config).map_err(|e| Error::invalid("lora", e.to_string()))?;
-    let lora = doubled(lora);
+    let lora = doubled(modl_core::from_json("lora", config)?);
     let start = match lora.init {
         LoraInit::Kaiming | LoraInit::Pissa | LoraInit::Olora => json!(true),
         LoraInit::Random => json!(false),

@@ -89,6 +89,19 @@ struct PeftType {
     pack: Option<Pack>,
 }
 
+impl PeftType {
+    /// A type whose parameters stand in the file as they are, where the user's model has the site.
+    const fn in_model(
+        name: &'static str,
+        kind: &'static str,
+        read: fn(&mut Fields, Provenance) -> Result<Read>,
+        write: fn(Value) -> Result<Written>,
+    ) -> PeftType {
+        let key = |param: &str| format!("{PREFIX}{param}");
+        PeftType { name, kind, read, write, key, unpack: None, pack: None }
+    }
+}
+
 /// PEFT wraps a model twice: `base_model` is its own object, `model` the user's.
 const PREFIX: &str = "base_model.model.";
 

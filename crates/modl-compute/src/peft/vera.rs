@@ -7,17 +7,12 @@ use super::{Fields, PREFIX, PeftType, Provenance, Read, Written, object, read_ta
 use crate::low_rank::{VERA_SHARED, Vera};
 
 pub(super) const VERA: PeftType = PeftType {
-    name: "VERA",
-    kind: "vera",
-    read,
-    write,
     // The shared matrices stand beside the user's model, not in it.
     key: |param| match VERA_SHARED.contains(&param) {
         true => format!("base_model.{param}"),
         false => format!("{PREFIX}{param}"),
     },
-    unpack: None,
-    pack: None,
+    ..PeftType::in_model("VERA", "vera", read, write)
 };
 
 fn read(fields: &mut Fields, peft: Provenance) -> Result<Read> {
