@@ -1,5 +1,7 @@
 //! The inventory of modules at a site, and the part of it that is active.
 
+use std::collections::HashMap;
+
 use crate::{
     Context, Error, Host, Kind, Level, Module, Outputs, Result, Routing, Signal, Tensor, Weights,
 };
@@ -9,6 +11,8 @@ use crate::{
 pub struct Bank {
     names: Vec<String>,
     modules: Vec<Box<dyn Module>>,
+    /// Where each name stands, so that a bank of thousands is as quick as one of two.
+    places: HashMap<String, usize>,
 }
 
 impl Bank {
@@ -23,9 +27,10 @@ impl Bank {
     /// [`Error::Duplicate`] where the name is taken.
     pub fn insert(&mut self, name: impl Into<String>, module: Box<dyn Module>) -> Result<()> {
         let name = name.into();
-        if self.names.contains(&name) {
+        if self.places.contains_key(&name) {
             return Err(Error::Duplicate { kind: "module", name });
         }
+        self.places.insert(name.clone(), self.names.len());
         self.names.push(name);
         self.modules.push(module);
         Ok(())
@@ -33,8 +38,9 @@ impl Bank {
 
     /// Takes a module out.
     pub fn remove(&mut self, name: &str) -> Option<Box<dyn Module>> {
-        let j = self.names.iter().position(|n| n == name)?;
+        let j = self.places.remove(name)?;
         self.names.remove(j);
+        self.places.values_mut().filter(|place| **place > j).for_each(|place| *place -= 1);
         Some(self.modules.remove(j))
     }
 
@@ -48,7 +54,7 @@ impl Bank {
     /// # Errors
     /// [`Error::Unknown`] with the nearest name.
     pub fn position(&self, name: &str) -> Result<usize> {
-        let at = self.names.iter().position(|n| n == name);
+        let at = self.places.get(name).copied();
         at.ok_or_else(|| Error::unknown("module", name, &self.names))
     }
 
@@ -182,5 +188,30 @@ impl<'a> Active<'a> {
             parts.push((rows, y));
         }
         Signal::join(&parts, x.rows())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Device, LowRank};
+
+    #[test]
+    fn places_follow_the_names_when_a_module_goes() {
+        let zero = Tensor::zeros(&[1, 1], Kind::Float, Device::Cpu).unwrap();
+        let thin = LowRank { down: zero.clone(), up: zero, scale: 1.0 };
+        let mut bank = Bank::new();
+        for name in ["a", "b", "c", "d"] {
+            bank.insert(name, Box::new(thin.clone())).unwrap();
+        }
+        assert!(bank.insert("b", Box::new(thin.clone())).is_err());
+        assert!(bank.remove("b").is_some() && bank.remove("b").is_none());
+        bank.insert("e", Box::new(thin.clone())).unwrap();
+        bank.insert("b", Box::new(thin)).unwrap();
+        assert_eq!(bank.names(), ["a", "c", "d", "e", "b"]);
+        for (place, name) in bank.names().iter().enumerate() {
+            assert_eq!(bank.position(name).unwrap(), place);
+        }
+        assert!(bank.position("x").is_err());
     }
 }

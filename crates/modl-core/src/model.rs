@@ -226,7 +226,7 @@ impl Modular {
     }
 
     fn drop_module(&mut self, name: &str) {
-        self.params.remove(&Select::new(format!("modules.{name}.*")));
+        self.params.remove_below(&format!("modules.{name}."));
         for site in self.backbone.sites() {
             if let Ok(slot) = self.layers.slot(site)
                 && let Some(layer) = slot
@@ -241,7 +241,7 @@ impl Modular {
 
     fn forget_routers(&mut self) {
         self.router = None;
-        self.params.remove(&Select::new("routers.*"));
+        self.params.remove_below("routers.");
         for site in self.modular_sites() {
             if let Ok(Some(layer)) = self.layers.slot(&site) {
                 layer.set_router(Box::new(Undecided));
@@ -299,7 +299,7 @@ impl Modular {
         if sites.is_empty() {
             return Err(Error::invalid("aggregator", "there is no module yet; attach one first"));
         }
-        self.params.remove(&Select::new("aggregators.*"));
+        self.params.remove_below("aggregators.");
         for site in &sites {
             self.at_layer(site, &format!("aggregators.{}", site.path), |layer, scope| {
                 layer.set_aggregator(config.build(site, scope)?);

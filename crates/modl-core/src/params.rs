@@ -1,6 +1,7 @@
 //! Named parameters: ordered, without duplicates, frozen by selector.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 
 use crate::{Error, Mismatch, Result, ResultExt, Tensor, no_grad};
 
@@ -62,7 +63,15 @@ impl ParamStore {
     /// The parameters whose names start with `prefix`, without it. They share their tensors with
     /// this store.
     pub fn below(&self, prefix: &str) -> ParamStore {
-        self.renamed(|name| name.strip_prefix(prefix).map(str::to_owned))
+        let entry =
+            |(n, p): (&String, &Param)| Some((n.strip_prefix(prefix)?.to_owned(), p.clone()));
+        ParamStore { params: self.range(prefix).filter_map(entry).collect() }
+    }
+
+    /// Those whose names start with `prefix`, found without a look at the others.
+    fn range(&self, prefix: &str) -> impl Iterator<Item = (&String, &Param)> {
+        let from = self.params.range::<str, _>((Bound::Included(prefix), Bound::Unbounded));
+        from.take_while(move |(name, _)| name.starts_with(prefix))
     }
 
     /// The parameters that `own` gives a name, under it. They share their tensors with this store.
@@ -82,11 +91,10 @@ impl ParamStore {
         }
     }
 
-    /// Removes all parameters that `select` takes, and says how many.
-    pub fn remove(&mut self, select: &Select) -> usize {
-        let before = self.params.len();
-        self.params.retain(|name, _| !select.matches(name));
-        before - self.params.len()
+    /// Removes all parameters whose names start with `prefix`, and says how many.
+    pub fn remove_below(&mut self, prefix: &str) -> usize {
+        let names: Vec<String> = self.range(prefix).map(|(name, _)| name.clone()).collect();
+        names.iter().filter(|name| self.params.remove(*name).is_some()).count()
     }
 
     /// Names and parameters in the names' order.
@@ -238,6 +246,20 @@ mod tests {
             Scope::new(&mut second, Seed(1)).sub("b").param("w", &[3, 2], Init::Kaiming).unwrap();
         assert!(b.bit_equal(&alone).unwrap());
         assert!(!b.bit_equal(first.get("a.w").unwrap()).unwrap());
+    }
+
+    #[test]
+    fn a_prefix_takes_what_starts_with_it_and_no_neighbour() {
+        let mut store = ParamStore::new();
+        for name in ["m.a", "m.a.x", "m.a.y", "m.a/", "m.a-b.x", "m.b.x"] {
+            let zero = Tensor::zeros(&[1], Kind::Float, Device::Cpu).unwrap();
+            store.insert(name, zero).unwrap();
+        }
+        let below = store.below("m.a.");
+        assert_eq!(below.iter().map(|(n, _)| n).collect::<Vec<_>>(), ["x", "y"]);
+        assert_eq!(store.remove_below("m.a."), 2);
+        let left: Vec<&str> = store.iter().map(|(n, _)| n).collect();
+        assert_eq!(left, ["m.a", "m.a-b.x", "m.a/", "m.b.x"]);
     }
 
     #[test]
