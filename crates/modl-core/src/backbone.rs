@@ -6,8 +6,8 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::{
-    Context, Error, Host, HostFn, Kind, ModularLayer, ParamStore, Result, ResultExt, Signal, Site,
-    Tensors,
+    Context, Error, Host, HostFn, Kind, ModularLayer, ParamStore, Result, ResultExt, Segments,
+    Signal, Site, Tensors,
 };
 
 /// A pretrained network whose sub-functions can be reached by name.
@@ -36,6 +36,11 @@ pub trait Backbone: Debug + Send {
     /// One pass: named inputs (`input_ids`, `attention_mask`) to named outputs
     /// (`last_hidden_state`). At each site it runs [`Layers::run`].
     fn forward(&self, inputs: &Tensors, layers: &Layers, cx: &Context) -> Result<Tensors>;
+
+    /// Itself in pieces, where it can be run so.
+    fn segments(&self) -> Option<Box<dyn Segments + '_>> {
+        None
+    }
 
     /// A fingerprint of θ: names, shapes and a few values of each parameter. Module files carry
     /// it, so that a module is not put on another backbone by mistake. It does not depend on the

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use crate::{Cache, Error, Result, Routing, Seed, Tensor};
+use crate::{ActivationCheckpoints, Cache, Error, Result, Routing, Seed, Tensor};
 
 /// What happened during a forward pass.
 #[derive(Debug, Default)]
@@ -43,6 +43,7 @@ pub struct Context {
     tasks: Option<Arc<[Arc<str>]>>,
     features: BTreeMap<String, Tensor>,
     past: Option<Cache>,
+    checkpoints: Option<ActivationCheckpoints>,
     trace: Rc<RefCell<Trace>>,
     cache: Rc<RefCell<BTreeMap<String, Routing>>>,
 }
@@ -57,6 +58,7 @@ impl Context {
             tasks: None,
             features: BTreeMap::new(),
             past: None,
+            checkpoints: None,
             trace: Rc::default(),
             cache: Rc::default(),
         }
@@ -94,6 +96,26 @@ impl Context {
     /// what is to happen once in a sequence.
     pub fn past(&self) -> i64 {
         self.past.as_ref().map_or(0, Cache::past)
+    }
+
+    /// With a place to keep hidden states in, instead of the whole graph of the pass.
+    pub fn with_activation_checkpoints(self, kept: ActivationCheckpoints) -> Self {
+        Context { checkpoints: Some(kept), ..self }
+    }
+
+    pub(crate) fn activation_checkpoints(&self) -> Option<&ActivationCheckpoints> {
+        self.checkpoints.as_ref()
+    }
+
+    /// This context for a part of the pass that is computed once more: routers decide anew, and
+    /// what they decide is not recorded a second time.
+    pub(crate) fn again(&self) -> Self {
+        Context { trace: Rc::default(), cache: Rc::default(), ..self.clone() }
+    }
+
+    /// Whether a router has given a loss of its own so far.
+    pub(crate) fn has_losses(&self) -> bool {
+        self.trace.borrow().routings.iter().any(|(_, r)| !r.losses.is_empty())
     }
 
     /// The task name of each row.

@@ -14,6 +14,7 @@
 //! | `routing.rs` | the one type for α: static, per example, per token; hard, soft, sparse |
 //! | `bank.rs`, `dispatch.rs` | the inventory, and the fast ways to run it |
 //! | `model.rs`, `merge.rs`, `backbone.rs`, `targets.rs` | a backbone with modules attached at sites |
+//! | `activation_checkpointing.rs` | training that keeps less and computes more |
 //! | `cache.rs` | what a decoder keeps of the tokens that it has seen |
 //! | `tensor.rs`, `linear.rs`, `random.rs` | fallible tensors over libtorch; seeds, initialisation, dropout |
 //! | `params.rs`, `scope.rs`, `checkpoint.rs`, `module_file.rs` | named parameters and files |
@@ -25,6 +26,7 @@
 struct Readme;
 
 mod activation;
+mod activation_checkpointing;
 mod aggregator;
 mod backbone;
 mod bank;
@@ -61,6 +63,7 @@ pub mod testing;
 mod undecided;
 
 pub use activation::Activation;
+pub use activation_checkpointing::{ActivationCheckpoints, Segments};
 pub use aggregator::{Aggregator, AggregatorConfig, Order};
 pub use backbone::{Backbone, Layers};
 pub use bank::{Active, Bank};

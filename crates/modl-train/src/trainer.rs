@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use modl_core::{
-    Context, Error, Kind, Modular, ParamStore, Result, ResultExt, Seed, Select, Tensor, Tensors,
+    ActivationCheckpoints, Context, Error, Kind, Modular, ParamStore, Result, ResultExt, Seed,
+    Select, Tensor, Tensors,
 };
 
 use crate::clip::clip_grad_norm;
@@ -122,12 +123,14 @@ impl<'a> Trainer<'a> {
         while self.step < steps {
             let clock = Instant::now();
             let batch = batches.advance()?;
-            let (loss, total, aux) = self.losses(&batch, describe)?;
+            let kept = self.config.activation_checkpointing.then(ActivationCheckpoints::new);
+            let (loss, total, aux) = self.losses(&batch, describe, kept.as_ref())?;
             self.finite("loss", total.item()?)?;
             // Without any trained module in this batch there is nothing to differentiate.
-            let mut grads = match total.requires_grad() {
-                true => total.gradients(&leaves, false)?,
-                false => vec![None; leaves.len()],
+            let mut grads = match (total.requires_grad(), &kept) {
+                (true, Some(kept)) => kept.gradients(self.model, &total, &leaves)?,
+                (true, None) => total.gradients(&leaves, false)?,
+                (false, _) => vec![None; leaves.len()],
             };
             let grad_norm = clip_grad_norm(&mut grads, self.config.clip)?;
             self.finite("norm of the gradients", grad_norm)?;
@@ -161,6 +164,7 @@ impl<'a> Trainer<'a> {
         &self,
         batch: &Batch,
         describe: &Describe,
+        kept: Option<&ActivationCheckpoints>,
     ) -> Result<(Tensor, Tensor, BTreeMap<String, f64>)> {
         let parts = match self.config.split_by_length {
             true => batch.by_length()?,
@@ -172,7 +176,10 @@ impl<'a> Trainer<'a> {
         for (i, part) in parts.iter().enumerate() {
             // Each part draws its own dropout.
             let seed = if i == 0 { self.seed } else { self.seed.child("part").nth(i as u64) };
-            let cx = describe(part, Context::train(seed, self.step))?;
+            let mut cx = describe(part, Context::train(seed, self.step))?;
+            if let Some(kept) = kept {
+                cx = cx.with_activation_checkpoints(kept.clone());
+            }
             let loss = self.objective.loss(self.model, part, &cx)?;
             let (total, own) = self.with_router_losses(&loss, &cx)?;
             let share = part.tasks.len() as f64 / batch.tasks.len() as f64;

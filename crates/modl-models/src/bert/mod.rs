@@ -32,8 +32,8 @@ mod untrained;
 use std::path::Path;
 
 use modl_core::{
-    Backbone, Context, Error, HostFn, Layers, ParamStore, Result, ResultExt, Signal, Site,
-    SiteKind, Tensor, Tensors,
+    Backbone, Context, Error, HostFn, Layers, ParamStore, Result, ResultExt, Segments, Signal,
+    Site, SiteKind, Tensor, Tensors,
 };
 use serde_json::Value;
 
@@ -257,31 +257,74 @@ impl Backbone for Bert {
         self.names.path(path)
     }
 
+    fn segments(&self) -> Option<Box<dyn Segments + '_>> {
+        Some(Box::new(self))
+    }
+
     fn forward(&self, inputs: &Tensors, layers: &Layers, cx: &Context) -> Result<Tensors> {
+        let mut x = self.enter(inputs, layers, cx)?;
+        let cx = &self.with_mask(&x, cx)?;
+        let (mask, pass) = (x.with.need("mask")?.clone(), Pass { layers, cx });
+        let hidden_keys = additive(&mask)?;
+        for layer in &self.layers {
+            x.x = layer.forward(&x.x, &mask, hidden_keys.as_ref(), pass)?;
+        }
+        self.leave(&x, inputs, layers, cx)
+    }
+}
+
+impl Bert {
+    /// The context in which layers run, with the mask of the tokens that modules have put in.
+    fn with_mask(&self, x: &Signal, cx: &Context) -> Result<Context> {
+        Ok(cx.clone().with_feature("mask", x.with.need("mask")?.clone()))
+    }
+}
+
+impl Segments for &Bert {
+    fn segments(&self) -> usize {
+        self.layers.len()
+    }
+
+    fn enter(&self, inputs: &Tensors, layers: &Layers, cx: &Context) -> Result<Signal> {
         let ids = &inputs.need("input_ids")?.to_device(self.positions.device())?;
         self.check_ids(ids)?;
         let types = self.read_types(inputs.get("token_type_ids"), ids)?;
         let mask = read_mask(inputs.get("attention_mask"), ids, self.positions.kind())?;
         let given = cx.clone().with_feature("mask", mask.clone());
         let pass = Pass { layers, cx: &given };
-        let (mut x, mask) = self.embed(ids, types.as_ref(), mask, pass)?;
-        let lengthened = mask.size() != ids.size();
-        let cx = &given.clone().with_feature("mask", mask.clone());
+        let (x, mask) = self.embed(ids, types.as_ref(), mask, pass)?;
+        Ok(Signal { x, with: Tensors::new().with("mask", mask) })
+    }
+
+    fn segment(&self, n: usize, x: &Signal, layers: &Layers, cx: &Context) -> Result<Signal> {
+        let cx = &self.with_mask(x, cx)?;
+        let mask = x.with.need("mask")?;
+        let hidden_keys = additive(mask)?;
+        let layer = self.layers.get(n).ok_or_else(|| Error::invalid("segment", "is not there"))?;
+        let y = layer.forward(&x.x, mask, hidden_keys.as_ref(), Pass { layers, cx })?;
+        Ok(x.replace(y))
+    }
+
+    fn leave(
+        &self,
+        x: &Signal,
+        inputs: &Tensors,
+        layers: &Layers,
+        cx: &Context,
+    ) -> Result<Tensors> {
+        let cx = &self.with_mask(x, cx)?;
         let pass = Pass { layers, cx };
-        let hidden_keys = additive(&mask)?;
-        for layer in &self.layers {
-            x = layer.forward(&x, &mask, hidden_keys.as_ref(), pass)?;
-        }
+        let (ids, mask, x) = (inputs.need("input_ids")?, x.with.need("mask")?, &x.x);
         let mut outputs = Tensors::new().with("last_hidden_state", x.clone());
         if let Some(pooler) = &self.pooler {
             let pooled = pooler.linear(&x.select(1, 0)?, pass)?.tanh()?;
             outputs.set("pooler_output", pooled);
         }
         if let Some(head) = &self.head {
-            let logits = head.forward(&x, outputs.get("pooler_output"), pass)?;
+            let logits = head.forward(x, outputs.get("pooler_output"), pass)?;
             outputs.set("logits", logits);
         }
-        if lengthened {
+        if mask.size() != ids.size() {
             outputs.set("attention_mask", mask.to_kind(ids.kind())?);
         }
         Ok(outputs)

@@ -31,7 +31,7 @@ pub use config::Gpt2Config;
 use layer::Layer;
 
 use crate::LoadOptions;
-use crate::decoder::{Architecture, Decoder, HEAD, Naming, Seen, backbone, forward};
+use crate::decoder::{Architecture, Decoder, HEAD, Naming, Seen, backbone};
 use crate::dropout::dropout;
 use crate::folder::{Shapes, Weights, read_config};
 use crate::place::{Pass, Place, Surveyor, transposed};

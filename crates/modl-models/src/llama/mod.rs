@@ -31,7 +31,7 @@ pub use config::LlamaConfig;
 use layer::Layer;
 
 use crate::LoadOptions;
-use crate::decoder::{Architecture, Decoder, HEAD, Naming, Seen, backbone, forward};
+use crate::decoder::{Architecture, Decoder, HEAD, Naming, Seen, backbone};
 use crate::folder::{Shapes, Weights, read_config};
 use crate::gguf::Gguf;
 use crate::place::{Pass, Place, Surveyor};

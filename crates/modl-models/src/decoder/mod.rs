@@ -1,13 +1,17 @@
 //! What decoders share: a stack of layers in which no token looks ahead, with a cache of the tokens
 //! that have been seen, and logits from the last hidden states.
 
+mod pass;
+
 use std::fmt::Debug;
 
 use modl_core::{
-    Cache, Context, Error, HostFn, Kind, Layers, ParamStore, Result, ResultExt, Signal, Site,
-    SiteKind, Tensor, Tensors,
+    Cache, Context, Error, HostFn, Kind, ParamStore, Result, ResultExt, Signal, Site, SiteKind,
+    Tensor, Tensors,
 };
 use serde_json::Value;
+
+pub(crate) use pass::DecoderPass;
 
 use crate::attention::attend;
 use crate::dropout::Drop;
@@ -164,8 +168,12 @@ macro_rules! backbone {
                 self.decoder.naming.canonical(path)
             }
 
+            fn segments(&self) -> Option<Box<dyn modl_core::Segments + '_>> {
+                Some(Box::new($crate::decoder::DecoderPass(self)))
+            }
+
             fn forward(&self, inputs: &Tensors, layers: &Layers, cx: &Context) -> Result<Tensors> {
-                forward(self, inputs, layers, cx)
+                $crate::decoder::DecoderPass(self).forward(inputs, layers, cx)
             }
         }
     };
@@ -223,90 +231,6 @@ impl Decoder {
         };
         Ok((ids, mask, positions))
     }
-}
-
-/// One pass.
-pub(crate) fn forward(
-    of: &dyn Architecture,
-    inputs: &Tensors,
-    layers: &Layers,
-    cx: &Context,
-) -> Result<Tensors> {
-    let own = of.decoder();
-    let (ids, mask, positions) = own.read(inputs, cx.past())?;
-    if let Some(cache) = cx.cache() {
-        cache.begin(ids.len_of(0))?;
-    }
-    let given = cx.clone().with_feature("mask", mask.clone());
-    let first = embed(of, &ids, mask, positions, Pass { layers, cx: &given })?;
-    let (mask, positions) = (first.with.need("mask")?, first.with.need("positions")?);
-    let lengthened = mask.size() != ids.size();
-    let cx = &given.with_feature("mask", mask.clone());
-    let pass = Pass { layers, cx };
-    let seen = of.seen(mask, positions, cx)?;
-    let mut x = first.x;
-    for (n, block) in own.blocks.iter().enumerate() {
-        x = run_block(of, n, block, &x, &seen, pass)?;
-    }
-    let x = of.normalise(&x, pass)?;
-    let mut outputs = Tensors::new().with("last_hidden_state", x.clone());
-    if let Some(head) = &own.head {
-        outputs.set("logits", head.linear(&x, pass)?);
-    }
-    if lengthened {
-        outputs.set("attention_mask", mask.to_kind(Kind::Int64)?);
-    }
-    if let Some(cache) = cx.cache() {
-        cache.commit(mask)?;
-    }
-    Ok(outputs)
-}
-
-/// The first hidden states with their `mask` and `positions`, longer where a module puts tokens in.
-fn embed(
-    of: &dyn Architecture,
-    ids: &Tensor,
-    mask: Tensor,
-    positions: Tensor,
-    pass: Pass,
-) -> Result<Signal> {
-    let Decoder { words, tokens, .. } = of.decoder();
-    let x = words.embedding(ids, pass)?;
-    let path = &tokens.site.path;
-    let host: &HostFn = &|theta, s, cx| {
-        let positions = s.with.need("positions")?;
-        Ok(s.replace(of.place_tokens(theta, &s.x, positions, pass.of(cx)).at(path)?))
-    };
-    let with = Tensors::new().with("mask", mask).with("positions", positions);
-    let y = tokens.run(&Signal { x, with }, pass, host)?;
-    let (hidden, mask) = (y.x.size(), y.with.need("mask").at(path)?.size());
-    let places = y.with.need("positions").at(path)?.size();
-    if hidden.len() != 3 || hidden.get(..2) != Some(mask.as_slice()) || mask != places {
-        let problem =
-            format!("modules made hidden states {hidden:?}, mask {mask:?}, positions {places:?}");
-        return Err(Error::invalid(path, problem));
-    }
-    Ok(y)
-}
-
-fn run_block(
-    of: &dyn Architecture,
-    n: usize,
-    block: &Place,
-    x: &Tensor,
-    seen: &Seen,
-    pass: Pass,
-) -> Result<Tensor> {
-    if !block.modular(pass) {
-        return of.layer(n, x, seen, pass);
-    }
-    let host: &HostFn = &|_, s, cx| {
-        let seen = of.seen(s.with.need("mask")?, s.with.need("positions")?, cx)?;
-        Ok(s.replace(of.layer(n, &s.x, &seen, pass.of(cx))?))
-    };
-    let with =
-        Tensors::new().with("mask", seen.mask.clone()).with("positions", seen.positions.clone());
-    Ok(block.run(&Signal { x: x.clone(), with }, pass, host)?.x)
 }
 
 /// Attention at a site: query `[batch, heads, seq, d]` over all keys and values that have been seen,
