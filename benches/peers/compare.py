@@ -1,7 +1,8 @@
 """The same work in transformers/PEFT and in modl, step by step in turn, on this machine.
 
 Each row runs one step of the peer, then one step of modl, and so on; the figure is the ratio of the
-two in each pair. Both use the same number of threads and never run at the same time. Started by
+two in each pair. Both use the same number of threads and never run at the same time. Then what DoRA
+costs over LoRA in each of them, and the peak memory of a process that trains. Started by
 `cargo xtask bench --peers`, which makes the Python environment and builds the Rust side.
 
 usage: compare.py [--n 15 | --quick] [--rows TEXT] [--threads N] [--json FILE]
@@ -11,8 +12,10 @@ import argparse
 import itertools
 import json
 import os
+import resource
 import statistics
 import subprocess
+import sys
 import time
 
 import torch
@@ -25,16 +28,23 @@ MODEL = os.path.join(ROOT, "assets", "all-MiniLM-L6-v2")
 TEXTS = os.path.join(ROOT, "assets", "sentiment")
 BATCH, SEQ, CLASSES = 16, 128, 4
 
-# name: (train, bf16, dropout of the backbone, texts of real lengths)
+# name: (work, bf16, dropout of the backbone, texts of real lengths)
 ROWS = {
-    "forward f32": (False, False, 0.0, False),
-    "forward bf16": (False, True, 0.0, False),
-    "train f32, dropout 0": (True, False, 0.0, False),
-    "train f32, dropout 0.1": (True, False, 0.1, False),
-    "train bf16, dropout 0": (True, True, 0.0, False),
-    "train bf16, dropout 0.1": (True, True, 0.1, False),
-    "train f32, real texts": (True, False, 0.1, True),
-    "train bf16, real texts": (True, True, 0.1, True),
+    "forward f32": ("forward", False, 0.0, False),
+    "forward bf16": ("forward", True, 0.0, False),
+    "LoRA forward f32": ("lora", False, 0.0, False),
+    "DoRA forward f32": ("dora", False, 0.0, False),
+    "train f32, dropout 0": ("train", False, 0.0, False),
+    "train f32, dropout 0.1": ("train", False, 0.1, False),
+    "train bf16, dropout 0": ("train", True, 0.0, False),
+    "train bf16, dropout 0.1": ("train", True, 0.1, False),
+    "train f32, real texts": ("train", False, 0.1, True),
+    "train bf16, real texts": ("train", True, 0.1, True),
+}
+MEMORY = {
+    "memory f32, dropout 0.1": ("train", False, 0.1, False),
+    "memory bf16, dropout 0.1": ("train", True, 0.1, False),
+    "memory f32, checkpointed": ("checkpointed", False, 0.1, False),
 }
 
 
@@ -57,8 +67,8 @@ def batches(texts):
     return [torch.tensor(t["input_ids"]) for t in tokens]
 
 
-def peer(train, bf16, dropout, texts):
-    """One step of transformers (forward) or PEFT (training, under autocast for bf16)."""
+def peer(work, bf16, dropout, texts):
+    """One step of transformers (forward) or PEFT (all else; training under autocast for bf16)."""
     torch.manual_seed(0)
     model = BertModel.from_pretrained(
         MODEL, dtype=torch.float32, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout
@@ -66,7 +76,10 @@ def peer(train, bf16, dropout, texts):
     turn = itertools.cycle(
         [dict(input_ids=ids, attention_mask=(ids != 0).long()) for ids in batches(texts)]
     )
-    if not train:
+    lora = LoraConfig(r=8, lora_alpha=16, target_modules=["query", "value"], use_dora=work == "dora")
+    if work in ("lora", "dora"):
+        model = get_peft_model(model, lora)
+    if work in ("forward", "lora", "dora"):
         model = model.eval().to(torch.bfloat16 if bf16 else torch.float32)
 
         def forward():
@@ -74,7 +87,9 @@ def peer(train, bf16, dropout, texts):
                 model(**next(turn))
 
         return forward
-    model = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=["query", "value"]))
+    if work == "checkpointed":
+        model.gradient_checkpointing_enable(dict(use_reentrant=False))
+    model = get_peft_model(model, lora)
     model.train()
     head = torch.nn.Linear(384, CLASSES)
     y = torch.arange(BATCH) % CLASSES
@@ -96,10 +111,9 @@ def peer(train, bf16, dropout, texts):
 class Modl:
     """The same step in modl: a process that runs one for each line that it is sent."""
 
-    def __init__(self, train, bf16, dropout, texts, threads):
+    def __init__(self, work, bf16, dropout, texts, threads):
         command = [
-            os.environ["MODL_PEER_STEP"], MODEL, "train" if train else "forward",
-            "bf16" if bf16 else "f32", str(dropout), str(threads),
+            os.environ["MODL_PEER_STEP"], MODEL, work, "bf16" if bf16 else "f32", str(dropout), str(threads),
         ]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for ids in batches(texts):
@@ -118,9 +132,45 @@ class Modl:
     def step(self):
         return float(self.exchange("go"))
 
+    def peak(self):
+        """The most memory that the process has had, in MiB."""
+        with open(f"/proc/{self.process.pid}/status", encoding="ascii") as f:
+            return next(int(line.split()[1]) for line in f if line.startswith("VmHWM")) / 1024
+
     def close(self):
         self.process.stdin.close()
         self.process.wait()
+
+
+def dora_over_lora(label, lora, dora, n):
+    """How much longer `dora` takes than `lora`, in pairs."""
+    ratios = sorted(dora() / lora() for _ in range(n + 2))[1:-1]
+    low, high = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
+    mid = statistics.median(ratios)
+    print(f"DoRA forward over LoRA forward, {label:6} {mid:6.2f} [{low:.2f}, {high:.2f}]", flush=True)
+    return mid
+
+
+def timed(step):
+    def run():
+        start = time.perf_counter()
+        step()
+        return time.perf_counter() - start
+
+    return run
+
+
+def memory(name, row, threads):
+    """Peak memory of five steps in a process of its own, of each side, in MiB."""
+    command = [sys.executable, __file__, "--memory-of", name, "--threads", str(threads)]
+    theirs = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    ours = Modl(*row, threads)
+    for _ in range(5):
+        ours.step()
+    peak = ours.peak()
+    ours.close()
+    print(f"{name:26} {theirs:14.0f} MiB {peak:14.0f} MiB {peak / theirs:8.2f} of the peer's", flush=True)
+    return dict(peer_mib=theirs, modl_mib=peak)
 
 
 def main():
@@ -130,16 +180,23 @@ def main():
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--json", default="", help="also write the figures here")
     parser.add_argument("--quick", action="store_true", help="5 pairs: a look, not a measurement")
+    parser.add_argument("--memory-of", default="", help=argparse.SUPPRESS)
     a = parser.parse_args()
     a.n = 5 if a.quick else a.n
     torch.set_num_threads(a.threads)
+    if a.memory_of:
+        step = peer(*MEMORY[a.memory_of])
+        for _ in range(5):
+            step()
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        return
     print(f"torch {torch.__version__}, {a.threads} threads, batch {BATCH} x {SEQ}, {a.n} pairs a row\n")
     print(f"{'row':26} {'peer ms':>18} {'modl ms':>18} {'times as fast':>22}")
     figures = {}
-    for name, (train, bf16, dropout, texts) in ROWS.items():
+    for name, row in ROWS.items():
         if a.rows not in name:
             continue
-        row = (train, bf16, dropout, texts)
+        texts = row[-1]
         theirs, ours = peer(*row), Modl(*row, a.threads)
         # Each shape once, before the clock runs.
         for _ in range(max(2, len(batches(texts)))):
@@ -156,6 +213,16 @@ def main():
         low, high = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
         figures[name] = dict(peer_ms=p, modl_ms=m, ratio=mid(ratios), quartiles=[low, high], pairs=pairs)
         print(f"{name:26} {p:18.1f} {m:18.1f} {mid(ratios):8.2f} [{low:.2f}, {high:.2f}]", flush=True)
+    if a.rows in "DoRA over LoRA":
+        rows = [ROWS["LoRA forward f32"], ROWS["DoRA forward f32"]]
+        theirs = dora_over_lora("PEFT", *(timed(peer(*row)) for row in rows), a.n)
+        ours = [Modl(*row, a.threads) for row in rows]
+        figures["DoRA over LoRA"] = dict(peer=theirs, modl=dora_over_lora("modl", *(o.step for o in ours), a.n))
+        for one in ours:
+            one.close()
+    for name, row in MEMORY.items():
+        if a.rows in name:
+            figures[name] = memory(name, row, a.threads)
     if a.json:
         with open(a.json, "w") as f:
             json.dump(figures, f, indent=1)

@@ -1,16 +1,20 @@
 //! modl's side of `cargo xtask bench --peers`: one step of work for each line on stdin, its
-//! milliseconds on stdout. The Python side is `benches/peers/compare.py`.
+//! milliseconds on stdout. The Python side is in `benches/peers`.
 //!
-//! usage: peer_step MODEL forward|train f32|bf16 DROPOUT THREADS
+//! usage: peer_step MODEL WORK f32|bf16 DROPOUT THREADS
+//!
+//! WORK is `forward` (the backbone alone), `lora` or `dora` (forward with one such module), `train`
+//! (a step of training a LoRA) or `checkpointed` (the same with activation checkpointing).
 
 use std::io::{BufRead, Write};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 use modl_aggregate::WeightedSum;
-use modl_compute::Lora;
+use modl_compute::{Dora, Lora};
 use modl_core::{
-    Context, Device, Init, Kind, Modular, Seed, Select, Targets, Tensor, Tensors, no_grad,
+    ActivationCheckpoints, Context, Device, Init, Kind, Modular, ModuleConfig, Seed, Select,
+    Targets, Tensor, Tensors, no_grad,
 };
 use modl_models::LoadOptions;
 use modl_route::Fixed;
@@ -24,13 +28,15 @@ struct Work {
     batches: Vec<Batch>,
     optimizer: AdamW,
     train: bool,
+    checkpointed: bool,
     step: u64,
 }
 
 impl Work {
     fn new(args: &[String], batches: Vec<Batch>) -> Result<Self> {
         let [model, work, dtype, dropout, _] = args else { bail!("see the head of peer_step.rs") };
-        let train = work == "train";
+        let checkpointed = work == "checkpointed";
+        let train = work == "train" || checkpointed;
         let kind = if dtype == "bf16" { Kind::BFloat16 } else { Kind::Float };
         let options = LoadOptions {
             kind: Some(kind),
@@ -38,17 +44,22 @@ impl Work {
             ..LoadOptions::default()
         };
         let mut model = Modular::from_box(modl_models::open(model, &options)?, Seed(0))?;
-        if train {
+        if work != "forward" {
             let lora = Lora { r: 8, alpha: 16.0, ..Lora::default() };
-            model.attach("lora", Box::new(lora), &Targets::names(["query", "value"]))?;
-            model.route(Box::new(Fixed::modules(["lora"])), false)?;
+            let module: Box<dyn ModuleConfig> =
+                if work == "dora" { Box::new(Dora(lora)) } else { Box::new(lora) };
+            model.attach("module", module, &Targets::names(["query", "value"]))?;
+            model.route(Box::new(Fixed::modules(["module"])), false)?;
             model.aggregate(Box::new(WeightedSum::default()))?;
+        }
+        if train {
             let mut head = model.scope("heads.classes");
             head.param("weight", &[CLASSES, 384], Init::Kaiming)?;
             head.param("bias", &[CLASSES], Init::Zeros)?;
             model.train_only(&Select::any(["modules.*", "heads.*"]))?;
         }
-        Ok(Work { model, batches, optimizer: AdamW::new(AdamWConfig::default())?, train, step: 0 })
+        let optimizer = AdamW::new(AdamWConfig::default())?;
+        Ok(Work { model, batches, optimizer, train, checkpointed, step: 0 })
     }
 
     fn run(&mut self) -> Result<()> {
@@ -60,8 +71,12 @@ impl Work {
             return Ok(());
         }
         let mut loss: Option<Tensor> = None;
+        let kept = ActivationCheckpoints::new();
         for (i, part) in (0..).zip(batch.by_length()?) {
-            let cx = Context::train(Seed(i), self.step);
+            let mut cx = Context::train(Seed(i), self.step);
+            if self.checkpointed {
+                cx = cx.with_activation_checkpoints(kept.clone());
+            }
             let out = self.model.forward(&part.inputs, &cx)?;
             let cls = out.need("last_hidden_state")?.select(1, 0)?.to_kind(Kind::Float)?;
             let head = self.model.params();
@@ -76,7 +91,10 @@ impl Work {
         let loss = loss.context("an empty batch")?;
         let params = self.model.trainable();
         let tensors: Vec<&Tensor> = params.iter().map(|(_, t)| t).collect();
-        let grads = loss.gradients(&tensors, false)?;
+        let grads = match self.checkpointed {
+            true => kept.gradients(&self.model, &loss, &tensors)?,
+            false => loss.gradients(&tensors, false)?,
+        };
         self.optimizer.step(&params, &grads, &|_| 1e-4)?;
         loss.item()?;
         Ok(())
