@@ -114,6 +114,9 @@ impl Module for Generated {
     }
 
     fn penalty(&self, cx: &Context) -> Result<Option<Tensor>> {
+        if self.inner.penalty(cx)?.is_none() {
+            return Ok(None);
+        }
         let mut sum: Option<Tensor> = None;
         for group in self.groups(cx)? {
             let Some(own) = self.of(&group.z)?.penalty(cx)? else { continue };

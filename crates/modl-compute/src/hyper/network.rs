@@ -21,8 +21,11 @@ impl Part {
         let (name, shape) = (name.to_owned(), start.size());
         let flat = start.detach()?.reshape(&[-1])?;
         let first = flat.narrow(0, 0, 1)?;
-        let constant = flat.sub(&first)?.abs()?.largest()?.item()? == 0.0;
-        let offset = if constant { first.item()? } else { 0.0 };
+        let value = first.item()?;
+        let mut constant = flat.sub(&first)?.abs()?.largest()?.item()? == 0.0;
+        // One number alone may have been drawn; only 0 and 1 are sure to be meant.
+        constant &= flat.numel() > 1 || value == 0.0 || value == 1.0;
+        let offset = if constant { value } else { 0.0 };
         let spread = if constant { 0.0 } else { flat.square()?.mean()?.sqrt()?.item()? };
         Ok(Part { name, shape, offset, spread })
     }
