@@ -16,8 +16,7 @@ pub fn bake(model: &mut Modular, name: &str, cx: &Context, into: &str) -> Result
     let (config, targets) = model.recipe(name)?;
     let targets = targets.clone();
     let recipe = config.to_json()?;
-    let inner = recipe.get("config").cloned().unwrap_or(Value::Null);
-    let inner = modl_core::from_json::<Nested>(config.kind(), inner)?.into_config();
+    let kind = config.kind();
     let mut made: Vec<(usize, Tensors)> = Vec::new();
     for site in model.modular_sites() {
         let Some(layer) = model.layer(&site) else { continue };
@@ -31,6 +30,8 @@ pub fn bake(model: &mut Modular, name: &str, cx: &Context, into: &str) -> Result
         };
         made.push((site.index, module.phi()));
     }
+    let inner = recipe.get("config").cloned().unwrap_or(Value::Null);
+    let inner = modl_core::from_json::<Nested>(kind, inner)?.into_config();
     model.attach(into, inner, &targets)?;
     let set = set_all(model, into, &made);
     if set.is_err() {
