@@ -17,6 +17,9 @@ pub use function::{
     Ia3, Ia3Init, Invertible, InvertibleBlock, Nested, Part, Reft, Residual, ResidualAdapter,
     ResidualPlacement, Scaling, Union,
 };
+pub use hyper::{
+    Condition, Cpg, HyperFormer, HyperFormerPlusPlus, HyperLora, HyperNetwork, HyperX, MadG,
+};
 pub use input::{PTuning, PrefixTuning, PromptTuning};
 pub use low_rank::{
     AdaLora, Boft, Dora, FourierFt, Intrinsic, Loha, Lokr, LokrInit, Lora, LoraInit, Oft, Vera,

@@ -161,6 +161,38 @@ fn the_factor_may_be_learned_for_all_or_for_each_channel() {
 }
 
 #[test]
+fn a_norm_of_its_own_is_the_last_that_the_adapter_does() {
+    let sub = Sub::new();
+    let normed = Bottleneck {
+        ln_after: true,
+        residual_before_ln: Residual::AfterLn,
+        ..reduced(Bottleneck::houlsby())
+    };
+    let m = module(&normed);
+    let u = network(m.as_ref(), &sub.h(), swish);
+    let mean = u.mean_dims(&[-1], true).unwrap();
+    let centred = u.sub(&mean).unwrap();
+    let var = centred.square().unwrap().mean_dims(&[-1], true).unwrap();
+    let unit = centred.div(&var.add_scalar(1e-5).unwrap().sqrt().unwrap()).unwrap();
+    let phi = m.phi();
+    let p = |n: &str| phi.need(n).unwrap().clone();
+    let u = unit.mul(&p("adapter_norm_after.weight")).unwrap();
+    let u = u.add(&p("adapter_norm_after.bias")).unwrap();
+    same(&sub.run(m.as_ref(), &Context::eval()), &sub.h().add(&u).unwrap());
+    // Without change at the start it is the gain that is zero, and gradients reach it.
+    let start = Bottleneck { init_weights: BottleneckInit::MamAdapter, ..normed.clone() };
+    let m = fresh(&start).unwrap();
+    let y = sub.run(m.as_ref(), &Context::eval());
+    assert!(y.bit_equal(&sub.h()).unwrap());
+    let gain = m.phi().need("adapter_norm_after.weight").unwrap().clone();
+    let loss = y.mul(&numbers(&y.size(), "g")).unwrap().sum().unwrap();
+    let g = loss.gradients(&[&gain], false).unwrap().remove(0).unwrap();
+    assert!(g.norm().unwrap().item().unwrap() > 0.1);
+    let before = Bottleneck { residual_before_ln: Residual::BeforeLn, ..normed };
+    assert!(fresh(&before).unwrap_err().to_string().contains("residual_before_ln"));
+}
+
+#[test]
 fn dropout_is_on_the_change_alone() {
     let sub = Sub::new();
     let m = module(&Bottleneck { dropout: 0.5, ..reduced(Bottleneck::parallel()) });

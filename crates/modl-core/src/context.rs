@@ -30,6 +30,9 @@ impl Trace {
     }
 }
 
+/// The labels that say which task a row is of.
+const TASK: &str = "task";
+
 /// Everything that modules, routers and aggregators may look at besides x. One value serves one
 /// forward pass; clones and parts of it share the trace.
 #[derive(Debug, Clone)]
@@ -40,7 +43,7 @@ pub struct Context {
     pub step: u64,
     /// Where noise and dropout come from.
     pub seed: Seed,
-    tasks: Option<Arc<[Arc<str>]>>,
+    labels: BTreeMap<String, Arc<[Arc<str>]>>,
     features: BTreeMap<String, Tensor>,
     past: Option<Cache>,
     checkpoints: Option<ActivationCheckpoints>,
@@ -55,7 +58,7 @@ impl Context {
             train: false,
             step: 0,
             seed: Seed(0),
-            tasks: None,
+            labels: BTreeMap::new(),
             features: BTreeMap::new(),
             past: None,
             checkpoints: None,
@@ -71,8 +74,19 @@ impl Context {
 
     /// With a task name for each row of the batch.
     pub fn with_tasks<S: AsRef<str>>(self, tasks: impl IntoIterator<Item = S>) -> Self {
-        let tasks = tasks.into_iter().map(|t| Arc::from(t.as_ref())).collect();
-        Context { tasks: Some(tasks), ..self }
+        self.with_labels(TASK, tasks)
+    }
+
+    /// With a name of some kind for each row of the batch: its `language`, its `domain`. The names
+    /// of kind `task` are the tasks.
+    pub fn with_labels<S: AsRef<str>>(
+        mut self,
+        kind: impl Into<String>,
+        rows: impl IntoIterator<Item = S>,
+    ) -> Self {
+        let rows = rows.into_iter().map(|name| Arc::from(name.as_ref())).collect();
+        self.labels.insert(kind.into(), rows);
+        self
     }
 
     /// With a named tensor that has one row for each row of the batch: a sentence embedding, a
@@ -123,12 +137,28 @@ impl Context {
     /// # Errors
     /// Where none were given.
     pub fn tasks(&self) -> Result<&[Arc<str>]> {
-        self.tasks.as_deref().ok_or_else(|| {
+        self.labels.get(TASK).map(AsRef::as_ref).ok_or_else(|| {
             Error::invalid(
                 "tasks",
-                "this router needs a task name for each row; give them with Context::with_tasks",
+                "there is none, where a task name for each row is needed; give them with \
+                 Context::with_tasks",
             )
         })
+    }
+
+    /// The name of that kind of each row.
+    ///
+    /// # Errors
+    /// Where none were given.
+    pub fn labels(&self, kind: &str) -> Result<&[Arc<str>]> {
+        match self.labels.get(kind) {
+            Some(rows) => Ok(rows),
+            None if kind == TASK => self.tasks(),
+            None => {
+                let kinds = self.labels.keys();
+                Err(Error::unknown("labels (give them with Context::with_labels)", kind, kinds))
+            }
+        }
     }
 
     /// A named tensor with one row for each row of the batch.
@@ -158,11 +188,12 @@ impl Context {
     /// The context of some rows of the batch only.
     pub fn select_rows(&self, index: &[i64]) -> Result<Context> {
         let mut part = self.clone();
-        if let Some(tasks) = &self.tasks {
-            let pick = |i: &i64| tasks.get(usize::try_from(*i).ok()?).cloned();
-            part.tasks = Some(index.iter().map(pick).collect::<Option<_>>().ok_or_else(|| {
-                Error::invalid("tasks", format!("{} names for a larger batch", tasks.len()))
-            })?);
+        for (kind, rows) in &mut part.labels {
+            let pick = |i: &i64| rows.get(usize::try_from(*i).ok()?).cloned();
+            let picked: Option<Arc<[_]>> = index.iter().map(pick).collect();
+            *rows = picked.ok_or_else(|| {
+                Error::invalid(kind, format!("{} names for a larger batch", rows.len()))
+            })?;
         }
         for rows in part.features.values_mut() {
             let at = Tensor::from_slice(index, &[index.len() as i64], rows.device())?;

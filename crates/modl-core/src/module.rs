@@ -74,6 +74,15 @@ pub trait Module: Debug + Send {
         ))
     }
 
+    /// The module that this one is for the rows of `cx`, where it makes its parameters from the
+    /// context, as hypernetworks do; `None` for all that have parameters of their own.
+    ///
+    /// # Errors
+    /// Where it is not the same one for all rows.
+    fn settled(&self, _cx: &Context) -> Result<Option<Box<dyn Module>>> {
+        Ok(None)
+    }
+
     /// What has to agree before parameters of two modules can be averaged: the kind, the shapes,
     /// and the settings that φ does not hold.
     fn signature(&self) -> String {

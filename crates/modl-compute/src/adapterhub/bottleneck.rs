@@ -109,6 +109,12 @@ fn write(config: Value, places: &Places) -> Result<Map<String, Value>> {
             "AdapterHub has them at `attention.output` and `output`; use Modular::save_module",
         ));
     }
+    if config.ln_after {
+        return Err(Error::unsupported(
+            "an adapter with a norm of its own (`ln_after`) in an AdapterHub folder",
+            "use Modular::save_module",
+        ));
+    }
     let mut reduction_factor = number(config.reduction_factor);
     if !config.reduction_pattern.is_empty() {
         let mut table = Map::from_iter([("default".to_owned(), reduction_factor)]);

@@ -19,6 +19,11 @@ impl Nested {
         Nested(Box::new(config))
     }
 
+    /// The configuration itself.
+    pub fn into_config(self) -> Box<dyn ModuleConfig> {
+        self.0
+    }
+
     fn recipe(&self) -> Result<Value> {
         let mut table = Map::new();
         table.insert("type".into(), self.0.kind().into());

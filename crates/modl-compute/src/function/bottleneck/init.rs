@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 pub enum BottleneckInit {
     /// Both normal with standard deviation 0.02, as BERT's own matrices: nearly no change.
     Bert,
-    /// Down uniform in ±1⁄√width, up zero: no change at all (He et al. 2022).
+    /// Down uniform in ±1⁄√width, up zero: no change at all (He et al. 2022). Under `ln_after` it
+    /// is the norm's gain that is zero, for the norm would blow up the least of what it gets.
     MamAdapter,
     /// Both normal with standard deviation 0.01, cut at two of them (Houlsby et al. 2019).
     Houlsby,
@@ -22,6 +23,14 @@ impl BottleneckInit {
             BottleneckInit::Bert => scope.param(name, shape, Init::Normal(0.02)),
             BottleneckInit::MamAdapter => scope.param(name, shape, Init::Kaiming),
             BottleneckInit::Houlsby => cut_normal(scope, name, shape),
+        }
+    }
+
+    /// The gain of the adapter's own norm.
+    pub(crate) fn gain(self) -> Init {
+        match self {
+            BottleneckInit::MamAdapter => Init::Zeros,
+            BottleneckInit::Bert | BottleneckInit::Houlsby => Init::Ones,
         }
     }
 

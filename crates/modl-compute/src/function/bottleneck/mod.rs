@@ -9,7 +9,8 @@
 //! | sequential behind the norm | h + u(LN(h + x)) | [`Bottleneck::pfeiffer`]: after the feed-forward layer |
 //! | parallel | h + u(x) | [`Bottleneck::parallel`]: beside the feed-forward layer |
 //!
-//! and the backbone goes on with LN(y + x). Names and rules are AdapterHub's.
+//! and the backbone goes on with LN(y + x). With a norm of its own, `ln_after`, u(z) is LN of that.
+//! Names and rules are AdapterHub's.
 //!
 //! Houlsby et al. 2019, *Parameter-Efficient Transfer Learning for NLP*, arXiv 1902.00751; Pfeiffer
 //! et al. 2021, *AdapterFusion*, arXiv 2005.00247; He et al. 2022, *Towards a Unified View of
@@ -37,6 +38,10 @@ const DOWN_BIAS: &str = "adapter_down.0.bias";
 const UP_WEIGHT: &str = "adapter_up.weight";
 const UP_BIAS: &str = "adapter_up.bias";
 const SCALING: &str = "scaling";
+const NORM_WEIGHT: &str = "adapter_norm_after.weight";
+const NORM_BIAS: &str = "adapter_norm_after.bias";
+/// The ε of the adapter's own norm, PyTorch's default.
+const NORM_EPS: f64 = 1e-5;
 
 /// Configuration of bottleneck adapters at sub-layer sites. The default is
 /// [`Bottleneck::pfeiffer`].
@@ -54,6 +59,10 @@ pub struct Bottleneck {
     pub original_ln_before: bool,
     /// The backbone's own LN(y + x) follows. Only `true` is supported.
     pub original_ln_after: bool,
+    /// u ends with a layer norm of the adapter's own, before it is added to anything
+    /// ([`Residual::AfterLn`]).
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub ln_after: bool,
     /// What u is added to.
     pub residual_before_ln: Residual,
     /// u works on x, what goes into the sub-layer, instead of on what comes out.
@@ -90,6 +99,7 @@ impl Bottleneck {
             non_linearity: Activation::Relu,
             original_ln_before: true,
             original_ln_after: true,
+            ln_after: false,
             residual_before_ln: Residual::BeforeLn,
             is_parallel: false,
             scaling: Scaling::Fixed(1.0),
@@ -149,6 +159,12 @@ impl Bottleneck {
                 "is \"post_add\", which needs original_ln_before = true",
             ));
         }
+        if self.ln_after && self.residual_before_ln != Residual::AfterLn {
+            return Err(Error::unsupported(
+                "`ln_after` where the residual is added before the norm",
+                "let residual_before_ln be false",
+            ));
+        }
         let factor = self.reduction(site)?;
         if !(factor.is_finite() && factor > 0.0) {
             let problem = format!("is {factor}, wants a number above 0");
@@ -182,11 +198,21 @@ impl ModuleConfig for Bottleneck {
         let dropout = Dropout::new("bottleneck.dropout", self.dropout, scope)?;
         let d = site.output;
         let b = ((d as f64 / self.reduction(site)?).floor() as i64).max(1);
+        let up = match self.ln_after {
+            false => self.init_weights.up(scope, UP_WEIGHT, &[d, b])?,
+            true => self.init_weights.down(scope, UP_WEIGHT, &[d, b])?,
+        };
         let phi = Tensors::new()
             .with(DOWN_WEIGHT, self.init_weights.down(scope, DOWN_WEIGHT, &[b, d])?)
             .with(DOWN_BIAS, scope.param(DOWN_BIAS, &[b], Init::Zeros)?)
-            .with(UP_WEIGHT, self.init_weights.up(scope, UP_WEIGHT, &[d, b])?)
+            .with(UP_WEIGHT, up)
             .with(UP_BIAS, scope.param(UP_BIAS, &[d], Init::Zeros)?);
+        let phi = match self.ln_after {
+            false => phi,
+            true => phi
+                .with(NORM_WEIGHT, scope.param(NORM_WEIGHT, &[d], self.init_weights.gain())?)
+                .with(NORM_BIAS, scope.param(NORM_BIAS, &[d], Init::Zeros)?),
+        };
         let phi = match self.scaling {
             Scaling::Fixed(_) => phi,
             Scaling::Learned => phi.with(SCALING, scope.param(SCALING, &[1], Init::Ones)?),
@@ -216,6 +242,10 @@ impl Adapter {
             Scaling::Fixed(1.0) => up,
             Scaling::Fixed(s) => up.mul_scalar(s)?,
             Scaling::Learned | Scaling::Channel => up.mul(&phi(SCALING)?)?,
+        };
+        let up = match self.config.ln_after {
+            false => up,
+            true => up.layer_norm(&phi(NORM_WEIGHT)?, &phi(NORM_BIAS)?, NORM_EPS)?,
         };
         self.dropout.apply(&up, cx)
     }
