@@ -18,6 +18,7 @@ mod rope;
 mod settings;
 mod t5;
 mod tokenizer;
+mod vit;
 
 pub use bert::{Bert, BertConfig};
 pub use generate::{Choice, Generation, generate};
@@ -28,3 +29,4 @@ pub use pooling::mean_pool;
 pub use rope::{Rope, RopeScaling};
 pub use t5::{T5, T5Config, greedy};
 pub use tokenizer::{Batch, Tokenizer};
+pub use vit::{Vit, VitConfig};
