@@ -11,7 +11,7 @@ use modl_models::{LoadOptions, open};
 use serde_json::Value;
 
 /// The tiny backbones on which PEFT made adapters.
-const BASES: [&str; 4] = ["bert", "gpt2", "llama", "t5"];
+const BASES: [&str; 5] = ["bert", "gpt2", "llama", "t5", "vit"];
 
 /// All adapters `BASE_METHOD` among the fixtures.
 fn adapters() -> Vec<String> {
@@ -21,7 +21,7 @@ fn adapters() -> Vec<String> {
         .filter(|n| BASES.contains(&base(n)) && fixture(n).join("adapter").is_dir())
         .collect();
     names.sort();
-    assert!(names.len() >= 60, "fixtures are missing: {names:?}");
+    assert!(names.len() >= 72, "fixtures are missing: {names:?}");
     names
 }
 

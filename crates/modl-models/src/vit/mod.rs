@@ -53,12 +53,13 @@ const CLASSIFIER: &str = "classifier";
 
 /// A ViT encoder of images, with a classifier where its class in `config.json` has one.
 ///
-/// Input: `pixel_values` `[batch, num_channels, image_size, image_size]`, floats of any kind.
-/// Outputs, of 1 + (image_size ⁄ patch_size)² tokens of which
-/// the first is the class token: `last_hidden_state` `[batch, seq, hidden]`; `pooler_output`
-/// `[batch, pooler_output_size]` where the checkpoint has a pooler; `logits` `[batch, labels]` of a
-/// classifier; and, where a module has lengthened the sequence, `attention_mask` of the longer one.
-/// There the class token of a row stands before its last (image_size ⁄ patch_size)² real tokens.
+/// Input: `pixel_values` `[batch, num_channels, image_size, image_size]`, floats of any kind, which
+/// [`Pixels`](crate::Pixels) makes of bytes. Outputs: `last_hidden_state` `[batch, seq, hidden]`,
+/// where seq is 1 for the class token, which is the first, and (image_size ⁄ patch_size)² for the
+/// patches; `pooler_output` `[batch, pooler_output_size]` where the checkpoint has a pooler;
+/// `logits` `[batch, labels]` of a classifier; and, where a module has lengthened the sequence,
+/// `attention_mask` of the longer one. There a row's class token and patches are the last of its
+/// real tokens.
 ///
 /// The context's feature `mask` is ones, `[batch, seq]`, in the kind of the hidden states.
 #[derive(Debug)]
@@ -248,6 +249,10 @@ impl Backbone for Vit {
 
     fn canonical(&self, path: &str) -> String {
         self.names.canonical(path)
+    }
+
+    fn former(&self, path: &str) -> String {
+        self.names.former(path)
     }
 
     fn forward(&self, inputs: &Tensors, layers: &Layers, cx: &Context) -> Result<Tensors> {

@@ -15,11 +15,12 @@ const PREFIX: &str = "vit.";
 const LAYERS: [&str; 2] = ["encoder.layer.", "layers."];
 
 /// Former names within a layer, and today's. The first that fits counts.
-const WITHIN: [[&str; 2]; 7] = [
+const WITHIN: [[&str; 2]; 8] = [
     ["attention.attention.query", "attention.q_proj"],
     ["attention.attention.key", "attention.k_proj"],
     ["attention.attention.value", "attention.v_proj"],
     ["attention.output.dense", "attention.o_proj"],
+    ["attention.output", "attention.output"],
     ["attention.attention", "attention"],
     ["intermediate.dense", "mlp.fc1"],
     ["output.dense", "mlp.fc2"],
