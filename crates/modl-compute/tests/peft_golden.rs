@@ -78,8 +78,10 @@ fn outputs_and_merged_weights_are_pefts() {
         let inputs = tensors(fixture(&format!("base_{}", base(name))).join("inputs.safetensors"));
         let golden = tensors(fixture(name).join("outputs.safetensors"));
         // T5 does not scale its attention, so that PEFT's outputs in f32 are up to 1.2e-5 away from
-        // its own in f64: there the formula is compared without a second rounding of that size.
-        let kind = (base(name) == "t5").then_some(Kind::Double);
+        // its own in f64: there the formula is compared without a second rounding of that size. So
+        // it is for ViT's AdaLoRA, whose merged outputs PEFT has 1.1e-5 from its adapted ones.
+        let steep = base(name) == "t5" || name == "vit_adalora";
+        let kind = steep.then_some(Kind::Double);
         let mut model = with_adapter(name, kind);
         let cx = Context::eval();
         let adapted = model.forward(&inputs, &cx).unwrap();

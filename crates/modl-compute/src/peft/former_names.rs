@@ -45,20 +45,20 @@ pub(super) fn translate(
         *names = json!(today(&taken.collect::<Vec<_>>()));
     }
     for (name, table) in fields.iter_mut().filter(|(name, _)| name.ends_with("_pattern")) {
-        let Value::Object(own) = table else { continue };
-        *own = if own.values().any(Value::is_array) {
+        let Value::Object(own) = &*table else { continue };
+        let mut each = Map::new();
+        if own.values().any(Value::is_array) {
             // AdaLoRA's are named by parameters.
-            own.iter().map(|(key, v)| (backbone.canonical(key), v.clone())).collect()
+            each.extend(own.iter().map(|(key, v)| (backbone.canonical(key), v.clone())));
         } else {
             let patterns: Patterns<Value> = read(name, table)?;
-            let mut each = Map::new();
             for (site, path) in chosen.iter().zip(today(&chosen)) {
                 if let Some(value) = patterns.find(&site.path)? {
                     each.insert(regex::escape(path), value.clone());
                 }
             }
-            each
-        };
+        }
+        *table = Value::Object(each);
     }
     Ok(())
 }
