@@ -1,4 +1,4 @@
-//! Adapters that PEFT made with weights by a closed formula, on four tiny models.
+//! Adapters that PEFT made with weights by a closed formula, on five tiny models.
 #![allow(clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};
@@ -10,8 +10,13 @@ use modl_core::{Context, Device, Modular, Seed, Tensors};
 use modl_models::{LoadOptions, open};
 use serde_json::Value;
 
-const BASES: [&str; 4] =
-    ["deterministic_bert", "deterministic_gpt2", "deterministic_llama", "deterministic_t5"];
+const BASES: [&str; 5] = [
+    "deterministic_bert",
+    "deterministic_gpt2",
+    "deterministic_llama",
+    "deterministic_t5",
+    "deterministic_vit",
+];
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
@@ -30,7 +35,7 @@ fn adapters() -> Vec<(&'static str, PathBuf)> {
         folders.sort();
         all.extend(folders.into_iter().map(|f| (base, f)));
     }
-    assert!(all.len() >= 24, "fixtures are missing: {all:?}");
+    assert!(all.len() >= 27, "fixtures are missing: {all:?}");
     all
 }
 

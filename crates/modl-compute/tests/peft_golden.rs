@@ -11,7 +11,7 @@ use modl_models::{LoadOptions, open};
 use serde_json::Value;
 
 /// The tiny backbones on which PEFT made adapters.
-const BASES: [&str; 4] = ["bert", "gpt2", "llama", "t5"];
+const BASES: [&str; 5] = ["bert", "gpt2", "llama", "t5", "vit"];
 
 /// All adapters `BASE_METHOD` among the fixtures.
 fn adapters() -> Vec<String> {
@@ -21,7 +21,7 @@ fn adapters() -> Vec<String> {
         .filter(|n| BASES.contains(&base(n)) && fixture(n).join("adapter").is_dir())
         .collect();
     names.sort();
-    assert!(names.len() >= 60, "fixtures are missing: {names:?}");
+    assert!(names.len() >= 72, "fixtures are missing: {names:?}");
     names
 }
 
@@ -78,8 +78,10 @@ fn outputs_and_merged_weights_are_pefts() {
         let inputs = tensors(fixture(&format!("base_{}", base(name))).join("inputs.safetensors"));
         let golden = tensors(fixture(name).join("outputs.safetensors"));
         // T5 does not scale its attention, so that PEFT's outputs in f32 are up to 1.2e-5 away from
-        // its own in f64: there the formula is compared without a second rounding of that size.
-        let kind = (base(name) == "t5").then_some(Kind::Double);
+        // its own in f64: there the formula is compared without a second rounding of that size. So
+        // it is for ViT's AdaLoRA, whose merged outputs PEFT has 1.1e-5 from its adapted ones.
+        let steep = base(name) == "t5" || name == "vit_adalora";
+        let kind = steep.then_some(Kind::Double);
         let mut model = with_adapter(name, kind);
         let cx = Context::eval();
         let adapted = model.forward(&inputs, &cx).unwrap();

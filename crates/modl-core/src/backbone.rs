@@ -33,6 +33,12 @@ pub trait Backbone: Debug + Send {
         path.to_owned()
     }
 
+    /// What earlier versions of transformers called the site at `path`, by which old files choose
+    /// their sites; `path` itself where it was called so from the start.
+    fn former(&self, path: &str) -> String {
+        path.to_owned()
+    }
+
     /// One pass: named inputs (`input_ids`, `attention_mask`) to named outputs
     /// (`last_hidden_state`). At each site it runs [`Layers::run`].
     fn forward(&self, inputs: &Tensors, layers: &Layers, cx: &Context) -> Result<Tensors>;

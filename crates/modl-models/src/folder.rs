@@ -26,7 +26,8 @@ pub(crate) fn read_config(dir: &Path) -> Result<Value> {
     read_json(&dir.join(CONFIG))
 }
 
-fn read_json(path: &Path) -> Result<Value> {
+/// Reads a file of JSON.
+pub(crate) fn read_json(path: &Path) -> Result<Value> {
     let text = fs::read_to_string(path).map_err(|e| {
         Error::file(path, format!("cannot be read: {e}; a model folder has {CONFIG} and {WEIGHTS}"))
     })?;

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::folder::read_config;
 use crate::gguf::Gguf;
-use crate::{Bert, Gpt2, Llama, T5};
+use crate::{Bert, Gpt2, Llama, T5, Vit};
 
 /// How a backbone is loaded.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,6 +37,7 @@ const ARCHITECTURES: &[(&str, Load)] = &[
     ("llama", |dir, config, options| Ok(Box::new(Llama::from_config(dir, config, options)?))),
     ("roberta", |dir, config, options| Ok(Box::new(Bert::from_config(dir, config, options)?))),
     ("t5", |dir, config, options| Ok(Box::new(T5::from_config(dir, config, options)?))),
+    ("vit", |dir, config, options| Ok(Box::new(Vit::from_config(dir, config, options)?))),
     ("xlm-roberta", |dir, config, options| Ok(Box::new(Bert::from_config(dir, config, options)?))),
 ];
 

@@ -116,6 +116,13 @@ impl Place {
         self.simple_on(&theta, x, pass, f)
     }
 
+    /// The convolution of images `[batch, in, height, width]` whose kernels stand side by side.
+    pub(crate) fn patches(&self, x: &Tensor, side: i64, pass: Pass) -> Result<Tensor> {
+        self.simple(x, pass, |theta, x| {
+            x.conv2d(theta.need("weight")?, theta.get("bias"), &[side, side], &[0, 0], 1)
+        })
+    }
+
     /// Rows of the table by ids.
     pub(crate) fn embedding(&self, ids: &Tensor, pass: Pass) -> Result<Tensor> {
         self.simple(ids, pass, |theta, ids| theta.need("weight")?.embedding(ids))

@@ -75,16 +75,25 @@ impl AdapterConfig {
 /// for something that modl would not do; every such field is named.
 pub fn read_config(dir: impl AsRef<Path>) -> Result<AdapterConfig> {
     let path = dir.as_ref().join(CONFIG_FILE);
-    let text = fs::read_to_string(&path).map_err(|e| {
+    parse(&path, read_fields(&path)?)
+}
+
+/// All that the file at `path` says.
+pub(super) fn read_fields(path: &Path) -> Result<Map<String, Value>> {
+    let text = fs::read_to_string(path).map_err(|e| {
         Error::file(
-            &path,
+            path,
             format!("cannot be read: {e}; PEFT keeps adapters that are not called `default` in a folder of their name below"),
         )
     })?;
-    let fields: Map<String, Value> = serde_json::from_str(&text)
-        .map_err(|e| Error::file(&path, format!("is not a table in JSON: {e}")))?;
-    let of = find_type(&path, &fields)?;
-    let mut fields = Fields::new(&path, fields);
+    serde_json::from_str(&text)
+        .map_err(|e| Error::file(path, format!("is not a table in JSON: {e}")))
+}
+
+/// What the fields of the file at `path` say of its adapter.
+pub(super) fn parse(path: &Path, fields: Map<String, Value>) -> Result<AdapterConfig> {
+    let of = find_type(path, &fields)?;
+    let mut fields = Fields::new(path, fields);
     for name in ["peft_type", "peft_version", "inference_mode"] {
         fields.ignore(name);
     }

@@ -6,8 +6,8 @@ use std::path::Path;
 use modl_core::checkpoint::{self, Checkpoint};
 use modl_core::{Error, Modular, ParamStore, Result, ResultExt, Select, Site, Tensors, no_grad};
 
-use super::config::{CONFIG_FILE, read_config, render, write_config};
-use super::{PREFIX, PeftType, Provenance};
+use super::config::{CONFIG_FILE, parse, read_config, read_fields, render, write_config};
+use super::{PREFIX, PeftType, Provenance, former_names};
 
 const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 const PICKLE_FILE: &str = "adapter_model.bin";
@@ -23,8 +23,14 @@ const BASE_KEY: &str = "modl.base";
 /// missing, unexpected or misshapen are named. Then the model is as it was.
 pub fn load(model: &mut Modular, dir: impl AsRef<Path>, name: Option<&str>) -> Result<String> {
     let dir = dir.as_ref();
-    let config = read_config(dir)?;
+    let mut config = read_config(dir)?;
     let file = open_weights(dir)?;
+    if former_names::used(&file.names(), model.backbone()) {
+        let path = dir.join(CONFIG_FILE);
+        let mut fields = read_fields(&path)?;
+        former_names::translate(&mut fields, &config.targets, model.backbone())?;
+        config = parse(&path, fields)?;
+    }
     if let Some(base) = file.metadata().get(BASE_KEY) {
         model.check_base(file.path(), base)?;
     }

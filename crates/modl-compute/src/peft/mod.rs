@@ -11,6 +11,7 @@ mod boft;
 mod config;
 mod fields;
 mod folder;
+mod former_names;
 mod fourierft;
 mod ia3;
 mod ln_tuning;
