@@ -1,7 +1,7 @@
 //! Mixtures of experts as the feed-forward part of a decoder's layers: a router sends each token to
 //! the k experts that it scores highest, and their outputs are summed by its probabilities.
 //!
-//! p = softmax(x Wᵀ) over all experts in f32; of the k largest, gateₖ = pₖ ⁄ Σ p (Mixtral) or pₖ as
+//! p = softmax(x Wᵀ) over all experts, in f32 where x is of 16 bits; of the k largest, gateₖ = pₖ ⁄ Σ p (Mixtral) or pₖ as
 //! it is (OLMoE); y = Σₖ gateₖ · expertₖ(x).
 //!
 //! Jiang et al. 2024, *Mixtral of Experts*, arXiv 2401.04088; Muennighoff et al. 2024, *OLMoE: Open
@@ -45,7 +45,11 @@ impl Mixture {
 
     /// x `[batch, seq, dim]`, of the same shape.
     pub(crate) fn forward(&self, x: &Tensor, pass: Pass) -> Result<Tensor> {
-        let scores = self.router.linear(x, pass)?.to_kind(Kind::Float)?;
+        let scores = self.router.linear(x, pass)?;
+        let scores = match scores.kind() {
+            Kind::Half | Kind::BFloat16 => scores.to_kind(Kind::Float)?,
+            _ => scores,
+        };
         let (gates, index) = scores.softmax(-1)?.topk(self.settings.top_k, -1)?;
         let gates = match self.settings.normalised {
             true => gates.div(&gates.sum_dims(&[-1], true)?)?,
