@@ -155,7 +155,9 @@ pub(super) fn write_config(
         Some(targets) => write_targets(targets, &targets.select(sites)?, has_layers),
         None => write_targets(&Targets::names([""; 0]), &[], has_layers),
     };
-    let own: Vec<_> = own.into_iter().filter(|(name, _)| fields.contains_key(name)).collect();
+    let stored = ("fan_in_fan_out".to_owned(), json!(provenance.fan_in_fan_out));
+    let own = own.into_iter().chain([stored]);
+    let own: Vec<_> = own.filter(|(name, _)| fields.contains_key(name)).collect();
     fields.extend(own);
     taken.write(provenance.saved.as_ref(), sites, &mut fields)?;
     Ok((Layout::new(of, module)?, provenance, fields))

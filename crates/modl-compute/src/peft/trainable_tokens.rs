@@ -3,18 +3,11 @@
 use modl_core::{Result, Targets};
 use serde_json::{Value, json};
 
-use super::{Fields, PREFIX, PeftType, Provenance, Read, Written, object, read_targets};
+use super::{Fields, PeftType, Provenance, Read, Written, object, read_targets};
 use crate::TrainableTokens;
 
-pub(super) const TRAINABLE_TOKENS: PeftType = PeftType {
-    name: "TRAINABLE_TOKENS",
-    kind: "trainable_tokens",
-    read,
-    write,
-    key: |param| format!("{PREFIX}{param}"),
-    unpack: None,
-    pack: None,
-};
+pub(super) const TRAINABLE_TOKENS: PeftType =
+    PeftType::in_model("TRAINABLE_TOKENS", "trainable_tokens", read, write);
 
 fn read(fields: &mut Fields, mut peft: Provenance) -> Result<Read> {
     let targets = match fields.says("target_modules") {
