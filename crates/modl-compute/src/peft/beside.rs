@@ -79,6 +79,7 @@ impl Beside {
         }
         match self.tokens {
             None => {}
+            Some(Indices::Words(ids)) if ids.is_empty() => {}
             Some(Indices::Words(ids)) => {
                 let words = Targets::pattern("all-embedding");
                 beside.push(Part::new(words, TrainableTokens::new(ids)));
