@@ -27,7 +27,7 @@ pub use low_rank::{
 pub use patterns::Patterns;
 pub use sparse::{
     BitFit, DiffPruning, EdgePopup, FishMask, Form, Full, HardConcrete, LnTuning, LotteryTicket,
-    LtSft, PackNet, Piggyback, SupSup,
+    LtSft, PackNet, Piggyback, SupSup, TrainableTokens,
 };
 
 /// Adds the modules of this crate.

@@ -86,10 +86,7 @@ fn fields_that_would_change_the_result_are_named() {
     let cases = [
         ("bias", json!("all")),
         ("bias", json!("lora_only")),
-        ("modules_to_save", json!(["classifier"])),
-        ("target_parameters", json!(["experts.gate_up_proj"])),
         ("layer_replication", json!([[0, 2]])),
-        ("trainable_token_indices", json!([1, 2])),
         ("use_qalora", json!(true)),
         ("alora_invocation_tokens", json!([5])),
         ("arrow_config", json!({"top_k": 3})),

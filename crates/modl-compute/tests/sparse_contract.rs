@@ -4,7 +4,7 @@
 use modl_compute::sparse::Weights;
 use modl_compute::{
     BitFit, DiffPruning, EdgePopup, FishMask, Form, Full, Ia3, LnTuning, LotteryTicket, LtSft,
-    PackNet, Piggyback, SupSup, register,
+    PackNet, Piggyback, SupSup, TrainableTokens, register,
 };
 use modl_core::testing::{Identity, ModuleClaims, TinyBackbone, check_module};
 use modl_core::{Kind, Modular, ModuleConfig, Names, Registry, Seed, Targets};
@@ -38,6 +38,26 @@ fn full() {
     for form in [Form::Delta, Form::Copy] {
         check(Full { form }, &sites, smooth(parameters));
     }
+}
+
+#[test]
+fn trainable_tokens() {
+    check(TrainableTokens::new([3, 15, 0, 8]), &["embeddings.words"], smooth(4 * 8));
+}
+
+#[test]
+fn trainable_tokens_are_rows_of_a_table_each_once() {
+    let mut model =
+        Modular::new(TinyBackbone::new(Seed(1), Kind::Float).unwrap(), Seed(2)).unwrap();
+    let mut refused = |ids: &[i64], site: &str| {
+        let config = Box::new(TrainableTokens::new(ids.iter().copied()));
+        model.attach("a", config, &Targets::names([site])).unwrap_err().to_string()
+    };
+    assert!(refused(&[], "words").contains("none"));
+    assert!(refused(&[1, 16], "words").contains("16"));
+    assert!(refused(&[-1], "words").contains("-1"));
+    assert!(refused(&[2, 5, 2], "words").contains("2 twice"));
+    assert!(refused(&[1], "query").contains("Linear"));
 }
 
 #[test]

@@ -57,6 +57,7 @@ mod targets;
 mod tensor;
 mod tensor_in_place;
 mod tensor_ops;
+mod tensor_parts;
 mod tensors;
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -84,7 +85,7 @@ pub use residents::Residents;
 pub use router::{Router, RouterConfig, Shared};
 pub use routing::{Level, Routing, Weights};
 pub use scope::Scope;
-pub use site::{Host, HostFn, Signal, Site, SiteKind};
+pub use site::{Host, HostFn, STACK_DOWN, STACK_UP, Signal, Site, SiteKind};
 pub use targets::{Names, Targets};
 pub use tensor::{Device, Kind, Tensor, no_grad, with_grad};
 pub use tensors::Tensors;

@@ -46,7 +46,7 @@ impl Modular {
     /// Refuses a change at `site` of a parameter that another site computes with.
     fn refuse_shared(&self, site: &Site, t: &Tensor) -> Result<()> {
         for other in self.backbone().sites().iter().filter(|s| s.index != site.index) {
-            if self.backbone().theta(other)?.iter().any(|(_, o)| o.0.data_ptr() == t.0.data_ptr()) {
+            if self.backbone().theta(other)?.iter().any(|(_, o)| o.shares(t)) {
                 return Err(Error::unsupported(
                     format!("merging at `{}`, whose weight `{}` shares", site.path, other.path),
                     "keep the module attached, or leave the site out of its targets",

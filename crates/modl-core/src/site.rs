@@ -41,6 +41,16 @@ pub enum SiteKind {
     /// `[batch, heads, seq, keys]`; → `[batch, heads, seq, head_dim]`. The site's input is
     /// groups · head_dim wide, its output heads · head_dim.
     Attention,
+    /// The scores of a mixture's experts: y = x Wᵀ, `[…, in]` → `[…, experts]`; θ = `weight`
+    /// `[experts, in]`.
+    Router,
+    /// A mixture of gated feed-forward networks: x `[batch, seq, in]` → `[batch, seq, in]` by the
+    /// experts that the companions name for each token, `experts` `[batch, seq, k]` i64, weighed by
+    /// `gates` `[batch, seq, k]`. θ = `gate_up_proj` `[experts, 2 · inner, in]`, gate above up, and
+    /// `down_proj` `[experts, in, inner]`. f also takes each of them as a sum that is not
+    /// multiplied out: with [`STACK_DOWN`] after its name `[experts, r, cols]` and [`STACK_UP`]
+    /// `[experts, rows, r]`, whose product is added to it.
+    Experts,
     /// A sub-layer before its residual connection: x `[batch, seq, in]` → `[batch, seq, dim]`.
     /// Companion: `residual` `[batch, seq, dim]`, what will be added. Stage: `norm`, the
     /// normalisation of h + residual that follows.
@@ -48,6 +58,11 @@ pub enum SiteKind {
     /// A whole layer of the residual stream `[batch, seq, dim]`; companion: `mask`.
     Block,
 }
+
+/// The end of the name in θ of the thin factors that f takes at [`SiteKind::Experts`].
+pub const STACK_DOWN: &str = ".down";
+/// The end of the name in θ of the other factors.
+pub const STACK_UP: &str = ".up";
 
 impl SiteKind {
     /// The kind of that name in recipes: `linear`, `batch-norm`.
@@ -60,6 +75,8 @@ impl SiteKind {
             "batch-norm" => SiteKind::BatchNorm,
             "tokens" => SiteKind::Tokens,
             "attention" => SiteKind::Attention,
+            "router" => SiteKind::Router,
+            "experts" => SiteKind::Experts,
             "sublayer" => SiteKind::Sublayer,
             "block" => SiteKind::Block,
             _ => return None,
@@ -69,7 +86,8 @@ impl SiteKind {
     /// Whether f works on each vector along the last dimension by itself, so that tokens can be
     /// sent to different modules.
     pub fn token_wise(self) -> bool {
-        matches!(self, SiteKind::Linear | SiteKind::Norm | SiteKind::Sublayer)
+        use SiteKind::{Linear, Norm, Router, Sublayer};
+        matches!(self, Linear | Norm | Router | Sublayer)
     }
 }
 

@@ -93,6 +93,8 @@ unary! {
 }
 
 binary! {
+    /// Where self equals other.
+    equal = f_eq_tensor;
     /// Where self is greater than other.
     greater = f_gt_tensor;
     /// Where one of them or both are true.

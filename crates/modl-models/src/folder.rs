@@ -80,13 +80,7 @@ impl Weights {
     /// Opens the files. `canonical` says how the architecture names a stored tensor, or `None` for
     /// one that is not part of it.
     pub(crate) fn open(dir: &Path, canonical: impl Fn(&str) -> Option<String>) -> Result<Self> {
-        let single = dir.join(WEIGHTS);
-        let files = if single.exists() || !dir.join(INDEX).exists() {
-            vec![Box::new(Checkpoint::open(single)?) as Box<dyn Stored>]
-        } else {
-            shards(dir)?
-        };
-        Self::of(dir, files, canonical)
+        Self::of(dir, files(dir)?, canonical)
     }
 
     /// [`Weights::open`] for files that are open; `source` is for errors.
@@ -173,6 +167,15 @@ impl Weights {
             .get(i)
             .map(AsRef::as_ref)
             .ok_or_else(|| Error::file(&self.source, "has lost one of its files"))
+    }
+}
+
+/// The files with the tensors of a folder: one, or those that the index names.
+pub(crate) fn files(dir: &Path) -> Result<Vec<Box<dyn Stored>>> {
+    let single = dir.join(WEIGHTS);
+    match single.exists() || !dir.join(INDEX).exists() {
+        true => Ok(vec![Box::new(Checkpoint::open(single)?)]),
+        false => shards(dir),
     }
 }
 

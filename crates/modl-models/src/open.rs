@@ -35,6 +35,8 @@ const ARCHITECTURES: &[(&str, Load)] = &[
     ("bert", |dir, config, options| Ok(Box::new(Bert::from_config(dir, config, options)?))),
     ("gpt2", |dir, config, options| Ok(Box::new(Gpt2::from_config(dir, config, options)?))),
     ("llama", |dir, config, options| Ok(Box::new(Llama::from_config(dir, config, options)?))),
+    ("mixtral", |dir, config, options| Ok(Box::new(Llama::from_config(dir, config, options)?))),
+    ("olmoe", |dir, config, options| Ok(Box::new(Llama::from_config(dir, config, options)?))),
     ("roberta", |dir, config, options| Ok(Box::new(Bert::from_config(dir, config, options)?))),
     ("t5", |dir, config, options| Ok(Box::new(T5::from_config(dir, config, options)?))),
     ("vit", |dir, config, options| Ok(Box::new(Vit::from_config(dir, config, options)?))),

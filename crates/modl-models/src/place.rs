@@ -9,6 +9,7 @@ use modl_core::{
 };
 
 use crate::dropout::Drop;
+use crate::moe::{DOWN, GATE_UP};
 
 /// A site and θ there.
 #[derive(Debug)]
@@ -17,11 +18,14 @@ pub(crate) struct Place {
     pub(crate) theta: Tensors,
 }
 
-/// The parameters that are named `PATH.weight` and `PATH.bias`.
+/// The parameters that a site at `path` may have below it.
+const SHORT: [&str; 4] = ["weight", "bias", GATE_UP, DOWN];
+
+/// The parameters of the site at `path`: `PATH.weight`, `PATH.bias`.
 pub(crate) fn theta(params: &ParamStore, path: &str) -> Tensors {
     let named = |short: &'static str| Some((short, params.get(&format!("{path}.{short}")).ok()?));
-    let both = ["weight", "bias"].into_iter().filter_map(named);
-    both.map(|(short, t)| (short, t.clone())).collect()
+    let all = SHORT.into_iter().filter_map(named);
+    all.map(|(short, t)| (short, t.clone())).collect()
 }
 
 /// θ with the weight's dimensions exchanged, as a view.

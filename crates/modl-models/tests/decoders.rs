@@ -18,11 +18,13 @@ use serde_json::{Value, json};
 /// The variants have what the others have not: biases, one group of heads, heads of another width,
 /// `llama3` positions and a tied output layer; and an untied one, scores by layer and another width
 /// within.
-const ALL: [&str; 6] = [
+const ALL: [&str; 8] = [
     "base_gpt2",
     "base_llama",
     "deterministic_gpt2",
     "deterministic_llama",
+    "deterministic_mixtral",
+    "deterministic_olmoe",
     "variant_gpt2",
     "variant_llama",
 ];

@@ -14,7 +14,8 @@ use modl_core::{
 use modl_models::{Choice, Generation, LoadOptions, generate, open};
 use serde_json::{Value, json};
 
-const MODELS: [&str; 2] = ["base_gpt2", "base_llama"];
+const MODELS: [&str; 4] =
+    ["base_gpt2", "base_llama", "deterministic_mixtral", "deterministic_olmoe"];
 
 fn decoder(name: &str) -> Modular {
     let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);

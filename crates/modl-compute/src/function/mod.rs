@@ -29,6 +29,7 @@ pub use invertible::{Coupling, Invertible, InvertibleBlock};
 pub use nested::Nested;
 pub use reft::Reft;
 pub use residual_adapter::{ResidualAdapter, ResidualPlacement};
+pub(crate) use union::of_part;
 pub use union::{Part, Union};
 
 pub(crate) fn register(r: &mut Catalog<dyn ModuleConfig>) -> Result<()> {

@@ -24,6 +24,11 @@ impl Nested {
         self.0
     }
 
+    /// [`Nested::new`] for a configuration whose type is not known.
+    pub fn from_box(config: Box<dyn ModuleConfig>) -> Self {
+        Nested(config)
+    }
+
     fn recipe(&self) -> Result<Value> {
         let mut table = Map::new();
         table.insert("type".into(), self.0.kind().into());

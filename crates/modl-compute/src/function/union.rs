@@ -66,6 +66,19 @@ fn place(i: usize) -> String {
     format!("part{i}")
 }
 
+/// What the parameter `name` of a union is to its part `i`, if it is that part's: `SITE.part0.PARAM`
+/// and `part0.PARAM` are `SITE.PARAM` and `PARAM`.
+pub(crate) fn of_part(i: usize, name: &str) -> Option<String> {
+    let place = place(i);
+    match name.strip_prefix(&format!("{place}.")) {
+        Some(shared) => Some(shared.to_owned()),
+        None => {
+            let (site, param) = name.split_once(&format!(".{place}."))?;
+            Some(format!("{site}.{param}"))
+        }
+    }
+}
+
 impl ModuleConfig for Union {
     fn kind(&self) -> &'static str {
         "union"
@@ -104,12 +117,7 @@ impl ModuleConfig for Union {
 
     fn after_step(&self, params: &ParamStore, step: &Step) -> Result<()> {
         for (i, part) in self.parts.iter().enumerate() {
-            // `SITE.part0.PARAM` and `part0.PARAM` are `SITE.PARAM` and `PARAM` to the part.
-            let (top, below) = (format!("{}.", place(i)), format!(".{}.", place(i)));
-            let own = |name: &str| match name.strip_prefix(&top) {
-                Some(shared) => Some(shared.to_owned()),
-                None => name.split_once(&below).map(|(site, param)| format!("{site}.{param}")),
-            };
+            let own = |name: &str| of_part(i, name);
             let gradients = step.gradients.iter().filter_map(|(n, g)| Some((own(n)?, g.clone())));
             let step = Step { gradients: gradients.collect(), ..*step };
             part.config.after_step(&params.renamed(own), &step)?;

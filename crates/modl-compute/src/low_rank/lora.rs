@@ -3,7 +3,7 @@
 //! y = f_θ(x) + s·B A x with A `[r, in]`, B `[out, r]` and s = α⁄r, or α⁄√r for rank-stabilised
 //! LoRA. B starts at 0, so that a fresh module changes nothing. At a convolution `in` is the
 //! flattened kernel `[in ⁄ groups · kernel · kernel]`; at a table of embeddings it is the rows,
-//! W + s·(B A)ᵀ, where A starts at 0 instead.
+//! W + s·(B A)ᵀ, where A starts at 0 instead; at a mixture's experts each expert has an A and a B.
 //!
 //! Hu et al. 2021, *LoRA: Low-Rank Adaptation of Large Language Models*, arXiv 2106.09685;
 //! Kalajdzievski 2023, *A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA*, arXiv
@@ -20,9 +20,11 @@ use crate::patterns::Patterns;
 use crate::peft::Provenance;
 
 mod change;
+mod experts;
 mod start;
 
 use change::LoraChange;
+use experts::ExpertChange;
 
 /// The names of the parameters, as in PEFT's files.
 pub(super) const A: &str = "lora_A.weight";
@@ -34,7 +36,8 @@ const EMBEDDING_B: &str = "lora_embedding_B";
 pub(crate) const START_A: &str = "start_A";
 pub(crate) const START_B: &str = "start_B";
 
-/// Configuration of LoRA at linear sites, convolutions and tables of embeddings.
+/// Configuration of LoRA at linear sites, convolutions and tables of embeddings, or at a mixture's
+/// experts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Lora {
@@ -56,6 +59,10 @@ pub struct Lora {
     /// A bias that is trained beside B and scaled as B A is; at linear sites and convolutions.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub lora_bias: bool,
+    /// The stacked weights of experts that are changed, by the end of their names
+    /// (`mlp.experts.down_proj`), at sites of experts, and nowhere else.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub target_parameters: Vec<String>,
     /// How the parameters start.
     pub init: LoraInit,
     /// What a PEFT file said besides, kept for writing one again.
@@ -97,6 +104,7 @@ impl Default for Lora {
             rank_pattern: Patterns::default(),
             alpha_pattern: Patterns::default(),
             lora_bias: false,
+            target_parameters: Vec::new(),
             init: LoraInit::default(),
             peft: Provenance::default(),
         }
@@ -160,6 +168,25 @@ impl Lora {
     /// What PEFT refuses, too.
     fn check(&self, site: &Site) -> Result<()> {
         let (kind, init) = (site.kind, self.init);
+        let named = !self.target_parameters.is_empty();
+        if kind == SiteKind::Experts {
+            let off = self.dropout == 0.0 && !self.lora_bias && !init.is_from_weight();
+            return match named && off {
+                true => Ok(()),
+                false => Err(Error::unsupported(
+                    "LoRA of experts without `target_parameters`, or with dropout, a bias or a \
+                     start from the weight",
+                    "name the stacked weights, for instance `mlp.experts.down_proj`, and leave \
+                     the others out",
+                )),
+            };
+        }
+        if named {
+            return Err(Error::unsupported(
+                format!("`target_parameters` of LoRA at a site of kind {kind:?}"),
+                "give sites of experts a part of their own in a union",
+            ));
+        }
         if !matches!(kind, SiteKind::Linear | SiteKind::Conv | SiteKind::Embedding) {
             return Err(Error::unsupported(
                 format!("LoRA at a site of kind {kind:?}"),
@@ -196,6 +223,9 @@ impl ModuleConfig for Lora {
     fn build(&self, at: &Attachment, scope: &mut Scope) -> Result<Box<dyn Module>> {
         let site = at.site;
         self.check(site)?;
+        if site.kind == SiteKind::Experts {
+            return Ok(Box::new(ExpertChange::build(self, at, scope)?));
+        }
         let dropout = Dropout::new("lora.dropout", self.dropout, scope)?;
         let (r, scale) = self.rank_and_scale(&site.path)?;
         let weight = at.theta.need("weight")?;

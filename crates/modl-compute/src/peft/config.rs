@@ -6,6 +6,7 @@ use std::path::Path;
 use modl_core::{Error, ModuleConfig, Names, Result, Site, Targets};
 use serde_json::{Map, Value, json};
 
+use super::beside::{Beside, Layout, Taken};
 use super::fields::Fields;
 use super::{PeftType, Provenance, TYPES};
 
@@ -44,7 +45,6 @@ const NOT_YET: &[&str] = &[
     "SHIRA",
     "SUPERTUNING",
     "TINYLORA",
-    "TRAINABLE_TOKENS",
     "UNILORA",
     "VBLORA",
     "WAVEFT",
@@ -54,7 +54,7 @@ const NOT_YET: &[&str] = &[
 /// What an adapter folder says of its adapter.
 #[derive(Debug)]
 pub struct AdapterConfig {
-    pub(super) of: &'static PeftType,
+    pub(super) layout: Layout,
     /// The recipe of the module.
     pub module: Box<dyn ModuleConfig>,
     /// The sites that it was trained at.
@@ -64,7 +64,7 @@ pub struct AdapterConfig {
 impl AdapterConfig {
     /// `LORA`.
     pub fn peft_type(&self) -> &'static str {
-        self.of.name
+        self.layout.of.name
     }
 }
 
@@ -97,10 +97,13 @@ pub(super) fn parse(path: &Path, fields: Map<String, Value>) -> Result<AdapterCo
     for name in ["peft_type", "peft_version", "inference_mode"] {
         fields.ignore(name);
     }
+    let beside = Beside::read(&mut fields)?;
     let provenance = Provenance::read(&mut fields)?;
-    let (module, targets) = (of.read)(&mut fields, provenance)?;
+    let saved = provenance.saved.clone();
+    let adapter = (of.read)(&mut fields, provenance)?;
     fields.finish()?;
-    Ok(AdapterConfig { of, module, targets })
+    let (module, targets) = beside.join(saved.as_ref(), adapter)?;
+    Ok(AdapterConfig { layout: Layout::new(of, module.as_ref())?, module, targets })
 }
 
 fn find_type(path: &Path, fields: &Map<String, Value>) -> Result<&'static PeftType> {
@@ -127,7 +130,7 @@ fn find_type(path: &Path, fields: &Map<String, Value>) -> Result<&'static PeftTy
     Err(Error::unknown("peft_type", name, here.iter().chain(NOT_YET)))
 }
 
-/// PEFT's fields for a module, and the type.
+/// PEFT's fields for a module at some of `sites`, all that the backbone has.
 ///
 /// # Errors
 /// [`Error::Unsupported`] where PEFT has no such kind.
@@ -135,34 +138,38 @@ pub(super) fn write_config(
     module: &dyn ModuleConfig,
     targets: &Targets,
     sites: &[Site],
-) -> Result<(&'static PeftType, Provenance, Map<String, Value>)> {
-    let kind = module.kind();
-    let peft_type = TYPES.iter().find(|t| t.kind == kind).ok_or_else(|| {
+) -> Result<(Layout, Provenance, Map<String, Value>)> {
+    let taken = Taken::apart(module, targets)?;
+    let kind = &taken.kind;
+    let of = TYPES.iter().find(|t| t.kind == *kind).ok_or_else(|| {
         Error::unsupported(
             format!("saving a module of kind `{kind}` as a PEFT folder"),
             "PEFT has no format for it; use Modular::save_module",
         )
     })?;
-    let (mut fields, provenance) = (peft_type.write)(module.to_json()?)?;
+    let (mut fields, provenance) = (of.write)(taken.config.clone())?;
     let common = json!({
         "auto_mapping": provenance.auto_mapping,
         "base_model_name_or_path": provenance.base_model_name_or_path,
         "inference_mode": true,
-        "peft_type": peft_type.name,
+        "peft_type": of.name,
         "peft_version": PEFT_VERSION,
         "revision": provenance.revision,
         "task_type": provenance.task_type,
     });
     fields.extend(common.as_object().cloned().unwrap_or_default());
     // Each type has some of them, which its `write` has left open.
+    let has_layers = fields.contains_key("layers_to_transform");
+    let own = match &taken.targets {
+        Some(targets) => write_targets(targets, &targets.select(sites)?, has_layers),
+        None => write_targets(&Targets::names([""; 0]), &[], has_layers),
+    };
     let stored = ("fan_in_fan_out".to_owned(), json!(provenance.fan_in_fan_out));
-    let own: Vec<_> = write_targets(targets, sites, fields.contains_key("layers_to_transform"))
-        .into_iter()
-        .chain([stored])
-        .filter(|(name, _)| fields.contains_key(name))
-        .collect();
+    let own = own.into_iter().chain([stored]);
+    let own: Vec<_> = own.filter(|(name, _)| fields.contains_key(name)).collect();
     fields.extend(own);
-    Ok((peft_type, provenance, fields))
+    taken.write(provenance.saved.as_ref(), sites, &mut fields)?;
+    Ok((Layout::new(of, module)?, provenance, fields))
 }
 
 /// The text of the file, with the keys sorted as PEFT sorts them.
@@ -173,7 +180,7 @@ pub(super) fn render(mut fields: Map<String, Value>) -> Result<String> {
         .map_err(|e| Error::invalid("adapter_config.json", e.to_string()))
 }
 
-fn write_targets(targets: &Targets, sites: &[Site], has_layers: bool) -> Map<String, Value> {
+fn write_targets(targets: &Targets, sites: &[&Site], has_layers: bool) -> Map<String, Value> {
     // What is "all" depends on who reads it, so it is written out, as PEFT does; and so it is where
     // the type cannot say which layers.
     let all = matches!(&targets.names, Names::Pattern(p) if p.starts_with("all-"));

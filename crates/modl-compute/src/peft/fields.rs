@@ -48,6 +48,11 @@ impl<'a> Fields<'a> {
         self.optional(name)
     }
 
+    /// Whether a field that has not been taken says something.
+    pub(crate) fn says(&self, name: &str) -> bool {
+        self.left.get(name).is_some_and(|v| !v.is_null())
+    }
+
     /// Takes a field that does not matter, whatever it says.
     pub(crate) fn ignore(&mut self, name: &str) {
         self.left.shift_remove(name);

@@ -4,8 +4,9 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use modl_core::checkpoint::{self, Checkpoint};
-use modl_core::{Error, Modular, ParamStore, Result, ResultExt, Select, Site, Tensors, no_grad};
+use modl_core::{Error, Modular, ParamStore, Result, ResultExt, Select, Tensors, no_grad};
 
+use super::beside::{narrow, refuse_tied_tokens};
 use super::config::{CONFIG_FILE, parse, read_config, read_fields, render, write_config};
 use super::{PREFIX, PeftType, Provenance, former_names};
 
@@ -36,10 +37,12 @@ pub fn load(model: &mut Modular, dir: impl AsRef<Path>, name: Option<&str>) -> R
     }
     let name = name.map_or_else(|| folder_name(dir), str::to_owned);
     // Under the file's own keys, so that an error names what the user can see.
-    let params = model.parameters_of(config.module.as_ref(), &config.targets)?;
+    let targets = narrow(config.module.as_ref(), config.targets, model.backbone().sites())?;
+    refuse_tied_tokens(config.module.as_ref(), &targets, model.backbone())?;
+    let params = model.parameters_of(config.module.as_ref(), &targets)?;
     let mut by_key = ParamStore::new();
     for (param, p) in params.iter() {
-        by_key.insert((config.of.key)(param), p.tensor().clone())?;
+        by_key.insert(config.layout.key(param).0, p.tensor().clone())?;
     }
     let found = file.tensors(model.device())?.into_iter();
     let own = |key: String| match key.strip_prefix(PREFIX) {
@@ -47,11 +50,11 @@ pub fn load(model: &mut Modular, dir: impl AsRef<Path>, name: Option<&str>) -> R
         None => key,
     };
     let mut found: Tensors = found.map(|(key, t)| (own(key), t)).collect();
-    if let Some(unpack) = config.of.unpack {
+    if let Some(unpack) = config.layout.of.unpack {
         found = unpack(found, &by_key).at(file.path().display().to_string())?;
     }
     by_key.load(&file.path().display().to_string(), found.iter(), &Select::all())?;
-    model.attach_with(&name, config.module, &config.targets, &params)?;
+    model.attach_with(&name, config.module, &targets, &params)?;
     Ok(name)
 }
 
@@ -83,23 +86,24 @@ fn folder_name(dir: &Path) -> String {
 pub fn save(model: &Modular, name: &str, dir: impl AsRef<Path>) -> Result<()> {
     let dir = dir.as_ref();
     let (module, targets) = model.recipe(name)?;
-    let sites: Vec<Site> = targets.select(model.backbone().sites())?.into_iter().cloned().collect();
-    let (peft_type, provenance, mut fields) = write_config(module, targets, &sites)?;
+    let (layout, provenance, mut fields) = write_config(module, targets, model.backbone().sites())?;
     let prefix = format!("modules.{name}.");
     let select = Select::new(format!("{prefix}*"));
-    let own = model.params().select(&select);
-    let keyed =
-        own.map(|(n, t)| ((peft_type.key)(n.strip_prefix(&prefix).unwrap_or(n)), t.clone()));
-    let mut tensors: Tensors = keyed.collect();
-    if let Some(pack) = peft_type.pack {
+    let (mut tensors, mut beside) = (Tensors::new(), Tensors::new());
+    for (param, t) in model.params().select(&select) {
+        let (key, own) = layout.key(param.strip_prefix(&prefix).unwrap_or(param));
+        (if own { &mut tensors } else { &mut beside }).set(key, t.clone());
+    }
+    if let Some(pack) = layout.of.pack {
         tensors = no_grad(|| pack(tensors, &mut fields))?;
     }
+    beside.iter().for_each(|(key, t)| tensors.set(key.to_owned(), t.clone()));
     let metadata = HashMap::from([
         ("format".to_owned(), "pt".to_owned()),
         (BASE_KEY.to_owned(), model.backbone().fingerprint()?),
     ]);
     checkpoint::save(dir.join(WEIGHTS_FILE), tensors.iter(), metadata)?;
-    checkpoint::write_whole(dir.join("README.md"), card(peft_type, &provenance).as_bytes())?;
+    checkpoint::write_whole(dir.join("README.md"), card(layout.of, &provenance).as_bytes())?;
     // Last: a folder without it is no adapter yet.
     checkpoint::write_whole(dir.join(CONFIG_FILE), render(fields)?.as_bytes())
 }

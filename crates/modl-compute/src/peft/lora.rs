@@ -97,6 +97,8 @@ fn read(fields: &mut Fields, peft: Provenance) -> Result<Read> {
         rank_pattern: fields.optional("rank_pattern")?.unwrap_or_default(),
         alpha_pattern: fields.optional("alpha_pattern")?.unwrap_or_default(),
         lora_bias: fields.optional("lora_bias")?.unwrap_or(standard.lora_bias),
+        // Beside this one, in a part of its own.
+        target_parameters: Vec::new(),
         init,
         peft,
     };

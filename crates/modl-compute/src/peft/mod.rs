@@ -7,6 +7,7 @@
 //! A further kind of PEFT adapter is one file with a `PeftType` and one line in `TYPES`.
 
 mod adalora;
+mod beside;
 mod boft;
 mod config;
 mod fields;
@@ -22,6 +23,7 @@ mod oft;
 mod prompts;
 mod provenance;
 mod same_names;
+mod trainable_tokens;
 mod vera;
 
 use modl_core::{ModuleConfig, ParamStore, Result, Targets, Tensors};
@@ -29,7 +31,7 @@ use serde_json::{Map, Value};
 
 pub use config::{AdapterConfig, read_config};
 pub use folder::{load, save};
-pub use provenance::{PromptDimensions, Provenance};
+pub use provenance::{PromptDimensions, Provenance, Saved};
 
 pub(crate) use fields::{Fields, number};
 use lora::lora_fields;
@@ -49,6 +51,7 @@ const TYPES: &[PeftType] = &[
     prompts::P_TUNING,
     prompts::PREFIX_TUNING,
     prompts::PROMPT_TUNING,
+    trainable_tokens::TRAINABLE_TOKENS,
     vera::VERA,
 ];
 

@@ -1,6 +1,6 @@
 //! What PEFT files say besides the method.
 
-use modl_core::{Error, Result};
+use modl_core::{Error, Names, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -28,12 +28,27 @@ pub struct Provenance {
     /// knows it by itself.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub fan_in_fan_out: bool,
+    /// Whole modules that the file holds beside the adapter.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub saved: Option<Saved>,
     /// What a file with virtual tokens notes of its backbone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt: Option<PromptDimensions>,
     /// How a prompt started.
     #[serde(skip_serializing_if = "Map::is_empty")]
     pub start: Map<String, Value>,
+}
+
+/// `modules_to_save`: modules that a file holds whole, in a part of their own of a
+/// [`Union`](crate::Union).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Saved {
+    /// How the file calls them. PEFT names a classifier both `classifier` and `score`, and takes
+    /// what is there.
+    pub modules: Vec<String>,
+    /// `exclude_modules`; the adapter does not stand at the saved modules either.
+    pub exclude: Option<Names>,
 }
 
 /// What PEFT notes of the backbone of virtual tokens; it works these out where they are missing.
@@ -72,6 +87,7 @@ impl Provenance {
             auto_mapping: fields.optional("auto_mapping")?,
             base_model_name_or_path: fields.optional("base_model_name_or_path")?,
             revision: fields.optional("revision")?,
+            saved: Saved::read(fields)?,
             prompt: None,
             start: Map::new(),
             fan_in_fan_out: fields.optional("fan_in_fan_out")?.unwrap_or(false),

@@ -16,6 +16,7 @@ mod piggyback;
 mod straight_through;
 mod sup_sup;
 mod top_k;
+mod trainable_tokens;
 
 use modl_core::{Catalog, ModuleConfig, Result};
 
@@ -33,6 +34,8 @@ pub use piggyback::Piggyback;
 pub use straight_through::Weights;
 pub use sup_sup::{SupSup, TaskSearch, infer_task};
 pub use top_k::{top_k, top_k_across};
+pub(crate) use trainable_tokens::ROWS;
+pub use trainable_tokens::TrainableTokens;
 
 pub(crate) fn register(r: &mut Catalog<dyn ModuleConfig>) -> Result<()> {
     r.register::<Full>(
@@ -42,6 +45,7 @@ pub(crate) fn register(r: &mut Catalog<dyn ModuleConfig>) -> Result<()> {
     )?;
     r.register::<BitFit>("BitFit", "Ben Zaken et al. 2022, arXiv 2106.10199", "3.1")?;
     r.register::<LnTuning>("Layer-norm tuning", "Zhao et al. 2024, arXiv 2312.11420", "3.1")?;
+    r.register::<TrainableTokens>("Trainable tokens", "PEFT 0.21, `TrainableTokensConfig`", "3.1")?;
     r.register::<LotteryTicket>(
         "Magnitude pruning, lottery ticket",
         "Frankle and Carbin 2019, arXiv 1803.03635",

@@ -1,9 +1,10 @@
-//! Llama's settings, as in `config.json`.
+//! The settings of Llama and of what is built as it, as in `config.json`.
 
 use modl_core::{Activation, Result};
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::moe::MixtureConfig;
 use crate::rope::Rope;
 use crate::settings::{self, Fixed, MOST_LAYERS, check_dropout, check_positive, refuse};
 
@@ -39,9 +40,17 @@ pub struct LlamaConfig {
     pub mlp_bias: bool,
     /// Whether the output layer is the table of words.
     pub tie_word_embeddings: bool,
+    /// The limit of queries, keys and values on both sides of 0, which OLMoE may have.
+    pub clip_qkv: Option<f64>,
     /// Rotary positions.
     #[serde(skip)]
     pub rope: Rope,
+    /// Whether queries and keys are normalised over all heads together, as OLMoE's are.
+    #[serde(skip)]
+    pub query_norm: bool,
+    /// The experts that stand for the feed-forward networks of Mixtral and OLMoE.
+    #[serde(skip)]
+    pub mixture: Option<MixtureConfig>,
 }
 
 impl Default for LlamaConfig {
@@ -60,7 +69,10 @@ impl Default for LlamaConfig {
             attention_bias: false,
             mlp_bias: false,
             tie_word_embeddings: false,
+            clip_qkv: None,
             rope: Rope::default(),
+            query_norm: false,
+            mixture: None,
         }
     }
 }
@@ -77,9 +89,15 @@ impl LlamaConfig {
     /// # Errors
     /// By name where a setting has the wrong type, is out of range, or is not supported.
     pub fn read(config: &Value) -> Result<Self> {
+        let mixture = MixtureConfig::read(config)?;
+        let own = settings::read::<Self>(config, "Llama", &FIXED)?;
+        let usual_eps = mixture.is_some() && config.get("rms_norm_eps").is_none();
         let settings = LlamaConfig {
             rope: Rope::read(config)?,
-            ..settings::read::<Self>(config, "Llama", &FIXED)?
+            rms_norm_eps: if usual_eps { 1e-5 } else { own.rms_norm_eps },
+            query_norm: config.get("model_type").is_some_and(|t| t == "olmoe"),
+            mixture,
+            ..own
         };
         settings.check()?;
         Ok(settings)
@@ -110,6 +128,9 @@ impl LlamaConfig {
         }
         if self.head_width() % 2 != 0 {
             return refuse("head_dim", self.head_width(), "is to be even");
+        }
+        if let Some(limit) = self.clip_qkv.filter(|limit| !(*limit > 0.0)) {
+            return refuse("clip_qkv", limit, "is to be positive");
         }
         check_dropout(&[("attention_dropout", self.attention_dropout)])
     }

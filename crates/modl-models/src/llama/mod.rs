@@ -1,7 +1,8 @@
 //! Llama (Touvron et al. 2023, arXiv 2302.13971 and 2307.09288; Grattafiori et al. 2024, arXiv
 //! 2407.21783): a decoder with rotary positions, groups of heads that share keys and values, gated
 //! feed-forward networks, and normalisation by the root mean square before each sub-layer. SmolLM is
-//! of this architecture.
+//! of this architecture; [Mixtral and OLMoE](crate::MixtureConfig) have mixtures of experts for the
+//! feed-forward networks, and OLMoE normalises queries and keys.
 //!
 //! | site | kind |
 //! |---|---|
@@ -13,6 +14,9 @@
 //! | `model.layers.N.self_attn` | attention |
 //! | `model.layers.N.self_attn.output` (`o_proj`), `model.layers.N.mlp` | sub-layer |
 //! | `model.layers.N.mlp.{gate_proj,up_proj,down_proj}` | linear |
+//! | with a mixture instead: `model.layers.N.mlp.gate` | router |
+//! | `model.layers.N.mlp.experts` | experts |
+//! | OLMoE's `model.layers.N.self_attn.{q_norm,k_norm}` | norm |
 //! | `lm_head` | linear |
 //!
 //! Without an output layer (`LlamaModel`) there is no `model.`. A sub-layer is not normalised after
@@ -32,12 +36,13 @@ use layer::Layer;
 
 use crate::LoadOptions;
 use crate::decoder::{Architecture, Decoder, HEAD, Naming, Seen, backbone};
-use crate::folder::{Shapes, Weights, read_config};
+use crate::folder::{Shapes, Weights, files, read_config};
 use crate::gguf::Gguf;
+use crate::moe::{DOWN, Fused, GATE_UP, in_memory};
 use crate::place::{Pass, Place, Surveyor};
 use crate::rope::{Rotation, table};
 
-/// A Llama decoder.
+/// A Llama decoder, or Mixtral or OLMoE.
 ///
 /// Inputs: `input_ids` `[batch, seq]` i64; `attention_mask` `[batch, seq]` of ones and zeros (ones
 /// where it is not given); `position_ids` `[batch, seq]` i64 (from the number of tokens in the
@@ -74,8 +79,14 @@ impl Llama {
         let settings = LlamaConfig::read(&config).at(dir.to_string_lossy())?;
         let naming = Self::naming(&config)?;
         let tied = settings.tie_word_embeddings;
-        let weights =
-            Weights::open(dir, |stored| naming.stored(stored, tied, &[".rotary_emb.inv_freq"]))?;
+        let own = |stored: &str| naming.stored(stored, tied, &[".rotary_emb.inv_freq"]);
+        let weights = match &settings.mixture {
+            None => Weights::open(dir, own)?,
+            Some(_) => {
+                let fused = Box::new(Fused::new(dir, files(dir)?)?);
+                Weights::of(dir, vec![fused], |stored| own(&in_memory(stored)))?
+            }
+        };
         Self::assemble(config, settings, &weights, options)
     }
 
@@ -89,7 +100,12 @@ impl Llama {
     }
 
     fn naming(config: &Value) -> Result<Naming> {
-        Naming::read(config, "model.", "LlamaModel", "LlamaForCausalLM")
+        let (bare, headed) = match config.get("model_type").and_then(Value::as_str) {
+            Some("mixtral") => ("MixtralModel", "MixtralForCausalLM"),
+            Some("olmoe") => ("OlmoeModel", "OlmoeForCausalLM"),
+            _ => ("LlamaModel", "LlamaForCausalLM"),
+        };
+        Naming::read(config, "model.", bare, headed)
     }
 
     fn assemble(
@@ -180,11 +196,26 @@ fn shapes(settings: &LlamaConfig, naming: Naming) -> Shapes {
         }
         of("self_attn.o_proj", &[width, heads], settings.attention_bias);
         of("post_attention_layernorm", &[width], false);
-        of("mlp.gate_proj", &[inner, width], settings.mlp_bias);
-        of("mlp.up_proj", &[inner, width], settings.mlp_bias);
-        of("mlp.down_proj", &[width, inner], settings.mlp_bias);
+        if settings.query_norm {
+            of("self_attn.q_norm", &[heads], false);
+            of("self_attn.k_norm", &[groups], false);
+        }
+        match &settings.mixture {
+            None => {
+                of("mlp.gate_proj", &[inner, width], settings.mlp_bias);
+                of("mlp.up_proj", &[inner, width], settings.mlp_bias);
+                of("mlp.down_proj", &[width, inner], settings.mlp_bias);
+            }
+            Some(mixture) => of("mlp.gate", &[mixture.experts, width], false),
+        }
     }
     one("norm", &[width], false);
+    for (n, mixture) in (0..settings.num_hidden_layers).zip(settings.mixture.iter().cycle()) {
+        let path = naming.path(&format!("layers.{n}.mlp.experts"));
+        let experts = mixture.experts;
+        all.insert(format!("{path}.{GATE_UP}"), vec![experts, 2 * inner, width]);
+        all.insert(format!("{path}.{DOWN}"), vec![experts, width, inner]);
+    }
     if naming.head && !settings.tie_word_embeddings {
         all.insert(format!("{HEAD}.weight"), vec![settings.vocab_size, width]);
     }
