@@ -17,7 +17,7 @@ pub use function::{
     Ia3, Ia3Init, Invertible, InvertibleBlock, Nested, Part, Reft, Residual, ResidualAdapter,
     ResidualPlacement, Scaling, Union,
 };
-pub use input::{PTuning, PrefixTuning, PromptTuning};
+pub use input::{KnnLm, PTuning, PrefixTuning, PromptTuning, Retrieval};
 pub use low_rank::{
     AdaLora, Boft, Dora, FourierFt, Intrinsic, Loha, Lokr, LokrInit, Lora, LoraInit, Oft, Vera,
 };

@@ -30,7 +30,7 @@ fn adapters() -> Vec<(&'static str, PathBuf)> {
         folders.sort();
         all.extend(folders.into_iter().map(|f| (base, f)));
     }
-    assert!(all.len() >= 24, "fixtures are missing: {all:?}");
+    assert!(all.len() >= 26, "fixtures are missing: {all:?}");
     all
 }
 
@@ -59,8 +59,13 @@ fn logits_are_pefts_attached_and_merged() {
         let adapted = model.forward(&inputs, &cx).unwrap();
         check(&adapted, "logits");
         let plain = model.forward_base(&inputs, &cx).unwrap();
-        let moved = adapted.need("logits").unwrap();
-        assert!(moved.max_abs_diff(plain.need("logits").unwrap()).unwrap() > 1e-3, "{at}");
+        let (moved, still) = (adapted.need("logits").unwrap(), plain.need("logits").unwrap());
+        let longer = moved.size() != still.size();
+        assert!(longer || moved.max_abs_diff(still).unwrap() > 1e-3, "{at}");
+        if golden.get("merged_logits").is_none() {
+            assert!(model.merge("a").is_err(), "{at}: a prompt has nothing to merge");
+            continue;
+        }
         model.merge("a").unwrap();
         check(&model.forward_base(&inputs, &cx).unwrap(), "merged_logits");
     }

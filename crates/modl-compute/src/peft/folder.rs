@@ -7,6 +7,7 @@ use modl_core::checkpoint::{self, Checkpoint};
 use modl_core::{Error, Modular, ParamStore, Result, ResultExt, Select, Site, Tensors, no_grad};
 
 use super::config::{CONFIG_FILE, read_config, render, write_config};
+use super::prompts::stands;
 use super::{PREFIX, PeftType, Provenance};
 
 const WEIGHTS_FILE: &str = "adapter_model.safetensors";
@@ -79,6 +80,10 @@ pub fn save(model: &Modular, name: &str, dir: impl AsRef<Path>) -> Result<()> {
     let (module, targets) = model.recipe(name)?;
     let sites: Vec<Site> = targets.select(model.backbone().sites())?.into_iter().cloned().collect();
     let (peft_type, provenance, mut fields) = write_config(module, targets, &sites)?;
+    let all = model.backbone().sites();
+    if let Some(only) = stands(module, all)? {
+        same_sites(peft_type.name, &sites, &only.select(all)?)?;
+    }
     let prefix = format!("modules.{name}.");
     let select = Select::new(format!("{prefix}*"));
     let own = model.params().select(&select);
@@ -96,6 +101,21 @@ pub fn save(model: &Modular, name: &str, dir: impl AsRef<Path>) -> Result<()> {
     checkpoint::write_whole(dir.join("README.md"), card(peft_type, &provenance).as_bytes())?;
     // Last: a folder without it is no adapter yet.
     checkpoint::write_whole(dir.join(CONFIG_FILE), render(fields)?.as_bytes())
+}
+
+/// # Errors
+/// Where a module stands at other sites than the only ones that its type can stand at.
+fn same_sites(peft_type: &str, stands: &[Site], can: &[&Site]) -> Result<()> {
+    let missing = can.iter().find(|c| !stands.contains(c)).map(|s| ("not at", s.path.as_str()));
+    let extra = || stands.iter().find(|s| !can.contains(s)).map(|s| ("at", s.path.as_str()));
+    match missing.or_else(extra) {
+        None => Ok(()),
+        Some((how, path)) => Err(Error::unsupported(
+            format!("a PEFT folder of {peft_type} for a module that is {how} `{path}`"),
+            "the file does not say where it stands, and PEFT puts it everywhere; use \
+             Modular::save_module",
+        )),
+    }
 }
 
 /// A model card with the front matter that PEFT writes.
