@@ -308,3 +308,39 @@ fn text_like_the_store_is_less_surprising_with_it() {
         assert!(with < 0.9 * without, "{name}: {without} → {with}");
     }
 }
+
+/// Reviews of films as characters: a store of some lowers the perplexity of others.
+#[test]
+#[ignore = "needs: cargo xtask assets"]
+fn real_text_is_less_surprising_with_a_store_of_other_text() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/sentiment/movies.tsv");
+    let file = std::fs::read_to_string(path).unwrap();
+    let reviews = file.lines().filter_map(|l| l.split('\t').nth(2)).filter(|r| r.len() >= 40);
+    let reviews: Vec<Vec<i64>> = reviews
+        .map(|r| r.bytes().filter(|b| (32..127).contains(b)).map(|b| i64::from(b) - 32))
+        .map(|r| r.take(40).collect())
+        .filter(|r: &Vec<i64>| r.len() == 40)
+        .take(150)
+        .collect();
+    let (stored_reviews, others) = reviews.split_at(120);
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["base_gpt2", "base_llama"] {
+        let model = base(name);
+        let (keys, next): (Vec<Tensor>, Vec<Tensor>) =
+            stored_reviews.iter().map(|r| contexts(&model, r)).unzip();
+        let (keys, next) = (Tensor::cat(&keys, 0).unwrap(), Tensor::cat(&next, 0).unwrap());
+        let store = stored(&dir, &keys, &next);
+        let mean = |config: KnnLm, modular| {
+            let model = with_module(name, Box::new(config));
+            others.iter().map(|r| loss(&model, r, modular)).sum::<f64>() / others.len() as f64
+        };
+        let knn =
+            |search| KnnLm { store: store.clone(), neighbours: 64, search, ..KnnLm::default() };
+        let without = mean(knn(Search::Exact), false).exp();
+        for search in [Search::Exact, hnsw(1)] {
+            let with = mean(knn(search), true).exp();
+            eprintln!("{name}: perplexity {without:.1} → {with:.1} by {search:?}");
+            assert!(with < 0.5 * without, "{name}: {without} → {with}");
+        }
+    }
+}
