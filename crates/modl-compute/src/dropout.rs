@@ -28,6 +28,15 @@ impl Dropout {
 
     /// x, in training with dropped elements.
     pub(crate) fn apply(&self, x: &Tensor, cx: &Context) -> Result<Tensor> {
-        if self.active(cx) { dropout(x, self.p, cx.draw(&self.place)) } else { Ok(x.clone()) }
+        self.apply_nth(x, cx, 0)
+    }
+
+    /// [`Dropout::apply`] at the `n`th place of several with draws of their own.
+    pub(crate) fn apply_nth(&self, x: &Tensor, cx: &Context, n: u64) -> Result<Tensor> {
+        if !self.active(cx) {
+            return Ok(x.clone());
+        }
+        let seed = cx.draw(&self.place);
+        dropout(x, self.p, if n == 0 { seed } else { seed.nth(n) })
     }
 }

@@ -20,7 +20,7 @@ pub use function::{
 pub use hyper::{
     Condition, Cpg, HyperFormer, HyperFormerPlusPlus, HyperLora, HyperNetwork, HyperX, MadG,
 };
-pub use input::{PTuning, PrefixTuning, PromptTuning};
+pub use input::{KnnLm, PTuning, PrefixTuning, PromptTuning, Retrieval};
 pub use low_rank::{
     AdaLora, Boft, Dora, FourierFt, Intrinsic, Loha, Lokr, LokrInit, Lora, LoraInit, Oft, Vera,
 };

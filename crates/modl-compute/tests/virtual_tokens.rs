@@ -1,8 +1,9 @@
 //! Prompts and prefixes: the contract of every module, and their formulas.
 #![allow(clippy::unwrap_used)]
 
-use modl_compute::input::start_from_words;
+use modl_compute::input::{PromptEncoder, start_from_vocabulary, start_from_words};
 use modl_compute::{PTuning, PrefixTuning, PromptTuning, peft, register};
+use modl_core::checkpoint::Checkpoint;
 use modl_core::testing::{Given, Identity, ModuleClaims, Sum, TinyBackbone, check_module, perturb};
 use modl_core::{
     Attachment, Backbone, Context, Device, Host, Init, Kind, Modular, ModuleConfig, ParamStore,
@@ -34,6 +35,124 @@ fn p_tuning_keeps_the_contract() {
             as Box<dyn ModuleConfig>
     };
     check(&make, 3 * 8 + (4 * 8 + 4) + (4 * 4 + 4) + (8 * 4 + 8));
+}
+
+fn lstm() -> PTuning {
+    PTuning {
+        num_virtual_tokens: 3,
+        encoder_reparameterization_type: PromptEncoder::Lstm,
+        encoder_hidden_size: 4,
+        ..PTuning::default()
+    }
+}
+
+#[test]
+fn p_tuning_with_an_lstm_keeps_the_contract() {
+    let direction = |input: usize| 16 * input + 16 * 4 + 16 + 16;
+    let network = 2 * direction(8) + 2 * direction(8) + (8 * 8 + 8) + (8 * 8 + 8);
+    check(&|| Box::new(lstm()), 3 * 8 + network);
+}
+
+/// The network and its output are of PEFT 0.21.2's `PromptEncoder`, whose LSTM is PyTorch's.
+#[test]
+fn the_prompt_of_an_lstm_is_pefts() {
+    let golden = Checkpoint::open(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/fixtures/p_tuning_lstm.safetensors"
+    ));
+    let golden: Tensors = golden.unwrap().tensors(Device::Cpu).unwrap().into_iter().collect();
+    let config = PTuning { num_virtual_tokens: 5, encoder_hidden_size: 6, ..lstm() };
+    let model = bert_of(config);
+    let network = golden.iter().filter(|(name, _)| *name != "prompt");
+    let named: Vec<(String, &Tensor)> =
+        network.map(|(name, t)| (format!("modules.a.{name}"), t)).collect();
+    let named = named.iter().map(|(name, t)| (name.as_str(), *t));
+    model.params().load("golden", named, &Select::new("modules.a.*")).unwrap();
+    // A PEFT folder holds what the network makes.
+    let dir = tempfile::tempdir().unwrap();
+    peft::save(&model, "a", dir.path()).unwrap();
+    let file = Checkpoint::open(dir.path().join("adapter_model.safetensors")).unwrap();
+    let found = file.tensor("prompt_embeddings", Device::Cpu).unwrap();
+    assert!(found.all_close(golden.need("prompt").unwrap(), 1e-5, 1e-5).unwrap());
+}
+
+/// BERT with a module at its usual sites.
+fn bert_of(config: impl ModuleConfig + 'static) -> Modular {
+    let mut model = bert();
+    let targets = config.usual_targets();
+    model.attach("a", Box::new(config), &targets).unwrap();
+    model.aggregate(Box::new(Sum::default())).unwrap();
+    model.route(Given::only(0), false).unwrap();
+    model
+}
+
+#[test]
+fn dropout_between_the_layers_of_an_lstm_is_for_training_alone() {
+    let dropped = PTuning { encoder_dropout: 0.5, ..lstm() };
+    let (plain, dropped) = (bert_of(lstm()), bert_of(dropped));
+    assert!(hidden(&plain).bit_equal(&hidden(&dropped)).unwrap());
+    let train = |model: &Modular, step| {
+        let cx = Context::train(Seed(2), step);
+        model.forward(&inputs(), &cx).unwrap().need("last_hidden_state").unwrap().clone()
+    };
+    assert!(train(&dropped, 1).bit_equal(&train(&dropped, 1)).unwrap());
+    assert!(!train(&dropped, 1).bit_equal(&train(&dropped, 2)).unwrap());
+    assert!(train(&plain, 1).bit_equal(&train(&plain, 2)).unwrap());
+}
+
+/// P-tuning v2 is deep prompts without reparametrisation: 2 · p · width numbers for each layer.
+#[test]
+fn p_tuning_v2_has_a_prompt_of_its_own_in_each_layer() {
+    let model = bert_of(PrefixTuning { num_virtual_tokens: 7, ..PrefixTuning::default() });
+    let count: usize = model.params().iter().map(|(_, p)| p.tensor().numel()).sum();
+    let layers = model.backbone().sites().iter().filter(|s| s.kind == SiteKind::Attention);
+    let widths: Vec<i64> = layers.map(|s| s.input).collect();
+    assert_eq!(count as i64, widths.iter().map(|w| 2 * 7 * w).sum::<i64>());
+    assert!(widths.len() > 1);
+}
+
+#[test]
+fn a_prefix_at_some_layers_only_is_refused_as_a_peft_folder_by_the_layer() {
+    let sites = bert().backbone().sites().to_vec();
+    let attention: Vec<&Site> = sites.iter().filter(|s| s.kind == SiteKind::Attention).collect();
+    let tokens = sites.iter().find(|s| s.kind == SiteKind::Tokens).unwrap();
+    let [first, last] = [attention[0], attention[attention.len() - 1]];
+    let missing = |paths: Vec<&Site>| {
+        let mut model = bert();
+        let targets = Targets::names(paths.iter().map(|s| s.path.clone()));
+        let config = PrefixTuning { num_virtual_tokens: 2, ..PrefixTuning::default() };
+        model.attach("a", Box::new(config), &targets).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let e = peft::save(&model, "a", dir.path()).unwrap_err().to_string();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is written");
+        e
+    };
+    let e = missing(vec![tokens, first]);
+    assert!(e.contains("PREFIX_TUNING") && e.contains(&format!("not at `{}`", last.path)), "{e}");
+    let e = missing(attention.clone());
+    assert!(e.contains(&format!("not at `{}`", tokens.path)), "without shifted positions: {e}");
+}
+
+#[test]
+fn a_prompt_may_start_from_the_vocabulary() {
+    let start = |seed| {
+        let model = bert_of(PromptTuning { num_virtual_tokens: 9, ..PromptTuning::default() });
+        start_from_vocabulary(&model, "a", 4, Seed(seed)).unwrap();
+        let words = &model.backbone().sites()[0];
+        let table = model.backbone().theta(words).unwrap().need("weight").unwrap().clone();
+        let prompt = model.params().get("modules.a.prompt_embeddings").unwrap().detach().unwrap();
+        let row = |t: &Tensor, i: i64| t.select(0, i).unwrap().to_vec::<f64>().unwrap();
+        let drawn: Vec<Option<i64>> = (0..9)
+            .map(|i| (0..table.len_of(0)).find(|word| row(&table, *word) == row(&prompt, i)))
+            .collect();
+        assert!(start_from_vocabulary(&model, "a", 0, Seed(1)).is_err());
+        assert!(start_from_vocabulary(&model, "b", 4, Seed(1)).is_err());
+        drawn.into_iter().collect::<Option<Vec<i64>>>().unwrap()
+    };
+    let first = start(1);
+    assert!(first.iter().all(|word| *word < 4), "{first:?}");
+    assert_eq!(first, start(1));
+    assert_ne!(first, start(2));
 }
 
 #[test]
@@ -102,13 +221,17 @@ fn a_prefix_is_a_gated_second_attention() {
 
 fn bert() -> Modular {
     let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/base_bert");
-    Modular::new(Bert::load(dir, &LoadOptions::default()).unwrap(), Seed(1)).unwrap()
+    let options = LoadOptions { dropout: Some(0.0), ..LoadOptions::default() };
+    Modular::new(Bert::load(dir, &options).unwrap(), Seed(1)).unwrap()
+}
+
+fn inputs() -> Tensors {
+    let ids = Tensor::from_slice(&[3i64, 9, 4, 7, 7, 1], &[2, 3], Device::Cpu).unwrap();
+    Tensors::new().with("input_ids", ids)
 }
 
 fn hidden(model: &Modular) -> Tensor {
-    let ids = Tensor::from_slice(&[3i64, 9, 4, 7, 7, 1], &[2, 3], Device::Cpu).unwrap();
-    let inputs = Tensors::new().with("input_ids", ids);
-    model.forward(&inputs, &Context::eval()).unwrap().need("last_hidden_state").unwrap().clone()
+    model.forward(&inputs(), &Context::eval()).unwrap().need("last_hidden_state").unwrap().clone()
 }
 
 #[test]
@@ -120,7 +243,8 @@ fn what_is_multiplied_out_for_peft_computes_the_same() {
         ..PrefixTuning::default()
     };
     let made = PTuning { num_virtual_tokens: 2, encoder_hidden_size: 5, ..PTuning::default() };
-    let configs: [Box<dyn ModuleConfig>; 2] = [Box::new(projected), Box::new(made)];
+    let configs: [Box<dyn ModuleConfig>; 3] =
+        [Box::new(projected), Box::new(made), Box::new(lstm())];
     for config in configs {
         let mut model = bert();
         let targets = config.usual_targets();

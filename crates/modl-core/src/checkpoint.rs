@@ -63,12 +63,38 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::Unknown`] with the nearest name, or where its element type is not supported.
     pub fn tensor(&self, name: &str, device: Device) -> Result<Tensor> {
-        let info = self.find(name)?;
         let (shape, kind) = self.info(name)?;
-        let (from, to) = info.data_offsets;
+        Tensor::from_bytes(self.bytes(name)?, &shape, kind)?.to_device(device)
+    }
+
+    /// Entries of a tensor along its first dimension, in the order of `index`; the others are not
+    /// read.
+    ///
+    /// # Errors
+    /// What [`Checkpoint::tensor`] gives, or where an index is out of range.
+    pub fn rows(&self, name: &str, index: &[i64], device: Device) -> Result<Tensor> {
+        let (mut shape, kind) = self.info(name)?;
+        let all = self.bytes(name)?;
+        let count = shape.first().map_or(0, |n| *n as usize);
+        let size = all.len().checked_div(count).unwrap_or(0);
+        let mut bytes = Vec::with_capacity(size * index.len());
+        for i in index {
+            let at = usize::try_from(*i).ok().filter(|i| *i < count);
+            let row = at.and_then(|i| all.get(i * size..(i + 1) * size));
+            bytes.extend_from_slice(row.ok_or_else(|| {
+                Error::invalid(name, format!("has {count} rows, and {i} is asked for"))
+            })?);
+        }
+        if let Some(first) = shape.first_mut() {
+            *first = index.len() as i64;
+        }
+        Tensor::from_bytes(&bytes, &shape, kind)?.to_device(device)
+    }
+
+    fn bytes(&self, name: &str) -> Result<&[u8]> {
+        let (from, to) = self.find(name)?.data_offsets;
         let bytes = self.map.get(self.header + from..self.header + to);
-        let bytes = bytes.ok_or_else(|| Error::file(&self.path, format!("`{name}` is cut off")))?;
-        Tensor::from_bytes(bytes, &shape, kind)?.to_device(device)
+        bytes.ok_or_else(|| Error::file(&self.path, format!("`{name}` is cut off")))
     }
 
     /// All tensors by name, sorted.

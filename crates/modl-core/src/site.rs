@@ -38,7 +38,8 @@ pub enum SiteKind {
     /// Attention of queries x `[batch, heads, seq, head_dim]` over the companions `key` and
     /// `value` `[batch, groups, keys, head_dim]`, where each of the groups serves heads ⁄ groups
     /// heads, under `mask`, which is added to the scores and broadcasts to
-    /// `[batch, heads, seq, keys]`; → `[batch, heads, seq, head_dim]`. The site's input is
+    /// `[batch, heads, seq, keys]`; → `[batch, heads, seq, head_dim]`. Where positions are
+    /// relative, keys put in front get their share from the backbone. The site's input is
     /// groups · head_dim wide, its output heads · head_dim.
     Attention,
     /// The scores of a mixture's experts: y = x Wᵀ, `[…, in]` → `[…, experts]`; θ = `weight`

@@ -1,11 +1,11 @@
 //! P-tuning (version 1): a prompt that a small network makes.
 //!
-//! f_θ(\[P; x\]) with P = W₃ relu(W₂ relu(W₁ E + b₁) + b₂) + b₃ and E `[p, dim]`. After training P
-//! alone is needed: PEFT's files hold it multiplied out. It is no identity at the start.
+//! f_θ(\[P; x\]) with P = W₃ relu(W₂ relu(W₁ E + b₁) + b₂) + b₃ and E `[p, dim]`; or, as in the paper,
+//! P = W₂ relu(W₁ LSTM(E) + b₁) + b₂ with a bidirectional LSTM. After training P alone is needed:
+//! PEFT's files hold it multiplied out. It is no identity at the start.
 //!
 //! Liu et al. 2021, *GPT Understands, Too*, arXiv 2103.10385. Survey §3.2, input composition. Names
-//! and defaults are PEFT's. Of the two encoders of PEFT, files of both are read; the LSTM cannot be
-//! trained here.
+//! and defaults are PEFT's, and PyTorch's for the LSTM's start, uniform in ±1⁄√hidden.
 
 use modl_core::{
     Attachment, Context, Error, Host, Init, Module, ModuleConfig, Result, Scope, Signal, Targets,
@@ -14,21 +14,17 @@ use modl_core::{
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::lstm;
 use super::prompt_tuning::{PROMPT, Prompt, entrance};
 use super::virtual_tokens::{check, prepend};
 use crate::dropout::Dropout;
 use crate::peft::Provenance;
 
-/// The parameters: E, and the three layers of the network.
-pub(crate) const ENCODER: [&str; 7] = [
-    "embedding.weight",
-    "mlp_head.0.weight",
-    "mlp_head.0.bias",
-    "mlp_head.2.weight",
-    "mlp_head.2.bias",
-    "mlp_head.4.weight",
-    "mlp_head.4.bias",
-];
+/// E, which is there as long as a network makes P.
+pub(crate) const EMBEDDING: &str = "embedding.weight";
+
+/// Where the LSTM's tensors are.
+const LSTM: &str = "lstm_head.";
 
 /// The network that makes the prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -94,10 +90,13 @@ impl ModuleConfig for PTuning {
 
     fn build(&self, at: &Attachment, scope: &mut Scope) -> Result<Box<dyn Module>> {
         check(self.kind(), at.site, self.num_virtual_tokens)?;
-        Dropout::new("p_tuning.encoder_dropout", self.encoder_dropout, scope)?;
-        if self.num_transformer_submodules < 1 || self.encoder_hidden_size < 1 {
-            let problem = "and encoder_hidden_size are to be at least 1";
-            return Err(Error::invalid("p_tuning.num_transformer_submodules", problem));
+        let drop = Dropout::new("p_tuning.encoder_dropout", self.encoder_dropout, scope)?;
+        let sizes =
+            [self.num_transformer_submodules, self.encoder_hidden_size, self.encoder_num_layers];
+        if sizes.iter().any(|n| *n < 1) {
+            let problem = "num_transformer_submodules, encoder_hidden_size and encoder_num_layers \
+                           are to be at least 1";
+            return Err(Error::invalid("p_tuning", problem));
         }
         let (count, width) = (self.num_virtual_tokens, at.site.input);
         let rows = count * self.num_transformer_submodules;
@@ -106,41 +105,62 @@ impl ModuleConfig for PTuning {
             let all = common.shared(PROMPT, &[rows, width], Init::Normal(1.0))?;
             return Ok(Box::new(Prompt { kind: self.kind(), all, count }));
         }
-        if self.encoder_reparameterization_type == PromptEncoder::Lstm {
-            return Err(Error::unsupported(
-                "training P-tuning with an LSTM",
-                "use encoder_reparameterization_type = \"MLP\"",
-            ));
-        }
-        let h = self.encoder_hidden_size;
-        let shapes = [
-            vec![rows, width],
-            vec![h, width],
-            vec![h],
-            vec![h, h],
-            vec![h],
-            vec![width, h],
-            vec![width],
-        ];
         let mut phi = Tensors::new();
-        for (name, shape) in ENCODER.into_iter().zip(shapes) {
-            let init = match name {
-                "embedding.weight" => Init::Normal(1.0),
-                n if n.ends_with("bias") => Init::Zeros,
-                _ => Init::Kaiming,
-            };
-            phi.set(name, common.shared(name, &shape, init)?);
+        for (name, shape, init) in self.network(rows, width) {
+            let tensor = common.shared(&name, &shape, init)?;
+            phi.set(name, tensor);
         }
-        Ok(Box::new(Encoded { phi, count }))
+        Ok(Box::new(Encoded { phi, count, drop }))
+    }
+}
+
+impl PTuning {
+    /// The tensors of the network that makes `rows` vectors of `width`.
+    fn network(&self, rows: i64, width: i64) -> Vec<(String, Vec<i64>, Init)> {
+        let h = self.encoder_hidden_size;
+        let mut all = vec![(EMBEDDING.to_owned(), vec![rows, width], Init::Normal(1.0))];
+        let widths = match self.encoder_reparameterization_type {
+            PromptEncoder::Mlp => vec![width, h, h, width],
+            PromptEncoder::Lstm => {
+                let start = Init::Uniform((h as f64).sqrt().recip());
+                let named = |(name, shape)| (format!("{LSTM}{name}"), shape, start);
+                all.extend(lstm::shapes(self.encoder_num_layers, width, h).into_iter().map(named));
+                vec![2 * h, 2 * h, width]
+            }
+        };
+        for (layer, pair) in widths.windows(2).enumerate() {
+            let &[input, output] = pair else { continue };
+            // Every second place in PEFT's list is a relu.
+            let name = |part: &str| format!("mlp_head.{}.{part}", 2 * layer);
+            all.push((name("weight"), vec![output, input], Init::Kaiming));
+            all.push((name("bias"), vec![output], Init::Zeros));
+        }
+        all
     }
 }
 
 /// P of E and the network's parameters.
 pub(crate) fn encode(phi: &Tensors) -> Result<Tensor> {
-    let layer =
-        |x: &Tensor, i: usize| x.linear(phi.need(ENCODER[i])?, Some(phi.need(ENCODER[i + 1])?));
-    let inner = layer(phi.need(ENCODER[0])?, 1)?.relu()?;
-    layer(&layer(&inner, 3)?.relu()?, 5)
+    encode_with(phi, |x, _| Ok(x.clone()))
+}
+
+/// [`encode`] with something between the layers of an LSTM.
+fn encode_with(
+    phi: &Tensors,
+    between: impl Fn(&Tensor, usize) -> Result<Tensor>,
+) -> Result<Tensor> {
+    let mut x = phi.need(EMBEDDING)?.clone();
+    if phi.names().any(|name| name.starts_with(LSTM)) {
+        x = lstm::bidirectional(&x, phi, LSTM, between)?;
+    }
+    for layer in (0..).step_by(2) {
+        let Some(weight) = phi.get(&format!("mlp_head.{layer}.weight")) else { break };
+        if layer > 0 {
+            x = x.relu()?;
+        }
+        x = x.linear(weight, Some(phi.need(&format!("mlp_head.{layer}.bias"))?))?;
+    }
+    Ok(x)
 }
 
 /// A prompt that is still made by its network.
@@ -148,6 +168,8 @@ pub(crate) fn encode(phi: &Tensors) -> Result<Tensor> {
 struct Encoded {
     phi: Tensors,
     count: i64,
+    /// Between the layers of an LSTM.
+    drop: Dropout,
 }
 
 impl Module for Encoded {
@@ -156,7 +178,8 @@ impl Module for Encoded {
     }
 
     fn forward(&self, f: &Host, x: &Signal, cx: &Context) -> Result<Signal> {
-        prepend(&encode(&self.phi)?.narrow(0, 0, self.count)?, f, x, cx)
+        let all = encode_with(&self.phi, |x, layer| self.drop.apply_nth(x, cx, layer as u64))?;
+        prepend(&all.narrow(0, 0, self.count)?, f, x, cx)
     }
 
     fn phi(&self) -> Tensors {
@@ -165,6 +188,6 @@ impl Module for Encoded {
 
     fn with_phi(&self, phi: &Tensors) -> Result<Box<dyn Module>> {
         let phi = self.phi.map(|name, _| Ok(phi.need(name)?.clone()))?;
-        Ok(Box::new(Encoded { phi, count: self.count }))
+        Ok(Box::new(Encoded { phi, count: self.count, drop: self.drop.clone() }))
     }
 }

@@ -6,6 +6,10 @@
 //! gets (He et al. 2022). With a projection P = W₂ tanh(W₁ E + b₁) + b₂ in training, which a PEFT
 //! file holds multiplied out. It is no identity at the start.
 //!
+//! In an encoder with a decoder PEFT gives a prefix to the decoder's self-attention alone
+//! (`num_transformer_submodules` 2), and there takes slots 4i and 4i + 1 of the 2·layers halves of P
+//! for layer i, from the start again where they end: layers share parts of P, others are unused.
+//!
 //! Li and Liang 2021, *Prefix-Tuning*, arXiv 2101.00190; without a projection also Liu et al. 2021,
 //! *P-Tuning v2*, arXiv 2110.07602. Survey §3.2, input composition. Names and defaults are PEFT's.
 
@@ -34,7 +38,11 @@ pub(crate) const PROJECTION: [&str; 5] = [
 pub struct PrefixTuning {
     /// p, at least 1; default 30.
     pub num_virtual_tokens: i64,
-    /// Trains the prefix through a projection; default false.
+    /// How many stacks PEFT counts, which says which part of P belongs to a layer: 2 for the decoder
+    /// behind an encoder. Default 1: each attention site has a part of its own.
+    pub num_transformer_submodules: i64,
+    /// Trains the prefix through a projection; default false, which is P-tuning v2 (deep prompts
+    /// without reparametrisation).
     pub prefix_projection: bool,
     /// The width within the projection; default 512.
     pub encoder_hidden_size: i64,
@@ -51,6 +59,7 @@ impl Default for PrefixTuning {
     fn default() -> Self {
         PrefixTuning {
             num_virtual_tokens: 30,
+            num_transformer_submodules: 1,
             prefix_projection: false,
             encoder_hidden_size: 512,
             projected: false,
@@ -58,6 +67,16 @@ impl Default for PrefixTuning {
             peft: Provenance::default(),
         }
     }
+}
+
+/// The sites of a prefix of one stack, or of the second of two.
+pub(crate) fn prefixed(stacks: i64) -> Targets {
+    if stacks == 1 {
+        return Targets::pattern("all-tokens|all-attention");
+    }
+    let others = r"(.*\.)?encoder\..*|.*\.EncDecAttention";
+    let exclude = Some(modl_core::Names::Pattern(others.to_owned()));
+    Targets { exclude, ..Targets::pattern("all-attention") }
 }
 
 impl ModuleConfig for PrefixTuning {
@@ -70,13 +89,17 @@ impl ModuleConfig for PrefixTuning {
     }
 
     fn usual_targets(&self) -> Targets {
-        Targets::pattern("all-tokens|all-attention")
+        prefixed(self.num_transformer_submodules)
     }
 
     fn build(&self, at: &Attachment, scope: &mut Scope) -> Result<Box<dyn Module>> {
         if self.num_virtual_tokens < 1 || self.encoder_hidden_size < 1 {
             let problem = "and encoder_hidden_size are to be at least 1";
             return Err(Error::invalid("prefix_tuning.num_virtual_tokens", problem));
+        }
+        if !(1..=2).contains(&self.num_transformer_submodules) {
+            let problem = format!("is {}, wants 1 or 2", self.num_transformer_submodules);
+            return Err(Error::invalid("prefix_tuning.num_transformer_submodules", problem));
         }
         if at.site.kind == SiteKind::Tokens {
             return Ok(Box::new(Shift { by: self.num_virtual_tokens }));
@@ -112,7 +135,9 @@ impl ModuleConfig for PrefixTuning {
         } else {
             Source::Flat(common.shared(PROMPT, &[p, columns], start)?)
         };
-        Ok(Box::new(Prefix { source, at: 2 * width * layer as i64, width }))
+        // The half of a layer that this key stands for; its value is the next.
+        let slot = 2 * self.num_transformer_submodules * layer as i64 % (2 * layers.len() as i64);
+        Ok(Box::new(Prefix { source, at: slot * width, width }))
     }
 }
 

@@ -7,8 +7,8 @@
 //! 2104.08691. Survey §3.2, input composition. Names and defaults are PEFT's.
 
 use modl_core::{
-    Attachment, Context, Error, Host, Init, Modular, Module, ModuleConfig, Result, Scope, Signal,
-    SiteKind, Targets, Tensor, Tensors, no_grad,
+    Attachment, Context, Device, Error, Host, Init, Kind, Modular, Module, ModuleConfig, Result,
+    Scope, Seed, Signal, SiteKind, Targets, Tensor, Tensors, no_grad,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -28,8 +28,8 @@ pub struct PromptTuning {
     /// How many stacks a PEFT file holds prompts for: 2 for an encoder with a decoder, of which
     /// only the first is used. Default 1.
     pub num_transformer_submodules: i64,
-    /// The standard deviation of the start; default 1, as in PEFT. [`start_from_words`] starts from
-    /// words.
+    /// The standard deviation of the start; default 1, as in PEFT. [`start_from_words`] and
+    /// [`start_from_vocabulary`] start from words.
     pub std: f64,
     /// What a PEFT file said besides, kept for writing one again.
     #[serde(skip_serializing_if = "Provenance::is_empty")]
@@ -100,6 +100,23 @@ pub fn start_from_words(model: &Modular, name: &str, ids: &[i64]) -> Result<()> 
     let rows = Tensor::from_slice(&rows, &[prompt.len_of(0)], prompt.device())?;
     let start = table.need("weight")?.detach()?.embedding(&rows)?;
     no_grad(|| prompt.copy_from(&start))
+}
+
+/// Starts an attached prompt from the vectors of words drawn from the first `among` of the
+/// vocabulary, each as likely as any other: all of them as PEFT's `SAMPLE_VOCAB`, or the common
+/// ones (Lester et al. took 5000) where the vocabulary is sorted so.
+///
+/// # Errors
+/// What [`start_from_words`] gives, or where `among` is no number of words.
+pub fn start_from_vocabulary(model: &Modular, name: &str, among: i64, seed: Seed) -> Result<()> {
+    if among < 1 {
+        return Err(Error::invalid("among", format!("is {among}, wants at least 1")));
+    }
+    let count = model.params().get(&format!("modules.{name}.{PROMPT}"))?.len_of(0);
+    let u =
+        Init::Uniform(1.0).tensor(&[count], seed, Kind::Double, Device::Cpu)?.to_vec::<f64>()?;
+    let draw = |u: &f64| (((u + 1.0) / 2.0 * among as f64) as i64).clamp(0, among - 1);
+    start_from_words(model, name, &u.iter().map(draw).collect::<Vec<_>>())
 }
 
 /// A prompt at one site.

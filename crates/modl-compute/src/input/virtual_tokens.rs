@@ -18,13 +18,14 @@ pub(super) fn check(method: &str, site: &Site, count: i64) -> Result<()> {
     Ok(())
 }
 
-/// f_θ(\[P; x\]): `prompt` `[p, dim]` before each row, seen by all, at the first positions.
+/// f_θ(\[P; x\]): `prompt` `[p, dim]`, or `[batch, p, dim]` where each row has its own, before each
+/// row, seen by all, at the first positions.
 pub(super) fn prepend(prompt: &Tensor, f: &Host, x: &Signal, cx: &Context) -> Result<Signal> {
     if cx.past() > 0 {
         return f.call(x, cx); // The tokens seen before have it in front of them.
     }
-    let (kind, p) = (x.x.kind(), prompt.len_of(0));
-    let prompt = prompt.to_kind(kind)?.unsqueeze(0)?.expand(&[x.rows(), -1, -1])?;
+    let (kind, p) = (x.x.kind(), prompt.len_of(-2));
+    let prompt = prompt.to_kind(kind)?.expand(&[x.rows(), -1, -1])?;
     let mask = x.with.need("mask")?;
     let seen = Tensor::ones(&[x.rows(), p], mask.kind(), mask.device())?;
     let positions = x.with.need("positions")?;

@@ -4,10 +4,11 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use modl_core::checkpoint::{self, Checkpoint};
-use modl_core::{Error, Modular, ParamStore, Result, ResultExt, Select, Tensors, no_grad};
+use modl_core::{Error, Modular, ParamStore, Result, ResultExt, Select, Site, Tensors, no_grad};
 
 use super::beside::{narrow, refuse_tied_tokens};
 use super::config::{CONFIG_FILE, parse, read_config, read_fields, render, write_config};
+use super::prompts::stands;
 use super::{PREFIX, PeftType, Provenance, former_names};
 
 const WEIGHTS_FILE: &str = "adapter_model.safetensors";
@@ -86,7 +87,11 @@ fn folder_name(dir: &Path) -> String {
 pub fn save(model: &Modular, name: &str, dir: impl AsRef<Path>) -> Result<()> {
     let dir = dir.as_ref();
     let (module, targets) = model.recipe(name)?;
-    let (layout, provenance, mut fields) = write_config(module, targets, model.backbone().sites())?;
+    let all = model.backbone().sites();
+    let (layout, provenance, mut fields) = write_config(module, targets, all)?;
+    if let Some(only) = stands(module, all)? {
+        same_sites(layout.of.name, &targets.select(all)?, &only.select(all)?)?;
+    }
     let prefix = format!("modules.{name}.");
     let select = Select::new(format!("{prefix}*"));
     let (mut tensors, mut beside) = (Tensors::new(), Tensors::new());
@@ -106,6 +111,21 @@ pub fn save(model: &Modular, name: &str, dir: impl AsRef<Path>) -> Result<()> {
     checkpoint::write_whole(dir.join("README.md"), card(layout.of, &provenance).as_bytes())?;
     // Last: a folder without it is no adapter yet.
     checkpoint::write_whole(dir.join(CONFIG_FILE), render(fields)?.as_bytes())
+}
+
+/// # Errors
+/// Where a module stands at other sites than the only ones that its type can stand at.
+fn same_sites(peft_type: &str, stands: &[&Site], can: &[&Site]) -> Result<()> {
+    let missing = can.iter().find(|c| !stands.contains(c)).map(|s| ("not at", s.path.as_str()));
+    let extra = || stands.iter().find(|s| !can.contains(s)).map(|s| ("at", s.path.as_str()));
+    match missing.or_else(extra) {
+        None => Ok(()),
+        Some((how, path)) => Err(Error::unsupported(
+            format!("a PEFT folder of {peft_type} for a module that is {how} `{path}`"),
+            "the file does not say where it stands, and PEFT puts it everywhere; use \
+             Modular::save_module",
+        )),
+    }
 }
 
 /// A model card with the front matter that PEFT writes.

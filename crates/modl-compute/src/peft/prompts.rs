@@ -2,13 +2,13 @@
 //! version 0.21.2. Each file holds one tensor, `prompt_embeddings`, multiplied out where a network
 //! made it.
 
-use modl_core::{Error, Result, Targets, Tensor, Tensors, no_grad};
+use modl_core::{Error, ModuleConfig, Result, Site, SiteKind, Targets, Tensor, Tensors, no_grad};
 use serde_json::{Map, Value, json};
 
 use super::provenance::PromptDimensions;
 use super::{Fields, PeftType, Provenance, Read, Written, object};
 use crate::input::{
-    ENCODER, PROJECTION, PTuning, PrefixTuning, PromptTuning, encode, entrance, project,
+    EMBEDDING, PROJECTION, PTuning, PrefixTuning, PromptTuning, encode, entrance, prefixed, project,
 };
 
 pub(super) const PROMPT_TUNING: PeftType = PeftType {
@@ -26,7 +26,7 @@ pub(super) const P_TUNING: PeftType = PeftType {
     kind: "p_tuning",
     read: read_p,
     write: write_p,
-    pack: Some(|all, _| pack(all, &ENCODER, encode)),
+    pack: Some(|all, _| pack(all, &[EMBEDDING], encode)),
     ..PROMPT_TUNING
 };
 
@@ -55,13 +55,15 @@ fn pack(
 fn common(fields: &mut Fields, mut peft: Provenance) -> Result<(i64, i64, Provenance)> {
     let count = fields.required("num_virtual_tokens")?;
     let stacks: Option<i64> = fields.optional("num_transformer_submodules")?;
+    // As PEFT works it out where it is not said.
+    let usual = if peft.task_type.as_deref() == Some("SEQ_2_SEQ_LM") { 2 } else { 1 };
     peft.prompt = Some(PromptDimensions {
         num_transformer_submodules: stacks,
         token_dim: fields.optional("token_dim")?,
         num_layers: fields.optional("num_layers")?,
         num_attention_heads: fields.optional("num_attention_heads")?,
     });
-    Ok((count, stacks.unwrap_or(1), peft))
+    Ok((count, stacks.unwrap_or(usual), peft))
 }
 
 fn common_fields(count: i64, peft: &Provenance, others: Value) -> Map<String, Value> {
@@ -138,25 +140,38 @@ fn write_p(config: Value) -> Result<Written> {
 }
 
 fn read_prefix(fields: &mut Fields, peft: Provenance) -> Result<Read> {
-    let (num_virtual_tokens, stacks, peft) = common(fields, peft)?;
-    if stacks != 1 {
-        // PEFT gives it to the decoder, whose relative positions count the prefix.
-        return Err(Error::unsupported(
-            "prefix tuning of an encoder with a decoder",
-            "use prompt tuning, or LoRA",
-        ));
-    }
+    let (num_virtual_tokens, num_transformer_submodules, peft) = common(fields, peft)?;
     let start: Option<String> = fields.optional("init_weights")?;
     let prefix = PrefixTuning {
         num_virtual_tokens,
+        num_transformer_submodules,
         prefix_projection: fields.optional("prefix_projection")?.unwrap_or(false),
         encoder_hidden_size: fields.optional("encoder_hidden_size")?.unwrap_or(512),
         projected: true,
         std: if start.as_deref() == Some("zero") { 0.0 } else { 1.0 },
         peft,
     };
-    let targets = Targets::pattern("all-tokens|all-attention");
-    Ok((Box::new(prefix), targets))
+    Ok((Box::new(prefix), prefixed(num_transformer_submodules)))
+}
+
+/// The only sites among `all` that a PEFT file of this module can stand for: files of prompts and
+/// prefixes do not say where they stand.
+pub(super) fn stands(module: &dyn ModuleConfig, all: &[Site]) -> Result<Option<Targets>> {
+    match module.kind() {
+        "prompt_tuning" | "p_tuning" => return Ok(Some(entrance())),
+        "prefix_tuning" => {}
+        _ => return Ok(None),
+    }
+    let prefix: PrefixTuning = modl_core::from_json("prefix_tuning", module.to_json()?)?;
+    let stacks = all.iter().filter(|s| s.kind == SiteKind::Tokens).count();
+    if stacks > 1 && prefix.num_transformer_submodules == 1 {
+        return Err(Error::unsupported(
+            "a PEFT folder of a prefix of an encoder with a decoder, where each has its own part",
+            "PEFT gives the decoder's self-attention a prefix, num_transformer_submodules = 2; use \
+             Modular::save_module",
+        ));
+    }
+    Ok(Some(prefixed(prefix.num_transformer_submodules)))
 }
 
 fn write_prefix(config: Value) -> Result<Written> {

@@ -39,14 +39,14 @@ impl Buckets {
         first + (single + power as i64).min(count - 1)
     }
 
-    /// What is added to the scores of queries over keys at the same `positions` `[batch, seq]`
-    /// i64: `[batch, heads, seq, seq]` by `table` `[buckets, heads]`.
-    pub(super) fn bias(self, table: &Tensor, positions: &Tensor) -> Result<Tensor> {
-        let reach = positions.largest()?.item()? as i64;
+    /// What is added to the scores of queries over keys by their positions, `[batch, seq]` and
+    /// `[batch, keys]` i64: `[batch, heads, seq, keys]` by `table` `[buckets, heads]`.
+    pub(super) fn bias(self, table: &Tensor, queries: &Tensor, keys: &Tensor) -> Result<Tensor> {
+        let ahead = keys.unsqueeze(1)?.sub(&queries.unsqueeze(2)?)?;
+        let reach = ahead.abs()?.largest()?.item()? as i64;
         let buckets: Vec<i64> = (-reach..=reach).map(|ahead| self.of(ahead)).collect();
         let buckets = Tensor::from_slice(&buckets, &[2 * reach + 1], Device::Cpu)?;
         let by_distance = table.embedding(&buckets.to_device(table.device())?)?;
-        let ahead = positions.unsqueeze(1)?.sub(&positions.unsqueeze(2)?)?;
         by_distance.embedding(&ahead.shift(reach)?)?.permute(&[0, 3, 1, 2])
     }
 }

@@ -5,7 +5,8 @@ use modl_core::{Activation, Error, HostFn, Result, ResultExt, Signal, SiteKind, 
 
 use super::view::View;
 use super::{FEED_FORWARD, T5Config};
-use crate::dropout::dropout;
+use crate::attention::attend;
+use crate::dropout::{Drop, dropout};
 use crate::place::{Pass, Place, Surveyor};
 
 /// What happens after a sub-layer's network: its dropout (the site ends here) and the residual
@@ -79,17 +80,10 @@ impl Attention {
         }
     }
 
-    /// x `[batch, seq, d_model]`, `over` `[batch, keys, d_model]`, its own normalised self where
-    /// there is none.
-    fn forward(
-        &self,
-        x: &Tensor,
-        over: Option<&Tensor>,
-        mask: Option<&Tensor>,
-        pass: Pass,
-    ) -> Result<Tensor> {
+    /// x `[batch, seq, d_model]` over itself, normalised, or `across` the encoder's states.
+    fn forward(&self, x: &Tensor, view: &View, across: bool, pass: Pass) -> Result<Tensor> {
         let normed = self.sublayer.normed(x, pass)?;
-        let over = over.unwrap_or(&normed);
+        let over = if across { view.with.need("encoder_hidden_states")? } else { &normed };
         let split = |place: &Place, x: &Tensor| {
             let y = place.linear(x, pass)?;
             let shape = [y.len_of(0), y.len_of(1), self.heads, y.len_of(2) / self.heads];
@@ -98,10 +92,40 @@ impl Attention {
         let (query, key) = (split(&self.query, &normed)?, split(&self.key, over)?);
         let value = split(&self.value, over)?;
         let drop = pass.dropout(&self.draw, self.dropout);
-        let context = self.place.attend([query, key, value], mask, 1.0, drop, pass)?;
+        let qkv = [query, key, value];
+        let context = match across {
+            true => self.place.attend(qkv, view.across.as_ref(), 1.0, drop, pass),
+            false => self.attend(qkv, view, drop, pass),
+        }?;
         let shape = [x.len_of(0), x.len_of(1), self.out.site.input];
         let context = context.transpose(1, 2)?.reshape(&shape).at(&self.place.site.path)?;
         self.sublayer.add(x, context, pass, |c, pass| self.out.linear(c, pass))
+    }
+
+    /// Attention of the stream itself. Keys that a module puts before its own stand right before
+    /// the first token, as far as relative positions go.
+    fn attend(&self, qkv: [Tensor; 3], view: &View, drop: Drop, pass: Pass) -> Result<Tensor> {
+        if !self.place.modular(pass) {
+            return self.place.attend(qkv, Some(&view.own), 1.0, drop, pass);
+        }
+        let [query, key, value] = qkv;
+        let (rows, own) = (query.len_of(0), key.len_of(2));
+        let host: &HostFn = &|_, s, _| {
+            let (key, value) = (s.with.need("key")?, s.with.need("value")?);
+            let mut mask = s.with.need("mask")?.clone();
+            let front = key.len_of(2) - own;
+            if front > 0 {
+                let near = view.bias.before(s.with.need("positions")?, front)?;
+                mask = mask.add(&near.pad(&[0, own])?)?;
+            }
+            attend(&s.x, key, value, Some(&mask), 1.0, drop).map(Signal::from)
+        };
+        let with = Tensors::new()
+            .with("key", key)
+            .with("value", value)
+            .with("mask", view.own.expand(&[rows, -1, -1, -1])?)
+            .with("positions", view.with.need("positions")?.expand(&[rows, -1])?);
+        Ok(self.place.run(&Signal { x: query, with }, pass, host)?.x)
     }
 }
 
@@ -216,10 +240,9 @@ impl Block {
                 format!("hidden states of shape {:?}, not [batch, seq, hidden]", x.size());
             return Err(Error::invalid(&self.place.site.path, problem));
         }
-        let mut x = self.own.forward(x, None, Some(&view.own), pass)?;
+        let mut x = self.own.forward(x, view, false, pass)?;
         if let Some(across) = &self.across {
-            let over = view.with.need("encoder_hidden_states")?;
-            x = across.forward(&x, Some(over), view.across.as_ref(), pass)?;
+            x = across.forward(&x, view, true, pass)?;
         }
         self.feed_forward.forward(&x, pass)
     }

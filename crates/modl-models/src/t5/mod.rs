@@ -17,7 +17,9 @@
 //! The decoder's sites are named likewise, with cross-attention in `layer.1.EncDecAttention` and
 //! the feed-forward network in `layer.2`. Its blocks also have the companions
 //! `encoder_hidden_states` and `encoder_attention_mask`. Bias and mask together are the companion
-//! `mask` of an attention site. A sub-layer has no stage `norm`: none follows it.
+//! `mask` of an attention site; self-attention also has `positions` `[batch, seq]` i64, and adds the
+//! bias of keys that a module puts before those of the stream, which stand right before the first
+//! token. A sub-layer has no stage `norm`: none follows it.
 //!
 //! Both stacks and the head have one table of words, `shared`, unless the checkpoint stores a table
 //! of its own for one of them: who merges into one of these sites changes all that share it.

@@ -29,10 +29,21 @@ pub(super) struct View<'a> {
     pub(super) across: Option<Tensor>,
 }
 
+impl Bias {
+    /// Added to the scores over `count` keys right before the first of `positions` `[batch, seq]`:
+    /// `[batch, heads, seq, count]`.
+    pub(super) fn before(&self, positions: &Tensor, count: i64) -> Result<Tensor> {
+        let place = Tensor::arange(count, positions.device())?.shift(-count)?.unsqueeze(0)?;
+        let keys = positions.narrow(1, 0, 1)?.add(&place)?;
+        self.buckets.bias(&self.table, positions, &keys)
+    }
+}
+
 impl<'a> View<'a> {
     pub(super) fn new(bias: &'a Bias, with: Tensors) -> Result<Self> {
         let mask = with.need("mask")?;
-        let near = bias.buckets.bias(&bias.table, with.need("positions")?)?;
+        let positions = with.need("positions")?;
+        let near = bias.buckets.bias(&bias.table, positions, positions)?;
         let hidden = match bias.causal {
             true => Some(causal(mask, mask.len_of(1))?),
             false => additive(mask)?,
