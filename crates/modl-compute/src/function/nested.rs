@@ -19,6 +19,10 @@ impl Nested {
         Nested(Box::new(config))
     }
 
+    pub(crate) fn from_box(config: Box<dyn ModuleConfig>) -> Self {
+        Nested(config)
+    }
+
     fn recipe(&self) -> Result<Value> {
         let mut table = Map::new();
         table.insert("type".into(), self.0.kind().into());
