@@ -2,7 +2,7 @@
 
 Run by hand in the environment that make_adapterhub_golden.py wants:
 
-    MODL_BIN=target/debug/modl python tests/python/test_adapterhub_reads_modl.py
+    MODL_BIN=target/debug/modl python tests/python/adapterhub_reads_modl.py
 
 For each adapter that AdapterHub once made, modl loads it and saves it; adapters 1.3.0 loads modl's
 folder into a bare model and into one with a head, and its outputs have to be those that were
