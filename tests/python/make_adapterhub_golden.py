@@ -101,7 +101,8 @@ def make(base, out, name, config):
     shutil.rmtree(folder, ignore_errors=True)
     target = os.path.join(folder, "adapter")
     os.makedirs(target)
-    model.save_adapter(target, "own", use_safetensors=name not in PICKLED)
+    head = {"with_head": False} if name in WITH_HEAD else {}
+    model.save_adapter(target, "own", use_safetensors=name not in PICKLED, **head)
     if name in PICKLED:
         pickle = os.path.join(target, "pytorch_adapter.bin")
         own = torch.load(pickle, weights_only=True)
