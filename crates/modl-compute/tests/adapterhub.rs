@@ -188,8 +188,8 @@ fn what_adapterhub_cannot_say_is_not_written() {
             .to_string()
     };
     let linear = || Targets::names(["query", "output.dense"]);
-    assert!(save(Box::new(Ia3::default()), linear()).contains("on the input of"));
-    assert!(save(Box::new(Dora::default()), linear()).contains("`dora`"));
+    assert!(save(Box::<Ia3>::default(), linear()).contains("on the input of"));
+    assert!(save(Box::<Dora>::default(), linear()).contains("`dora`"));
     let vera = Vera { r: 2, ..Vera::default() };
     assert!(
         save(Box::new(vera), Targets::names(["query", "intermediate.dense"])).contains("VeRA at")
