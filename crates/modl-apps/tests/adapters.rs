@@ -179,3 +179,148 @@ fn inspection_shows_ranks_and_what_is_suspicious() {
     let text = succeed(&["inspect", &place.arg("sick")]);
     assert!(text.contains("all zero") && text.contains("NaN"), "{text}");
 }
+
+/// The tensors of the only file of them in a folder.
+fn weights(dir: &Path) -> Vec<(String, modl_core::Tensor)> {
+    let mut files = fs::read_dir(dir).unwrap().map(|f| f.unwrap().path());
+    let file = files.find(|f| f.extension().is_some_and(|e| e == "safetensors")).unwrap();
+    Checkpoint::open(file).unwrap().tensors(Device::Cpu).unwrap()
+}
+
+#[test]
+fn pefts_adapters_become_adapterhubs_and_come_back() {
+    for name in ["bert_lora", "bert_vera", "bert_ia3"] {
+        let place = Place::new();
+        let pefts = match name {
+            "bert_ia3" => {
+                // One that scales outputs only.
+                let from = PathBuf::from(format!("{FIXTURES}/bert_ia3/adapter"));
+                let to = place.path("ia3");
+                fs::create_dir(&to).unwrap();
+                let text = fs::read_to_string(from.join("adapter_config.json")).unwrap();
+                let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
+                config["target_modules"] = serde_json::json!(["key", "value"]);
+                config["feedforward_modules"] = serde_json::json!([]);
+                fs::write(to.join("adapter_config.json"), config.to_string()).unwrap();
+                let own = weights(&from).into_iter().filter(|(key, _)| !key.contains("dense"));
+                let own: Vec<_> = own.collect();
+                let own = own.iter().map(|(key, t)| (key.as_str(), t));
+                let file = to.join("adapter_model.safetensors");
+                checkpoint::save(file, own, Default::default()).unwrap();
+                to.display().to_string()
+            }
+            _ => adapter(name),
+        };
+        let (hub, back) = (place.arg("hub"), place.arg("back"));
+        let to = |to: &str, from: &str, out: &str| {
+            succeed(&["convert", "--model", BERT, from, "--to", to, "--out", out])
+        };
+        to("adapterhub", &pefts, &hub);
+        to("peft", &hub, &back);
+        let wanted = place.forward(&["--adapter", &pefts]);
+        for folder in [&hub, &back] {
+            let found = place.forward(&["--adapter", folder]);
+            assert!(found.all_close(&wanted, 1e-5, 1e-5).unwrap(), "{folder}");
+        }
+        let (before, after) = (weights(Path::new(&pefts)), weights(Path::new(&back)));
+        assert_eq!(before.len(), after.len(), "{name}");
+        for ((key, a), (other, b)) in before.iter().zip(&after) {
+            assert!(key == other && a.bit_equal(b).unwrap(), "{name}: {key}, {other}");
+        }
+    }
+}
+
+#[test]
+fn adapterhubs_adapters_become_pefts_where_peft_computes_the_same() {
+    let place = Place::new();
+    for name in ["adapterhub_lora", "adapterhub_lora_qkv", "adapterhub_ia3"] {
+        let (source, out) = (adapter(name), place.arg(name));
+        let args = ["convert", "--model", BERT, &source, "--to", "peft", "--out", &out];
+        let text = succeed(&args);
+        assert!(text.contains("sites"), "{text}");
+        let found = place.forward(&["--adapter", &out]);
+        let wanted = golden(name, "adapted.last_hidden_state");
+        assert!(found.all_close(&wanted, 1e-5, 1e-5).unwrap(), "{name}");
+    }
+    let refused = |source: &str, to: &str, part: &str| {
+        let (source, out) = (adapter(source), place.arg("none"));
+        refuse(&["convert", "--model", BERT, &source, "--to", to, "--out", &out], part);
+        assert!(!place.path("none").exists());
+    };
+    // The two libraries compute these in different ways.
+    refused("adapterhub_dora", "peft", "adapterhub_dora");
+    refused("adapterhub_prompt", "peft", "behind the embeddings");
+    refused("adapterhub_vera", "peft", "beside the diagonal");
+    refused("bert_dora", "adapterhub", "`dora`");
+    refused("bert_prompt_tuning", "adapterhub", "before the embeddings");
+    refused("bert_prefix_tuning", "adapterhub", "moves the positions");
+    refused("bert_ia3", "adapterhub", "on the input of");
+}
+
+#[test]
+fn a_fine_tuned_model_becomes_a_sparse_difference_that_says_what_it_loses() {
+    let place = Place::new();
+    fs::create_dir(place.path("tuned")).unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        fs::copy(Path::new(BERT).join(file), place.path("tuned").join(file)).unwrap();
+    }
+    let file = place.path("tuned/model.safetensors");
+    let base = Checkpoint::open(&file).unwrap();
+    let (mut all, metadata) = (base.tensors(Device::Cpu).unwrap(), base.metadata());
+    drop(base);
+    // 1024 numbers and 32 of a linear layer change by 1 and 0.5: the larger ones are a share of
+    // 1024 ⁄ 1056 of it.
+    for (name, t) in &mut all {
+        match name.strip_prefix("encoder.layer.1.attention.self.query.") {
+            Some("weight") => *t = t.add_scalar(1.0).unwrap(),
+            Some("bias") => *t = t.add_scalar(0.5).unwrap(),
+            _ if name.ends_with("position_embeddings.weight") => *t = t.add_scalar(2.0).unwrap(),
+            _ => {}
+        }
+    }
+    checkpoint::save(&file, all.iter().map(|(n, t)| (n.as_str(), t)), metadata).unwrap();
+    let tuned = place.arg("tuned");
+    let convert = |density: &str, out: &str| {
+        let to = ["--to", "delta", "--density", density, "--out", out];
+        succeed(&[&["convert", "--model", BERT, &tuned][..], &to].concat())
+    };
+    let (part, whole) = (place.arg("part.safetensors"), place.arg("whole.safetensors"));
+    let text = convert(&format!("{}", 1024.0 / 1056.0), &part);
+    // √(32 · 0.25 ⁄ (1024 + 8)) of the norm.
+    let wanted = 100.0 * (8.0f64 / 1032.0).sqrt();
+    assert!(text.contains(&format!("lost {wanted:.2} %")), "{text}");
+    assert!(text.contains("left out: embeddings.position_embeddings.weight"), "{text}");
+    assert!(convert("1.0", &whole).contains("lost 0.00 %"));
+    // Without what no site holds, the whole difference is the fine-tuned model.
+    for (name, t) in &mut all {
+        if name.ends_with("position_embeddings.weight") {
+            *t = t.add_scalar(-2.0).unwrap();
+        }
+    }
+    checkpoint::save(&file, all.iter().map(|(n, t)| (n.as_str(), t)), Default::default()).unwrap();
+    let found = place.forward(&["--adapter", &whole]);
+    let (inputs, out) = (format!("{BERT}/inputs.safetensors"), place.arg("tuned.safetensors"));
+    succeed(&["forward", "--model", &tuned, "--inputs", &inputs, "--out", &out]);
+    let wanted = Checkpoint::open(place.path("tuned.safetensors")).unwrap();
+    let wanted = wanted.tensor("last_hidden_state", Device::Cpu).unwrap();
+    assert!(found.all_close(&wanted, 1e-5, 1e-5).unwrap());
+    refuse(&["convert", "--model", BERT, &adapter("bert_lora"), "--to", "delta", "--out", "x"], {
+        "is no fine-tuned model"
+    });
+}
+
+#[test]
+fn inspection_of_adapterhubs_folders_says_method_sites_and_parameters() {
+    for (name, said) in [
+        ("adapterhub_mam", "prefix_tuning + bottleneck at 4 sites, 3656 parameters"),
+        ("adapterhub_seq_bn_inv", "invertible + bottleneck at 3 sites"),
+        ("adapterhub_compacter", "compacter at 4 sites"),
+        ("adapterhub_dora", "adapterhub_dora at 4 sites, 1152 parameters"),
+        ("adapterhub_prompt", "prompt_tuning at 1 sites, 96 parameters"),
+        ("adapterhub_loreft", "reft at 2 sites"),
+        ("adapterhub_vera", "vera at 4 sites"),
+    ] {
+        let text = succeed(&["inspect", &adapter(name)]);
+        assert!(text.contains(said), "{name}: {text}");
+    }
+}

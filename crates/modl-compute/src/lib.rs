@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod adapter_folder;
 pub mod adapterhub;
 mod dropout;
 pub mod function;
@@ -14,15 +15,16 @@ use modl_core::{Registry, Result};
 
 pub use function::{
     AdapterDrop, Bottleneck, BottleneckInit, Compacter, ConditionalNorm, Coupling, Film, Gated,
-    Ia3, Ia3Init, Invertible, InvertibleBlock, Nested, Part, Reft, Residual, ResidualAdapter,
-    ResidualPlacement, Scaling, Union,
+    Ia3, Ia3Init, Invertible, InvertibleBlock, Nested, Orthonormal, Part, Reft, Residual,
+    ResidualAdapter, ResidualPlacement, Scaling, Union,
 };
 pub use hyper::{
     Condition, Cpg, HyperFormer, HyperFormerPlusPlus, HyperLora, HyperNetwork, HyperX, MadG,
 };
 pub use input::{KnnLm, PTuning, PrefixTuning, PromptTuning, Retrieval};
 pub use low_rank::{
-    AdaLora, Boft, Dora, FourierFt, Intrinsic, Loha, Lokr, LokrInit, Lora, LoraInit, Oft, Vera,
+    AdaLora, AdapterHubDora, Boft, Dora, FourierFt, Intrinsic, Loha, Lokr, LokrInit, Lora,
+    LoraInit, Oft, Vera,
 };
 pub use patterns::Patterns;
 pub use sparse::{

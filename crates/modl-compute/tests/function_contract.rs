@@ -3,7 +3,8 @@
 
 use modl_compute::{
     AdapterDrop, Bottleneck, BottleneckInit, Compacter, ConditionalNorm, Film, Gated, Invertible,
-    InvertibleBlock, Lora, Nested, Part, Reft, ResidualAdapter, ResidualPlacement, Union, register,
+    InvertibleBlock, Lora, Nested, Orthonormal, Part, Reft, ResidualAdapter, ResidualPlacement,
+    Union, register,
 };
 use modl_core::testing::{Identity, ModuleClaims, check_module};
 use modl_core::{ModuleConfig, Registry, Targets};
@@ -36,6 +37,10 @@ fn compacter() {
     // The rule n³; for 8 → 4 and back n·(in ⁄ n + out ⁄ n)·rank and a bias.
     let layers = (4 * (2 + 1) + 4) + (4 * (1 + 2) + 8);
     check(&make, "all-sublayer", Identity::Within(1e-6), 64 + layers, false, 0);
+    let plus =
+        Compacter { reduction_factor: 2.0, original_ln_before: true, ..Compacter::default() };
+    let plus = || Box::new(plus.clone()) as _;
+    check(&plus, "all-sublayer", Identity::Within(1e-6), 64 + layers, false, 0);
 }
 
 #[test]
@@ -77,6 +82,8 @@ fn reft() {
     let unit = |r: usize| 2 * r * 8 + r;
     let loreft = || Box::new(Reft { r: 2, suffix_positions: 2, ..Reft::loreft() }) as _;
     check(&loreft, "all-block", Identity::No, 2 * unit(2), false, 0);
+    let reflected = Reft { parametrization: Orthonormal::Householder, r: 2, ..Reft::loreft() };
+    check(&|| Box::new(reflected.clone()) as _, "all-block", Identity::No, unit(2), false, 0);
     let tied = || {
         let tied = Reft { tied_weights: true, suffix_positions: 1, ..Reft::noreft() };
         Box::new(Reft { prefix_positions: 1, ..tied }) as _

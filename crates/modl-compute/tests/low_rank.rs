@@ -1,7 +1,7 @@
 //! DoRA, VeRA and AdaLoRA: the contract of every module, and their formulas in f64.
 #![allow(clippy::unwrap_used)]
 
-use modl_compute::low_rank::{AdaLora, Dora, Vera};
+use modl_compute::low_rank::{AdaLora, AdapterHubDora, Dora, Vera};
 use modl_compute::{Lora, register};
 use modl_core::testing::{Given, Identity, ModuleClaims, Sum, TinyBackbone, check_module, perturb};
 use modl_core::{
@@ -37,6 +37,14 @@ fn dora_keeps_the_contract() {
 fn vera_keeps_the_contract() {
     let make = || Box::new(Vera { r: 4, ..Vera::default() }) as Box<dyn ModuleConfig>;
     check(&make, Identity::Exact, 2 * (8 + 4));
+    let full = Vera { r: 4, scaling: 1.5, full_matrices: true, ..Vera::default() };
+    check(&|| Box::new(full.clone()), Identity::Exact, 2 * (8 * 8 + 4 * 4));
+}
+
+#[test]
+fn adapterhubs_dora_keeps_the_contract() {
+    let make = || Box::new(AdapterHubDora(Lora { r: 3, ..Lora::default() })) as Box<_>;
+    check(&make, Identity::Within(1e-6), 2 * (3 * 16 + 8));
 }
 
 #[test]

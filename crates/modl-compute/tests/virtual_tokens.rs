@@ -25,7 +25,10 @@ fn check(make: &dyn Fn() -> Box<dyn ModuleConfig>, parameters: usize) {
 
 #[test]
 fn prompt_tuning_keeps_the_contract() {
-    check(&|| Box::new(PromptTuning { num_virtual_tokens: 3, ..PromptTuning::default() }), 3 * 8);
+    let before = PromptTuning { num_virtual_tokens: 3, ..PromptTuning::default() };
+    check(&|| Box::new(before.clone()), 3 * 8);
+    let after = PromptTuning { after_embeddings: true, ..before.clone() };
+    check(&|| Box::new(after.clone()), 3 * 8);
 }
 
 #[test]

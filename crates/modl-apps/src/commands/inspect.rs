@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
+use modl_compute::adapterhub;
 use modl_core::checkpoint::Checkpoint;
 use modl_core::{Kind, Modular, Seed};
 use modl_train::Methods;
@@ -83,16 +84,44 @@ fn adapter(path: &Path, all: bool) -> Result<()> {
         serde_json::Value::Array(a) => !a.is_empty(),
         _ => true,
     };
+    let hub = adapterhub::is_folder(path);
     let mut table = Table::new(["setting", "value"]);
     for (name, value) in config.iter().filter(|(_, v)| set(v)) {
-        table.row([name.clone(), value.to_string()]);
+        match value {
+            // AdapterHub has the settings of the method in a table of their own.
+            serde_json::Value::Object(own) if hub => {
+                for (name, value) in own.iter().filter(|(_, v)| set(v)) {
+                    table.row([name.clone(), value.to_string()]);
+                }
+            }
+            _ => table.row([name.clone(), value.to_string()]),
+        }
     }
     println!("{}", table.text());
-    let weights = path.join("adapter_model.safetensors");
+    if hub {
+        summary(path, all)?;
+    }
+    let weights = path.join(if hub { "adapter.safetensors" } else { "adapter_model.safetensors" });
     if let Some(ranks) = health::low_rank(&Checkpoint::open(&weights)?)? {
         println!("{}", ranks.text());
     }
     tensors(&weights, all)
+}
+
+/// Which methods, at which sites, with how many parameters.
+fn summary(path: &Path, all: bool) -> Result<()> {
+    let found = adapterhub::summary(path)?;
+    let mut table = Table::new(["site", "parameters"]);
+    for (site, numbers) in found.sites.iter().filter(|(site, _)| all || !repeated(site)) {
+        let site = if site.is_empty() { "(shared)" } else { site };
+        table.row([site.to_owned(), numbers.to_string()]);
+    }
+    println!("{}", table.text());
+    let sites = found.sites.keys().filter(|site| !site.is_empty()).count();
+    let numbers: usize = found.sites.values().sum();
+    let kinds = found.kinds.join(" + ");
+    println!("adapter `{}`: {kinds} at {sites} sites, {numbers} parameters", found.name);
+    Ok(())
 }
 
 fn tensors(path: &Path, all: bool) -> Result<()> {

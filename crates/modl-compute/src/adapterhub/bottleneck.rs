@@ -1,19 +1,39 @@
-//! `BnConfig`: bottleneck adapters behind or beside the sub-layers of BERT and its kin.
+//! `BnConfig`: bottleneck adapters behind or beside the sub-layers of BERT and its kin, and what
+//! else stands in these settings.
 
-use modl_core::{Error, Result};
+use modl_core::{Error, Result, Targets};
 use serde_json::{Map, Value, json};
 
-use super::{Fields, Header, Method, Places, Read};
+use super::{Fields, Header, Method, Param, Places, Read, Standing, table};
 use crate::peft::number;
 use crate::{Bottleneck, Patterns};
 
 pub(super) const BOTTLENECK: Method = Method {
     architecture: None,
+    asked: |settings| has_places(settings) && !has_phm(settings),
     kind: "bottleneck",
     read,
     write,
-    key: |site, param, name| format!("{site}.adapters.{name}.{param}"),
+    key,
+    unpack: None,
+    pack: None,
 };
+
+/// Whether there is an adapter in the layers.
+pub(super) fn has_places(settings: &Map<String, Value>) -> bool {
+    // What is not a truth value is refused by name where it is read.
+    ["mh_adapter", "output_adapter"].iter().any(|name| settings.get(*name) != Some(&json!(false)))
+}
+
+/// Whether its matrices are sums of Kronecker products.
+pub(super) fn has_phm(settings: &Map<String, Value>) -> bool {
+    settings.get("phm_layer") == Some(&json!(true))
+}
+
+/// The key of a parameter in a layer.
+pub(super) fn key(p: &Param) -> String {
+    format!("{}.adapters.{}.{}", p.site, p.adapter, p.own)
+}
 
 /// The part of a layer that `mh_adapter` means.
 const ATTENTION: &str = "attention.output";
@@ -21,11 +41,12 @@ const ATTENTION: &str = "attention.output";
 const OUTPUT: &str = "output";
 
 /// Settings of Compacter, which are written but mean nothing without `phm_layer`, and of starts.
-const WITHOUT_TRACE: &[&str] = &[
+pub(super) const WITHOUT_TRACE: &[&str] = &[
     "factorized_phm_W",
     "factorized_phm_rule",
     "hypercomplex_nonlinearity",
     "init_weights_seed",
+    // An invertible adapter has taken it.
     "inv_adapter_reduction_factor",
     "learn_phm",
     "phm_bias",
@@ -39,27 +60,10 @@ const WITHOUT_TRACE: &[&str] = &[
 
 fn read(fields: &mut Fields, header: &Header) -> Result<Read> {
     WITHOUT_TRACE.iter().for_each(|name| fields.ignore(name));
-    let mut parts = Vec::new();
-    for (name, end) in [("mh_adapter", ATTENTION), ("output_adapter", OUTPUT)] {
-        if fields.required::<bool>(name)? {
-            parts.push(end);
-        }
-    }
-    if parts.is_empty() {
-        return Err(Error::invalid("mh_adapter, output_adapter", "are both false: no adapter"));
-    }
-    let leave_out: Vec<i64> = fields.optional("leave_out")?.unwrap_or_default();
+    let targets = read_places(fields)?;
     let factor: Value = fields.required("reduction_factor")?;
     let (reduction_factor, reduction_pattern) = reduction(&factor)?;
-    let mut non_linearity: Value = fields.required("non_linearity")?;
-    if header.version.is_none() {
-        // The predecessor called the approximation `gelu` and the exact one `gelu_orig`.
-        non_linearity = match non_linearity.as_str() {
-            Some("gelu") => json!("gelu_new"),
-            Some("gelu_orig") => json!("gelu"),
-            _ => non_linearity,
-        };
-    }
+    let non_linearity = activation(fields.required("non_linearity")?, header);
     let standard = Bottleneck::default();
     let config = json!({
         "reduction_factor": reduction_factor,
@@ -74,7 +78,29 @@ fn read(fields: &mut Fields, header: &Header) -> Result<Read> {
     });
     let config = modl_core::from_json::<Bottleneck>("bottleneck", config)?;
     let config = Bottleneck { reduction_pattern, ..config };
-    Ok((Box::new(config), Places::targets(&parts, &leave_out)))
+    Ok((Box::new(config), targets))
+}
+
+/// The sites in the layers.
+pub(super) fn read_places(fields: &mut Fields) -> Result<Targets> {
+    let mut parts = Vec::new();
+    for (name, end) in [("mh_adapter", ATTENTION), ("output_adapter", OUTPUT)] {
+        if fields.required::<bool>(name)? {
+            parts.push(end);
+        }
+    }
+    let leave_out: Vec<i64> = fields.optional("leave_out")?.unwrap_or_default();
+    Ok(Places::targets(&parts, &leave_out))
+}
+
+/// The name of a non-linearity. The predecessor called the approximation `gelu` and the exact one
+/// `gelu_orig`.
+pub(super) fn activation(name: Value, header: &Header) -> Value {
+    match name.as_str() {
+        Some("gelu") if header.version.is_none() => json!("gelu_new"),
+        Some("gelu_orig") if header.version.is_none() => json!("gelu"),
+        _ => name,
+    }
 }
 
 /// One factor, or a table of them by layer with a `default`.
@@ -100,15 +126,8 @@ fn by_layer(layer: u32) -> String {
     format!(r"{layer}\.[^0-9]*")
 }
 
-fn write(config: Value, places: &Places) -> Result<Map<String, Value>> {
+fn write(config: Value, standing: &Standing) -> Result<Map<String, Value>> {
     let config: Bottleneck = modl_core::from_json("bottleneck", config)?;
-    let known = [ATTENTION, OUTPUT];
-    if let Some(other) = places.ends.iter().find(|e| !known.contains(&e.as_str())) {
-        return Err(Error::unsupported(
-            format!("a bottleneck at `{other}` in an AdapterHub folder"),
-            "AdapterHub has them at `attention.output` and `output`; use Modular::save_module",
-        ));
-    }
     if config.ln_after {
         return Err(Error::unsupported(
             "an adapter with a norm of its own (`ln_after`) in an AdapterHub folder",
@@ -132,40 +151,77 @@ fn write(config: Value, places: &Places) -> Result<Map<String, Value>> {
         }
         reduction_factor = Value::Object(table);
     }
-    let fields = json!({
-        "adapter_residual_before_ln": false,
-        "cross_adapter": false,
+    let mut fields = usual();
+    fields.extend(write_places(standing)?);
+    fields.extend(table(json!({
         "dropout": config.dropout,
-        "factorized_phm_W": true,
-        "factorized_phm_rule": false,
-        "hypercomplex_nonlinearity": "glorot-uniform",
         "init_weights": config.init_weights,
-        "init_weights_seed": null,
-        "inv_adapter": null,
-        "inv_adapter_reduction_factor": null,
         "is_parallel": config.is_parallel,
-        "learn_phm": true,
-        "leave_out": places.leave_out,
-        "ln_after": false,
-        "ln_before": false,
-        "mh_adapter": places.ends.contains(ATTENTION),
         "non_linearity": config.non_linearity,
         "original_ln_after": config.original_ln_after,
         "original_ln_before": config.original_ln_before,
+        "reduction_factor": reduction_factor,
+        "residual_before_ln": config.residual_before_ln,
+        "scaling": config.scaling,
+    })));
+    Ok(fields)
+}
+
+/// The settings that say which sites.
+///
+/// # Errors
+/// Where AdapterHub has no bottleneck there.
+pub(super) fn write_places(standing: &Standing) -> Result<Map<String, Value>> {
+    let places = standing.places()?;
+    let known = [ATTENTION, OUTPUT];
+    if let Some(other) = places.ends.iter().find(|e| !known.contains(&e.as_str())) {
+        return Err(Error::unsupported(
+            format!("a bottleneck at `{other}` in an AdapterHub folder"),
+            "AdapterHub has them at `attention.output` and `output`; use Modular::save_module",
+        ));
+    }
+    Ok(table(json!({
+        "leave_out": places.leave_out,
+        "mh_adapter": places.ends.contains(ATTENTION),
         "output_adapter": places.ends.contains(OUTPUT),
+    })))
+}
+
+/// All settings, as the library writes them where nothing was said.
+pub(super) fn usual() -> Map<String, Value> {
+    table(json!({
+        "adapter_residual_before_ln": false,
+        "cross_adapter": false,
+        "dropout": 0.0,
+        "factorized_phm_W": true,
+        "factorized_phm_rule": false,
+        "hypercomplex_nonlinearity": "glorot-uniform",
+        "init_weights": "bert",
+        "init_weights_seed": null,
+        "inv_adapter": null,
+        "inv_adapter_reduction_factor": null,
+        "is_parallel": false,
+        "learn_phm": true,
+        "leave_out": [],
+        "ln_after": false,
+        "ln_before": false,
+        "mh_adapter": false,
+        "non_linearity": "relu",
+        "original_ln_after": true,
+        "original_ln_before": false,
+        "output_adapter": false,
         "phm_bias": true,
         "phm_c_init": "normal",
         "phm_dim": 4,
         "phm_init_range": 0.0001,
         "phm_layer": false,
         "phm_rank": 1,
-        "reduction_factor": reduction_factor,
-        "residual_before_ln": config.residual_before_ln,
-        "scaling": config.scaling,
+        "reduction_factor": 16,
+        "residual_before_ln": true,
+        "scaling": 1.0,
         "shared_W_phm": false,
         "shared_phm_rule": true,
         "stochastic_depth": 0.0,
         "use_gating": false,
-    });
-    Ok(fields.as_object().cloned().unwrap_or_default())
+    }))
 }

@@ -29,6 +29,19 @@ pub(super) struct Header {
     pub(super) version: Option<String>,
 }
 
+/// # Errors
+/// Where it is not known what AdapterHub calls the parts of a backbone.
+pub(super) fn check_family(backbone: &dyn Backbone) -> Result<()> {
+    let kind = backbone.config().get("model_type").and_then(Value::as_str).unwrap_or("?");
+    if kind.contains("bert") {
+        return Ok(());
+    }
+    Err(Error::unsupported(
+        format!("adapters of AdapterHub on a {kind}"),
+        "its names are known for BERT and its kin; use PEFT's format, or Modular::save_module",
+    ))
+}
+
 impl Header {
     pub(super) fn read(dir: &Path) -> Result<Self> {
         let path = dir.join(CONFIG_FILE);
@@ -44,10 +57,19 @@ impl Header {
             .map_err(|e| Error::file(&path, format!("is not an adapter of AdapterHub: {e}")))
     }
 
+    /// Whether a version of the library before this one wrote the file.
+    pub(super) fn is_before(&self, wanted: [u32; 2]) -> bool {
+        let own = self.version.as_deref().and_then(|v| v.strip_prefix("adapters."));
+        let Some(own) = own else { return false };
+        let mut parts = own.split('.').map(|n| n.parse().unwrap_or(0));
+        [parts.next().unwrap_or(0), parts.next().unwrap_or(0)] < wanted
+    }
+
     /// Refuses a backbone of another architecture or width.
     pub(super) fn check(&self, path: &Path, backbone: &dyn Backbone) -> Result<()> {
         let of = |key: &str| backbone.config().get(key).cloned().unwrap_or(Value::Null);
         let (kind, width) = (of("model_type"), of("hidden_size"));
+        check_family(backbone)?;
         if kind == json!(self.model_type) && width == json!(self.hidden_size) {
             return Ok(());
         }

@@ -2,7 +2,36 @@
 
 use std::collections::BTreeSet;
 
-use modl_core::{Error, Names, Result, Site, Targets};
+use modl_core::{Error, Names, Result, Site, SiteKind, Targets};
+
+/// Where one method of an adapter stands.
+#[derive(Debug)]
+pub(super) struct Standing {
+    /// The adapter's name in the file.
+    pub(super) name: String,
+    /// What the paths of the backbone start with: `bert.`, or nothing.
+    pub(super) model: String,
+    /// Its sites.
+    pub(super) sites: Vec<Site>,
+    /// The backbone's.
+    pub(super) all: Vec<Site>,
+}
+
+impl Standing {
+    pub(super) fn new(name: &str, sites: Vec<Site>, all: &[Site]) -> Self {
+        let embeddings = all.iter().find(|s| s.kind == SiteKind::Tokens);
+        let model = embeddings.and_then(|s| s.path.strip_suffix(EMBEDDINGS)).unwrap_or_default();
+        Standing { name: name.to_owned(), model: model.to_owned(), sites, all: all.to_vec() }
+    }
+
+    /// Parts of a layer, and layers that are left out.
+    pub(super) fn places(&self) -> Result<Places> {
+        Places::new(&self.sites, &self.all)
+    }
+}
+
+/// What BERT and its kin call their embeddings.
+pub(super) const EMBEDDINGS: &str = "embeddings";
 
 /// The sites of an adapter in a backbone.
 #[derive(Debug)]
@@ -14,7 +43,7 @@ pub(super) struct Places {
 }
 
 /// The layer's number and what follows it.
-fn split(path: &str) -> Option<(i64, &str)> {
+pub(super) fn split(path: &str) -> Option<(i64, &str)> {
     let mut rest = path;
     while let Some((part, tail)) = rest.split_once('.') {
         if let Ok(n) = part.parse() {

@@ -1,6 +1,7 @@
 //! Compacter: a bottleneck adapter whose matrices are sums of Kronecker products.
 //!
-//! y = h + U σ(D h + b_D) + b_U at a sub-layer, where for both matrices
+//! y = h + U σ(D h + b_D) + b_U at a sub-layer, or with LN(h + x) in place of the h in σ, as
+//! AdapterHub's Compacter++ has it; where for both matrices
 //!
 //! W = Σᵢ Aᵢ ⊗ (Lᵢ Rᵢ), i = 1 … n, with Aᵢ `[n, n]`, Lᵢ `[in ⁄ n, rank]`, Rᵢ `[rank, out ⁄ n]`.
 //!
@@ -33,6 +34,8 @@ pub struct Compacter {
     pub reduction_factor: f64,
     /// σ; default GELU.
     pub non_linearity: Activation,
+    /// The adapter works on LN(h + x) instead of h; default false.
+    pub original_ln_before: bool,
     /// n, the number of Kronecker products; default 4. It has to divide the site's width, too.
     pub phm_dim: i64,
     /// The rank of Lᵢ Rᵢ, at least 1; default 1.
@@ -49,6 +52,7 @@ impl Default for Compacter {
         Compacter {
             reduction_factor: 32.0,
             non_linearity: Activation::Gelu,
+            original_ln_before: false,
             phm_dim: 4,
             phm_rank: 1,
             phm_init_range: 1e-4,
@@ -128,7 +132,8 @@ impl ModuleConfig for Compacter {
         let up = self.layer(UP, b, d, scope)?;
         let own = down.iter().chain(up.iter()).map(|(name, t)| (name.to_owned(), t.clone()));
         let phi = own.collect::<Tensors>().with(RULE, rule);
-        Ok(Box::new(CompacterAdapter { non_linearity: self.non_linearity, dropout, phi }))
+        let (non_linearity, behind_norm) = (self.non_linearity, self.original_ln_before);
+        Ok(Box::new(CompacterAdapter { non_linearity, behind_norm, dropout, phi }))
     }
 }
 
@@ -136,6 +141,7 @@ impl ModuleConfig for Compacter {
 #[derive(Debug)]
 struct CompacterAdapter {
     non_linearity: Activation,
+    behind_norm: bool,
     dropout: Dropout,
     phi: Tensors,
 }
@@ -165,7 +171,11 @@ impl Module for CompacterAdapter {
 
     fn forward(&self, f: &Host, x: &Signal, cx: &Context) -> Result<Signal> {
         let h = f.call(x, cx)?;
-        let inner = self.non_linearity.apply(&self.layer(DOWN, &h.x)?)?;
+        let seen = match self.behind_norm {
+            true => f.stage("norm", &x.replace(h.x.clone()), cx)?.x,
+            false => h.x.clone(),
+        };
+        let inner = self.non_linearity.apply(&self.layer(DOWN, &seen)?)?;
         let u = self.dropout.apply(&self.layer(UP, &inner)?, cx)?;
         Ok(h.replace(h.x.add(&u)?))
     }
@@ -176,13 +186,15 @@ impl Module for CompacterAdapter {
 
     fn with_phi(&self, phi: &Tensors) -> Result<Box<dyn Module>> {
         let phi = self.phi.map(|name, _| Ok(phi.need(name)?.clone()))?;
-        let (non_linearity, dropout) = (self.non_linearity, self.dropout.clone());
-        Ok(Box::new(CompacterAdapter { non_linearity, dropout, phi }))
+        let (non_linearity, behind_norm) = (self.non_linearity, self.behind_norm);
+        let dropout = self.dropout.clone();
+        Ok(Box::new(CompacterAdapter { non_linearity, behind_norm, dropout, phi }))
     }
 
     fn signature(&self) -> String {
         let shapes: Vec<String> =
             self.phi.iter().map(|(n, t)| format!("{n}{:?}", t.size())).collect();
-        format!("compacter({}; {:?})", shapes.join(", "), self.non_linearity)
+        let norm = if self.behind_norm { ", behind the norm" } else { "" };
+        format!("compacter({}; {:?}{norm})", shapes.join(", "), self.non_linearity)
     }
 }

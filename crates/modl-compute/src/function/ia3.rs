@@ -59,7 +59,7 @@ impl Default for Ia3 {
 }
 
 impl Ia3 {
-    fn scales_input(&self, site: &Site) -> Result<bool> {
+    pub(crate) fn scales_input(&self, site: &Site) -> Result<bool> {
         match &self.feedforward_modules {
             // Unlike the names of targets, these need not start at a dot.
             Names::List(names) => Ok(names.iter().any(|n| site.path.ends_with(n))),

@@ -9,8 +9,8 @@
 //! | NoReFT | no | yes |
 //! | DiReFT | no | no |
 //!
-//! Orthonormal rows are those of Qᵀ in the QR decomposition of a free matrix, through which
-//! gradients flow.
+//! Gradients flow through what makes the rows orthonormal. A token that is among the first and the
+//! last positions gets the change of the last, as in AdapterHub.
 //!
 //! Wu et al. 2024, *ReFT: Representation Finetuning for Language Models*, arXiv 2404.03592. Survey
 //! §3.3, function composition. Settings are AdapterHub's.
@@ -22,6 +22,7 @@ use modl_core::{
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::Orthonormal;
 use crate::dropout::Dropout;
 
 /// Configuration of ReFT at whole layers. The default is [`Reft::loreft`].
@@ -36,8 +37,9 @@ pub struct Reft {
     pub r: i64,
     /// The rows of R are orthonormal.
     pub orthogonality: bool,
-    /// First and last positions share one R, W and b. Else each has its own, and tokens that are
-    /// among both get both changes.
+    /// How they are made so.
+    pub parametrization: Orthonormal,
+    /// First and last positions share one R, W and b. Else each has its own.
     pub tied_weights: bool,
     /// Rh is subtracted.
     pub subtract_projection: bool,
@@ -62,6 +64,7 @@ impl Reft {
             suffix_positions: 0,
             r: 1,
             orthogonality: true,
+            parametrization: Orthonormal::Qr,
             tied_weights: false,
             subtract_projection: true,
             non_linearity: None,
@@ -92,8 +95,13 @@ impl Reft {
         Ok(())
     }
 
+    /// What makes the parameters of R; one that is free is called as that of a QR decomposition.
+    fn rows(&self) -> Orthonormal {
+        if self.orthogonality { self.parametrization } else { Orthonormal::Qr }
+    }
+
     /// Which positions each unit changes: so many first and so many last ones.
-    fn reach(&self) -> Vec<(i64, i64)> {
+    pub(crate) fn reach(&self) -> Vec<(i64, i64)> {
         let (first, last) = (self.prefix_positions, self.suffix_positions);
         if self.tied_weights {
             return vec![(first, last)];
@@ -127,16 +135,18 @@ impl ModuleConfig for Reft {
         let dropout = Dropout::new("reft.dropout", self.dropout, scope)?;
         let mut phi = Tensors::new();
         for unit in 0..self.reach().len() {
+            let unit = format!("units.{unit}");
             let params = [
                 ("learned_source.weight", vec![self.r, site.output], Init::Kaiming),
                 ("learned_source.bias", vec![self.r], Init::Zeros),
-                ("projection.weight", vec![self.r, site.output], Init::Kaiming),
             ];
             for (name, shape, init) in params {
-                let name = format!("units.{unit}.{name}");
+                let name = format!("{unit}.{name}");
                 let t = scope.param(&name, &shape, init)?;
                 phi.set(name, t);
             }
+            let rows = self.rows().build(scope, &unit, [self.r, site.output])?;
+            rows.iter().for_each(|(name, t)| phi.set(name.to_owned(), t.clone()));
         }
         Ok(Box::new(Intervention { config: self.clone(), dropout, phi }))
     }
@@ -153,10 +163,13 @@ struct Intervention {
 impl Intervention {
     /// Rᵀ(σ(Wh + b) − Rh), `[batch, seq, width]`.
     fn change(&self, unit: usize, h: &Tensor) -> Result<Tensor> {
-        let phi = |name: &str| self.phi.need(&format!("units.{unit}.{name}"));
+        let unit = format!("units.{unit}");
+        let phi = |name: &str| self.phi.need(&format!("{unit}.{name}"));
         let (w, b) = (phi("learned_source.weight")?, phi("learned_source.bias")?);
-        let r = phi("projection.weight")?;
-        let r = if self.config.orthogonality { r.t()?.qr()?.0.t()? } else { r.clone() };
+        let r = match self.config.orthogonality {
+            true => self.config.parametrization.rows(&self.phi, &unit)?,
+            false => phi("projection.weight")?.clone(),
+        };
         let (r, kind) = (r.to_kind(h.kind())?, h.kind());
         let source = h.linear(&w.to_kind(kind)?, Some(&b.to_kind(kind)?))?;
         let source = match self.config.non_linearity {
@@ -194,7 +207,8 @@ impl Module for Intervention {
         for (unit, (first, last)) in self.config.reach().into_iter().enumerate() {
             let at = positions(h.with.need("mask")?, first, last)?;
             let change = self.dropout.apply(&self.change(unit, &h.x)?, cx)?;
-            y = y.addcmul(&change, &at.to_kind(y.kind())?.unsqueeze(-1)?)?;
+            let changed = h.x.add(&change)?.sub(&y)?;
+            y = y.addcmul(&changed, &at.to_kind(y.kind())?.unsqueeze(-1)?)?;
         }
         Ok(h.replace(y))
     }

@@ -103,7 +103,7 @@ impl ModuleConfig for PTuning {
         let mut common = scope.common();
         if self.projected {
             let all = common.shared(PROMPT, &[rows, width], Init::Normal(1.0))?;
-            return Ok(Box::new(Prompt { kind: self.kind(), all, count }));
+            return Ok(Box::new(Prompt { kind: self.kind(), all, count, after: false }));
         }
         let mut phi = Tensors::new();
         for (name, shape, init) in self.network(rows, width) {

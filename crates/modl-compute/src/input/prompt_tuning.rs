@@ -13,7 +13,7 @@ use modl_core::{
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::virtual_tokens::{check, prepend};
+use super::virtual_tokens::{check, prepend, prepend_after};
 use crate::peft::Provenance;
 
 /// The name of P, as in PEFT's files.
@@ -28,6 +28,9 @@ pub struct PromptTuning {
     /// How many stacks a PEFT file holds prompts for: 2 for an encoder with a decoder, of which
     /// only the first is used. Default 1.
     pub num_transformer_submodules: i64,
+    /// P stands before what the embeddings give, behind positions and normalisation, as in
+    /// AdapterHub, and not before what goes into them, as in PEFT; default false.
+    pub after_embeddings: bool,
     /// The standard deviation of the start; default 1, as in PEFT. [`start_from_words`] and
     /// [`start_from_vocabulary`] start from words.
     pub std: f64,
@@ -41,6 +44,7 @@ impl Default for PromptTuning {
         PromptTuning {
             num_virtual_tokens: 20,
             num_transformer_submodules: 1,
+            after_embeddings: false,
             std: 1.0,
             peft: Provenance::default(),
         }
@@ -75,7 +79,8 @@ impl ModuleConfig for PromptTuning {
         let rows = self.num_virtual_tokens * self.num_transformer_submodules;
         let shape = [rows, at.site.input];
         let all = scope.common().shared(PROMPT, &shape, Init::Normal(self.std))?;
-        Ok(Box::new(Prompt { kind: self.kind(), all, count: self.num_virtual_tokens }))
+        let (count, after) = (self.num_virtual_tokens, self.after_embeddings);
+        Ok(Box::new(Prompt { kind: self.kind(), all, count, after }))
     }
 }
 
@@ -126,6 +131,8 @@ pub(super) struct Prompt {
     pub(super) all: Tensor,
     /// p, the rows of `all` that are used.
     pub(super) count: i64,
+    /// Whether it stands behind the embeddings.
+    pub(super) after: bool,
 }
 
 impl Module for Prompt {
@@ -134,7 +141,8 @@ impl Module for Prompt {
     }
 
     fn forward(&self, f: &Host, x: &Signal, cx: &Context) -> Result<Signal> {
-        prepend(&self.all.narrow(0, 0, self.count)?, f, x, cx)
+        let prompt = self.all.narrow(0, 0, self.count)?;
+        if self.after { prepend_after(&prompt, f, x, cx) } else { prepend(&prompt, f, x, cx) }
     }
 
     fn phi(&self) -> Tensors {
@@ -142,6 +150,7 @@ impl Module for Prompt {
     }
 
     fn with_phi(&self, phi: &Tensors) -> Result<Box<dyn Module>> {
-        Ok(Box::new(Prompt { kind: self.kind, all: phi.need(PROMPT)?.clone(), count: self.count }))
+        let all = phi.need(PROMPT)?.clone();
+        Ok(Box::new(Prompt { kind: self.kind, all, count: self.count, after: self.after }))
     }
 }

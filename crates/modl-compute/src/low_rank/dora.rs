@@ -25,7 +25,9 @@ use super::lora::{A, B};
 use crate::dropout::Dropout;
 
 /// The name of m, as in PEFT's files.
-const MAGNITUDE: &str = "lora_magnitude_vector";
+pub(crate) const MAGNITUDE: &str = "lora_magnitude_vector";
+/// The kind of [`AdapterHubDora`].
+const HUB: &str = "adapterhub_dora";
 
 /// Configuration of DoRA at linear sites: that of the LoRA that gives the direction.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -46,26 +48,32 @@ impl ModuleConfig for Dora {
     }
 
     fn build(&self, at: &Attachment, scope: &mut Scope) -> Result<Box<dyn Module>> {
-        if at.site.kind != SiteKind::Linear {
-            return Err(Error::unsupported(
-                format!("DoRA at a site of kind {:?}", at.site.kind),
-                "attach it to linear sites, for instance `query` and `value`",
-            ));
-        }
-        if self.0.lora_bias || self.0.init.is_from_weight() {
-            return Err(Error::unsupported(
-                "`lora_bias` or a start from the weight in DoRA",
-                "leave out `lora_bias`, and let `init` be kaiming, gaussian or random",
-            ));
-        }
-        let dropout = Dropout::new("dora.dropout", self.0.dropout, scope)?;
-        let (_, scale) = self.0.rank_and_scale(&at.site.path)?;
-        let (a, b) = self.0.factors(at.site.input, at.site, scope)?;
-        let weight = at.theta.need("weight")?.to_kind(scope.kind())?;
-        let mut module = DoraLinear { a, b, magnitude: weight.clone(), scale, dropout };
-        let norm = no_grad(|| module.norm(&weight))?;
-        module.magnitude = scope.param_from(MAGNITUDE, &norm)?;
-        Ok(Box::new(module))
+        Ok(Box::new(DoraLinear::new(&self.0, false, at, scope)?))
+    }
+}
+
+/// Configuration of DoRA as AdapterHub's library computes it: y = c ⊙ (f_θ(x) + s·B A x) with
+/// c = m ⁄ ‖W + B A‖. Other than in the paper, the bias is scaled, too, the norm is that of the
+/// product without s, and gradients flow through it.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct AdapterHubDora(pub Lora);
+
+impl ModuleConfig for AdapterHubDora {
+    fn kind(&self) -> &'static str {
+        HUB
+    }
+
+    fn to_json(&self) -> Result<Value> {
+        modl_core::to_json(self.kind(), self)
+    }
+
+    fn usual_targets(&self) -> Targets {
+        self.0.usual_targets()
+    }
+
+    fn build(&self, at: &Attachment, scope: &mut Scope) -> Result<Box<dyn Module>> {
+        Ok(Box::new(DoraLinear::new(&self.0, true, at, scope)?))
     }
 }
 
@@ -78,12 +86,37 @@ struct DoraLinear {
     magnitude: Tensor,
     scale: f64,
     dropout: Dropout,
+    /// As AdapterHub has it.
+    hub: bool,
 }
 
 impl DoraLinear {
+    fn new(lora: &Lora, hub: bool, at: &Attachment, scope: &mut Scope) -> Result<Self> {
+        if at.site.kind != SiteKind::Linear {
+            return Err(Error::unsupported(
+                format!("DoRA at a site of kind {:?}", at.site.kind),
+                "attach it to linear sites, for instance `query` and `value`",
+            ));
+        }
+        if lora.lora_bias || lora.init.is_from_weight() {
+            return Err(Error::unsupported(
+                "`lora_bias` or a start from the weight in DoRA",
+                "leave out `lora_bias`, and let `init` be kaiming, gaussian or random",
+            ));
+        }
+        let dropout = Dropout::new("dora.dropout", lora.dropout, scope)?;
+        let (_, scale) = lora.rank_and_scale(&at.site.path)?;
+        let (a, b) = lora.factors(at.site.input, at.site, scope)?;
+        let weight = at.theta.need("weight")?.to_kind(scope.kind())?;
+        let mut module = DoraLinear { a, b, magnitude: weight.clone(), scale, dropout, hub };
+        let norm = no_grad(|| module.norm(&weight))?;
+        module.magnitude = scope.param_from(MAGNITUDE, &norm)?;
+        Ok(module)
+    }
+
     /// ‖W + s·B A‖ by rows, `[out]`.
     fn norm(&self, weight: &Tensor) -> Result<Tensor> {
-        let (a, b, s) = (&self.a, &self.b, self.scale);
+        let (a, b, s) = (&self.a, &self.b, if self.hub { 1.0 } else { self.scale });
         let rows = |t: Tensor| t.sum_dims(&[1], false);
         let own = rows(weight.square()?)?;
         let cross = rows(weight.matmul(&a.t()?)?.mul(b)?)?.mul_scalar(2.0 * s)?;
@@ -94,15 +127,15 @@ impl DoraLinear {
     /// c = m ⁄ ‖W + s·B A‖, `[out]` in the module's kind. A row of zeros stays one.
     fn ratio(&self, theta: &Tensors) -> Result<Tensor> {
         let weight = theta.need("weight")?.to_kind(self.a.kind())?;
-        let norm =
-            no_grad(|| self.norm(&weight)?.clamp(f64::from(f32::MIN_POSITIVE), f64::INFINITY))?;
+        let norm = || self.norm(&weight)?.clamp(f64::from(f32::MIN_POSITIVE), f64::INFINITY);
+        let norm = if self.hub { norm()? } else { no_grad(norm)? };
         self.magnitude.div(&norm)
     }
 }
 
 impl Module for DoraLinear {
     fn kind(&self) -> &'static str {
-        "dora"
+        if self.hub { HUB } else { "dora" }
     }
 
     fn forward(&self, f: &Host, x: &Signal, cx: &Context) -> Result<Signal> {
@@ -114,7 +147,9 @@ impl Module for DoraLinear {
         let inner = dropped.linear(&self.a.to_kind(kind)?, None)?;
         // The factors go to the thin matrix: c ⊙ s·B.
         let up = self.b.mul(&ratio.unsqueeze(1)?)?.mul_scalar(self.scale)?.to_kind(kind)?;
-        let scaled = if self.dropout.active(cx) {
+        let scaled = if self.hub {
+            y.x.mul(&c)?
+        } else if self.dropout.active(cx) {
             let bare = Tensors::new().with("weight", f.theta().need("weight")?.clone());
             let again = f.call_with(&bare, &x.replace(dropped), cx)?.x;
             y.x.addcmul(&again, &c.add_scalar(-1.0)?)?
@@ -132,8 +167,15 @@ impl Module for DoraLinear {
         let w = theta.need("weight")?;
         let delta = self.b.matmul(&self.a)?.mul_scalar(self.scale)?;
         let sum = w.to_kind(delta.kind())?.add(&delta)?;
-        let scaled = sum.mul(&self.ratio(theta)?.unsqueeze(1)?)?.to_kind(w.kind())?;
-        Ok(Some(theta.clone().with("weight", scaled)))
+        let c = self.ratio(theta)?;
+        let scaled = sum.mul(&c.unsqueeze(1)?)?.to_kind(w.kind())?;
+        let composed = theta.clone().with("weight", scaled);
+        Ok(Some(match theta.get("bias") {
+            Some(b) if self.hub => {
+                composed.with("bias", b.to_kind(c.kind())?.mul(&c)?.to_kind(b.kind())?)
+            }
+            _ => composed,
+        }))
     }
 
     fn phi(&self) -> Tensors {
@@ -148,10 +190,12 @@ impl Module for DoraLinear {
             magnitude: phi.need(MAGNITUDE)?.clone(),
             scale: self.scale,
             dropout: self.dropout.clone(),
+            hub: self.hub,
         }))
     }
 
     fn signature(&self) -> String {
-        format!("dora({:?}, {:?}, scale {})", self.a.size(), self.b.size(), self.scale)
+        let (a, b) = (self.a.size(), self.b.size());
+        format!("{}({a:?}, {b:?}, scale {})", self.kind(), self.scale)
     }
 }

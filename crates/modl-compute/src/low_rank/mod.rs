@@ -24,7 +24,8 @@ use modl_core::{Catalog, ModuleConfig, Result, Targets};
 pub use adalora::AdaLora;
 pub(crate) use adalora::{E, is_average};
 pub use boft::Boft;
-pub use dora::Dora;
+pub(crate) use dora::MAGNITUDE;
+pub use dora::{AdapterHubDora, Dora};
 pub use extract::{Extracted, Extraction, extract, extract_difference, truncate};
 pub use fastfood::{Fastfood, walsh_hadamard};
 pub use fourierft::FourierFt;
@@ -34,8 +35,8 @@ pub use lokr::{Lokr, LokrInit};
 pub(crate) use lora::{EMBEDDING_A, START_A, START_B};
 pub use lora::{Lora, LoraInit};
 pub use oft::Oft;
-pub(crate) use vera::SHARED as VERA_SHARED;
 pub use vera::Vera;
+pub(crate) use vera::{B as VERA_B, D as VERA_D, SHARED as VERA_SHARED};
 
 pub(crate) fn register(r: &mut Catalog<dyn ModuleConfig>) -> Result<()> {
     r.register::<Lora>(
@@ -45,6 +46,11 @@ pub(crate) fn register(r: &mut Catalog<dyn ModuleConfig>) -> Result<()> {
     )?;
     r.register::<Dora>(
         "Weight-decomposed low-rank adaptation (DoRA)",
+        "Liu et al. 2024, arXiv 2402.09353",
+        "3.1",
+    )?;
+    r.register::<AdapterHubDora>(
+        "DoRA as AdapterHub computes it",
         "Liu et al. 2024, arXiv 2402.09353",
         "3.1",
     )?;

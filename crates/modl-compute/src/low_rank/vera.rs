@@ -3,6 +3,8 @@
 //! y = f_θ(x) + b ⊙ (B (d ⊙ (A x))) with A `[r, in]` and B `[out, r]` random and frozen, and only
 //! d `[r]` and b `[out]` trained. b starts at 0, so that a fresh module changes nothing; d starts at
 //! 0.1. The matrices are as large as the largest site, smaller sites use their upper left part.
+//! AdapterHub's library has diagonal matrices in place of d and b, of which it trains all elements,
+//! and a factor before the sum: `full_matrices` and `scaling`.
 //!
 //! Kopiczko, Blankevoort, Asano 2023, *VeRA: Vector-based Random Matrix Adaptation*, arXiv
 //! 2310.11454. Survey §3.1, parameter composition. Names and defaults are PEFT's; unlike PEFT's, the
@@ -20,8 +22,8 @@ use crate::peft::Provenance;
 
 /// The shared matrices, as in PEFT's files.
 pub(crate) const SHARED: [&str; 2] = ["vera_A", "vera_B"];
-const B: &str = "vera_lambda_b";
-const D: &str = "vera_lambda_d";
+pub(crate) const B: &str = "vera_lambda_b";
+pub(crate) const D: &str = "vera_lambda_d";
 
 /// Configuration of VeRA at linear sites.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -36,6 +38,10 @@ pub struct Vera {
     /// In training, each element of the input of A is dropped with this probability, in [0, 1);
     /// default 0.
     pub dropout: f64,
+    /// The factor before what is added; default 1.
+    pub scaling: f64,
+    /// Matrices `[r, r]` and `[out, out]` stand in place of the vectors d and b; default false.
+    pub full_matrices: bool,
     /// The seed that PEFT drew the matrices with, kept for its file.
     pub projection_prng_key: i64,
     /// What a PEFT file said besides, kept for writing one again.
@@ -50,6 +56,8 @@ impl Default for Vera {
             d_initial: 0.1,
             init_weights: true,
             dropout: 0.0,
+            scaling: 1.0,
+            full_matrices: false,
             projection_prng_key: 0,
             peft: Provenance::default(),
         }
@@ -92,13 +100,17 @@ impl ModuleConfig for Vera {
         };
         let (a, b) = (matrix(0)?, matrix(1)?);
         let start = if self.init_weights { Init::Zeros } else { Init::Normal(0.1) };
-        Ok(Box::new(VeraLinear {
-            down: a.narrow(1, 0, at.site.input)?,
-            up: b.narrow(0, 0, at.site.output)?,
-            b: scope.param(B, &[at.site.output], start)?,
-            d: scope.param(D, &[self.r], Init::Constant(self.d_initial))?,
-            dropout,
-        }))
+        let (down, up) = (a.narrow(1, 0, at.site.input)?, b.narrow(0, 0, at.site.output)?);
+        let (b, d) = if self.full_matrices {
+            let diagonal = |n: i64, x| Tensor::eye(n, kind, device)?.mul_scalar(x);
+            let b = diagonal(at.site.output, if self.init_weights { 0.0 } else { 0.1 })?;
+            let d = diagonal(self.r, self.d_initial)?;
+            (scope.param_from(B, &b)?, scope.param_from(D, &d)?)
+        } else {
+            let d = scope.param(D, &[self.r], Init::Constant(self.d_initial))?;
+            (scope.param(B, &[at.site.output], start)?, d)
+        };
+        Ok(Box::new(VeraLinear { down, up, b, d, scaling: self.scaling, dropout }))
     }
 }
 
@@ -110,15 +122,25 @@ struct VeraLinear {
     up: Tensor,
     b: Tensor,
     d: Tensor,
+    scaling: f64,
     dropout: Dropout,
+}
+
+/// A vector's product with each row of x, or a matrix' with each column of xᵀ.
+fn weigh(x: &Tensor, by: &Tensor) -> Result<Tensor> {
+    let by = by.to_kind(x.kind())?;
+    if by.dim() == 1 { x.mul(&by) } else { x.linear(&by, None) }
 }
 
 impl VeraLinear {
     fn factors(&self) -> Result<LowRank> {
+        let left = |by: &Tensor, x: &Tensor| {
+            if by.dim() == 1 { x.mul(&by.unsqueeze(1)?) } else { by.matmul(x) }
+        };
         Ok(LowRank {
-            down: self.down.mul(&self.d.unsqueeze(1)?)?,
-            up: self.up.mul(&self.b.unsqueeze(1)?)?,
-            scale: 1.0,
+            down: left(&self.d, &self.down)?,
+            up: left(&self.b, &self.up)?,
+            scale: self.scaling,
         })
     }
 }
@@ -131,9 +153,9 @@ impl Module for VeraLinear {
     fn delta(&self, _: &Host, x: &Signal, cx: &Context) -> Result<Option<Tensor>> {
         let kind = x.x.kind();
         let inner = self.dropout.apply(&x.x, cx)?.linear(&self.down.to_kind(kind)?, None)?;
-        let inner = inner.mul(&self.d.to_kind(kind)?)?;
-        let outer = inner.linear(&self.up.to_kind(kind)?, None)?;
-        outer.mul(&self.b.to_kind(kind)?).map(Some)
+        let outer = weigh(&inner, &self.d)?.linear(&self.up.to_kind(kind)?, None)?;
+        let y = weigh(&outer, &self.b)?;
+        if self.scaling == 1.0 { Ok(Some(y)) } else { y.mul_scalar(self.scaling).map(Some) }
     }
 
     fn compose(&self, theta: &Tensors) -> Result<Option<Tensors>> {
@@ -154,6 +176,7 @@ impl Module for VeraLinear {
             up: self.up.clone(),
             b: phi.need(B)?.clone(),
             d: phi.need(D)?.clone(),
+            scaling: self.scaling,
             dropout: self.dropout.clone(),
         }))
     }

@@ -34,6 +34,11 @@ impl<'a> Fields<'a> {
         found.ok_or_else(|| Error::file(self.path, format!("says nothing for `{name}`")))
     }
 
+    /// What a field says that has not been taken yet, without taking it.
+    pub(crate) fn peek(&self, name: &str) -> Option<&Value> {
+        self.left.get(name).filter(|v| !v.is_null())
+    }
+
     /// Takes a list that PEFT also writes as its only element.
     pub(crate) fn one_or_many<T: DeserializeOwned>(
         &mut self,

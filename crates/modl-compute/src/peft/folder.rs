@@ -3,13 +3,14 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use modl_core::checkpoint::{self, Checkpoint};
-use modl_core::{Error, Modular, ParamStore, Result, ResultExt, Select, Site, Tensors, no_grad};
+use modl_core::checkpoint;
+use modl_core::{Error, Modular, Result, Select, Site, Tensors, no_grad};
 
 use super::beside::{narrow, refuse_tied_tokens};
 use super::config::{CONFIG_FILE, parse, read_config, read_fields, render, write_config};
 use super::prompts::stands;
 use super::{PREFIX, PeftType, Provenance, former_names};
+use crate::adapter_folder::{Keys, open_weights};
 
 const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 const PICKLE_FILE: &str = "adapter_model.bin";
@@ -26,7 +27,9 @@ const BASE_KEY: &str = "modl.base";
 pub fn load(model: &mut Modular, dir: impl AsRef<Path>, name: Option<&str>) -> Result<String> {
     let dir = dir.as_ref();
     let mut config = read_config(dir)?;
-    let file = open_weights(dir)?;
+    let advice = "load the adapter in PEFT and save it again with \
+                  `save_pretrained(DIR, safe_serialization=True)`";
+    let file = open_weights(dir, WEIGHTS_FILE, PICKLE_FILE, advice)?;
     if former_names::used(&file.names(), model.backbone()) {
         let path = dir.join(CONFIG_FILE);
         let mut fields = read_fields(&path)?;
@@ -37,38 +40,21 @@ pub fn load(model: &mut Modular, dir: impl AsRef<Path>, name: Option<&str>) -> R
         model.check_base(file.path(), base)?;
     }
     let name = name.map_or_else(|| folder_name(dir), str::to_owned);
-    // Under the file's own keys, so that an error names what the user can see.
     let targets = narrow(config.module.as_ref(), config.targets, model.backbone().sites())?;
     refuse_tied_tokens(config.module.as_ref(), &targets, model.backbone())?;
-    let params = model.parameters_of(config.module.as_ref(), &targets)?;
-    let mut by_key = ParamStore::new();
-    for (param, p) in params.iter() {
-        by_key.insert(config.layout.key(param).0, p.tensor().clone())?;
-    }
-    let found = file.tensors(model.device())?.into_iter();
-    let own = |key: String| match key.strip_prefix(PREFIX) {
-        Some(path) => format!("{PREFIX}{}", model.backbone().canonical(path)),
-        None => key,
+    let keys = Keys {
+        key: &|param| Ok(config.layout.key(param).0),
+        canonical: &|backbone, key| match key.strip_prefix(PREFIX) {
+            Some(path) => format!("{PREFIX}{}", backbone.canonical(path)),
+            None => key.to_owned(),
+        },
+        unpack: &|found, wanted| match config.layout.of.unpack {
+            Some(unpack) => unpack(found, wanted),
+            None => Ok(found),
+        },
     };
-    let mut found: Tensors = found.map(|(key, t)| (own(key), t)).collect();
-    if let Some(unpack) = config.layout.of.unpack {
-        found = unpack(found, &by_key).at(file.path().display().to_string())?;
-    }
-    by_key.load(&file.path().display().to_string(), found.iter(), &Select::all())?;
-    model.attach_with(&name, config.module, &targets, &params)?;
+    keys.attach(model, &name, config.module, &targets, &file)?;
     Ok(name)
-}
-
-fn open_weights(dir: &Path) -> Result<Checkpoint> {
-    let path = dir.join(WEIGHTS_FILE);
-    if !path.exists() && dir.join(PICKLE_FILE).exists() {
-        return Err(Error::unsupported(
-            format!("{}: a pickle file can run any code", dir.join(PICKLE_FILE).display()),
-            "load the adapter in PEFT and save it again with \
-             `save_pretrained(DIR, safe_serialization=True)`",
-        ));
-    }
-    Checkpoint::open(path)
 }
 
 /// The last part of a path as a module's name, or `default`, as PEFT calls an adapter.

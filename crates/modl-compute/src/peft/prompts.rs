@@ -96,6 +96,12 @@ fn read_prompt(fields: &mut Fields, peft: Provenance) -> Result<Read> {
 
 fn write_prompt(config: Value) -> Result<Written> {
     let prompt: PromptTuning = modl_core::from_json("prompt_tuning", config)?;
+    if prompt.after_embeddings {
+        return Err(Error::unsupported(
+            "a prompt behind the embeddings in a PEFT folder",
+            "PEFT puts prompts before positions are added; keep AdapterHub's format",
+        ));
+    }
     let start = json!({
         "prompt_tuning_init": "RANDOM",
         "prompt_tuning_init_text": null,

@@ -3,6 +3,7 @@
 
 mod bitfit;
 mod diff_pruning;
+mod difference;
 mod edge_popup;
 mod fish_mask;
 mod full;
@@ -22,6 +23,7 @@ use modl_core::{Catalog, ModuleConfig, Result};
 
 pub use bitfit::BitFit;
 pub use diff_pruning::DiffPruning;
+pub use difference::{Difference, attach_difference};
 pub use edge_popup::EdgePopup;
 pub use fish_mask::{FishMask, choose_fish_mask, fisher};
 pub use full::{Form, Full};
