@@ -22,12 +22,17 @@ pub trait Objective: Debug {
 }
 
 /// The mean of a model's last hidden states over the real tokens of a batch, `[batch, dim]` f32.
+/// Where a module has lengthened the sequence, the tokens that it put in are among them.
 ///
 /// # Errors
-/// Where `last_hidden_state` is not among the outputs, or does not fit the batch's mask.
+/// Where `last_hidden_state` is not among the outputs, or does not fit the mask.
 pub fn sentence_vectors(outputs: &Tensors, batch: &Batch) -> Result<Tensor> {
     let hidden = outputs.need("last_hidden_state")?.to_kind(Kind::Float)?; // [batch, seq, dim]
-    hidden.masked_mean(batch.inputs.need("attention_mask")?)
+    let mask = match outputs.get("attention_mask") {
+        Some(longer) => longer,
+        None => batch.inputs.need("attention_mask")?,
+    };
+    hidden.masked_mean(mask)
 }
 
 /// One number for a text: ŷ = w·h̄ + b with h̄ the mean of the last hidden states over real tokens,

@@ -5,6 +5,7 @@ mod toy;
 
 use std::path::Path;
 
+use modl_core::testing::{Given, Sum};
 use modl_core::{Context, Error, Modular, Result, Seed, Tensor};
 use modl_train::{
     Batch, Event, Objective, OptimizerConfig, Prediction, Sink, TrainConfig, Trainer, evaluate,
@@ -66,6 +67,42 @@ fn training_fits_the_data() {
         panic!("{events:?}")
     };
     assert!(unused.is_empty(), "{unused:?}");
+}
+
+/// A prompt alone, made by a recipe's configuration, with a head.
+fn prompted(config: &serde_json::Value) -> Modular {
+    let mut model = Modular::new(toy::backbone(), Seed(3)).unwrap();
+    let prompt = toy::methods().registry.modules.parse(config).unwrap();
+    let targets = prompt.usual_targets();
+    model.attach("prompt", prompt, &targets).unwrap();
+    model.route(Given::only(0), false).unwrap();
+    model.aggregate(Box::new(Sum::default())).unwrap();
+    head().setup(&mut model).unwrap();
+    model
+}
+
+#[test]
+fn prompts_are_trained_although_they_lengthen_the_sequence() {
+    let data = data(10).of_task("plus").unwrap();
+    for kind in ["prompt_tuning", "p_tuning"] {
+        let recipe = serde_json::json!({"type": kind, "num_virtual_tokens": 3});
+        let (model, head) = (prompted(&recipe), head());
+        let error = || {
+            let all = evaluate(&model, &head, &data, 3, &Batch::describe).unwrap();
+            let (said, right): (Vec<f64>, Vec<f64>) =
+                all.iter().map(|p| (p.prediction, p.target)).unzip();
+            mean_absolute_error(&said, &right).unwrap()
+        };
+        let (start, before) = (params(&model), error());
+        let mut events: Vec<Event> = Vec::new();
+        let mut trainer = Trainer::new("toy", &model, &head, config(60), Seed(7)).unwrap();
+        trainer.train(&data, &Batch::describe, &mut events).unwrap();
+        let after = error();
+        assert!(after < 0.5 * before, "{kind}: {before} → {after}");
+        for ((name, old), (_, new)) in start.iter().zip(params(&model)) {
+            assert!(!old.bit_equal(&new).unwrap(), "{kind}: {name} has not moved");
+        }
+    }
 }
 
 #[test]

@@ -186,11 +186,17 @@ impl Backbone for TinyBackbone {
         let with = Tensors::new().with("mask", mask).with("positions", positions);
         let first = Signal { x, with };
         let x = layers.run(tokens, &self.theta(tokens)?, &first, cx, &place)?;
-        let cx = cx.clone().with_feature("mask", x.with.need("mask")?.clone());
+        let mask = x.with.need("mask")?.clone();
+        let longer = (mask.len_of(1) != ids.x.len_of(1)).then(|| mask.clone());
+        let cx = cx.clone().with_feature("mask", mask);
         let f = |_: &Tensors, s: &Signal, cx: &Context| self.block(s, layers, cx);
         let x = layers.run(self.site("layer.0")?, &Tensors::new(), &x, &cx, &f)?.x;
         let x = x.add(&self.conv(&x, layers, &cx)?)?;
         let logits = self.linear("head", &x, layers, &cx)?;
-        Ok(Tensors::new().with("last_hidden_state", x).with("logits", logits))
+        let mut outputs = Tensors::new().with("last_hidden_state", x).with("logits", logits);
+        if let Some(mask) = longer {
+            outputs.set("attention_mask", mask);
+        }
+        Ok(outputs)
     }
 }
