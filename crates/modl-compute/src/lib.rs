@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod absent;
 pub mod adapterhub;
 mod dropout;
 pub mod function;
