@@ -14,9 +14,9 @@ pub mod sparse;
 use modl_core::{Registry, Result};
 
 pub use function::{
-    AdapterDrop, Bottleneck, BottleneckInit, Compacter, ConditionalNorm, Coupling, Film, Gated,
-    Ia3, Ia3Init, Invertible, InvertibleBlock, Nested, Part, Reft, Residual, ResidualAdapter,
-    ResidualPlacement, Scaling, Union,
+    AdapterDrop, Bottleneck, BottleneckInit, Compacter, ConditionalNorm, Coupling, CrossStitch,
+    Film, Gated, Ia3, Ia3Init, Invertible, InvertibleBlock, Nested, Part, Reft, Residual,
+    ResidualAdapter, ResidualPlacement, Scaling, Sluice, TaskHeads, Union,
 };
 pub use input::{PTuning, PrefixTuning, PromptTuning};
 pub use low_rank::{

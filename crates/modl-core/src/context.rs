@@ -104,7 +104,7 @@ impl Context {
         self.tasks.as_deref().ok_or_else(|| {
             Error::invalid(
                 "tasks",
-                "this router needs a task name for each row; give them with Context::with_tasks",
+                "a module or router needs a task name for each row; use Context::with_tasks",
             )
         })
     }
