@@ -45,7 +45,7 @@ fn saved(name: &str) -> Part {
 
 /// Attaches a union where its parts stand, far from where it starts.
 fn attach(model: &mut Modular, union: Union) {
-    let targets = union.targets(model.backbone().sites()).unwrap();
+    let targets = union.usual_targets();
     model.attach("a", Box::new(union), &targets).unwrap();
     perturb(model, &Select::new("modules.*"), 0.1, Seed(3)).unwrap();
 }

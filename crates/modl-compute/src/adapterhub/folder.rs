@@ -38,7 +38,7 @@ pub fn load(model: &mut Modular, dir: impl AsRef<Path>, name: Option<&str>) -> R
     let header = Header::read(dir)?;
     header.check(&path, model.backbone())?;
     let read = settings::read(&path, &header)?;
-    let (module, targets) = parts::join(read, model.backbone().sites())?;
+    let (module, targets) = parts::join(read)?;
     let file = open_weights(dir, WEIGHTS_FILE, PICKLE_FILE, ADVICE)?;
     let parts = Parts::new(module.as_ref(), &targets, &header.name, model.backbone())?;
     let name = name.unwrap_or(&header.name).to_owned();

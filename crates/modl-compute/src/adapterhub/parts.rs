@@ -21,7 +21,7 @@ struct Part {
 pub(super) struct Parts(Vec<Part>);
 
 /// What `read` found as one module with its sites.
-pub(super) fn join(read: Vec<Read>, sites: &[Site]) -> Result<Read> {
+pub(super) fn join(read: Vec<Read>) -> Result<Read> {
     let mut read = read;
     if read.len() == 1
         && let Some(only) = read.pop()
@@ -32,7 +32,7 @@ pub(super) fn join(read: Vec<Read>, sites: &[Site]) -> Result<Read> {
         .into_iter()
         .map(|(config, targets)| UnionPart { targets, config: Nested::from_box(config) });
     let union = Union::new(parts);
-    let targets = union.targets(sites)?;
+    let targets = union.usual_targets();
     Ok((Box::new(union), targets))
 }
 

@@ -136,6 +136,9 @@ impl Saved {
                 let names: Vec<String> = list.iter().map(|n| regex::escape(n)).collect();
                 format!(r"(?:.*\.)?(?:{})|{own}", names.join("|"))
             }
+            Some(any @ Names::Any(_)) => {
+                return Names::Any(vec![Targets::new(any.clone()), Targets::pattern(own)]);
+            }
         })
     }
 }
@@ -196,12 +199,8 @@ fn as_union(module: &dyn ModuleConfig) -> Result<Option<Union>> {
 }
 
 /// The sites that a module stands at: for a union those of its parts.
-pub(super) fn narrow(
-    module: &dyn ModuleConfig,
-    targets: Targets,
-    sites: &[Site],
-) -> Result<Targets> {
-    as_union(module)?.map_or(Ok(targets), |union| union.targets(sites))
+pub(super) fn narrow(module: &dyn ModuleConfig, targets: Targets) -> Result<Targets> {
+    Ok(as_union(module)?.map_or(targets, |union| union.usual_targets()))
 }
 
 /// Refuses trained rows of a table that is another layer's, too: PEFT changes both.

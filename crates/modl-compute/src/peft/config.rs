@@ -183,7 +183,14 @@ pub(super) fn render(mut fields: Map<String, Value>) -> Result<String> {
 fn write_targets(targets: &Targets, sites: &[&Site], has_layers: bool) -> Map<String, Value> {
     // What is "all" depends on who reads it, so it is written out, as PEFT does; and so it is where
     // the type cannot say which layers.
-    let all = matches!(&targets.names, Names::Pattern(p) if p.starts_with("all-"));
+    let all = match &targets.names {
+        Names::Pattern(p) => p.starts_with("all-"),
+        Names::Any(_) => true,
+        Names::List(_) => false,
+    };
+    // PEFT has no word for several targets.
+    let exclude = targets.exclude.as_ref().filter(|e| !matches!(e, Names::Any(_)));
+    let all = all || exclude.is_none() && targets.exclude.is_some();
     let names = if all || (targets.layers.is_some() && !has_layers) {
         Names::List(sites.iter().map(|s| s.path.clone()).collect())
     } else {
@@ -192,7 +199,7 @@ fn write_targets(targets: &Targets, sites: &[&Site], has_layers: bool) -> Map<St
     let pattern = (!targets.layers_pattern.is_empty()).then_some(&targets.layers_pattern);
     Map::from_iter([
         ("target_modules".to_owned(), json!(names)),
-        ("exclude_modules".to_owned(), json!(targets.exclude)),
+        ("exclude_modules".to_owned(), json!(exclude)),
         ("layers_to_transform".to_owned(), json!(targets.layers)),
         ("layers_pattern".to_owned(), json!(pattern)),
     ])

@@ -40,7 +40,7 @@ pub fn load(model: &mut Modular, dir: impl AsRef<Path>, name: Option<&str>) -> R
         model.check_base(file.path(), base)?;
     }
     let name = name.map_or_else(|| folder_name(dir), str::to_owned);
-    let targets = narrow(config.module.as_ref(), config.targets, model.backbone().sites())?;
+    let targets = narrow(config.module.as_ref(), config.targets)?;
     refuse_tied_tokens(config.module.as_ref(), &targets, model.backbone())?;
     let keys = Keys {
         key: &|param| Ok(config.layout.key(param).0),
