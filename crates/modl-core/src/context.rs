@@ -233,3 +233,25 @@ impl Context {
         Ok(routing)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_of_every_kind_go_with_their_rows() {
+        let cx = Context::eval().with_tasks(["pos", "ner", "qa"]);
+        let cx = cx.with_labels("language", ["en", "tr", "fi"]);
+        let part = cx.select_rows(&[2, 0]).unwrap();
+        let names = |cx: &Context, kind: &str| cx.labels(kind).unwrap().join(" ");
+        assert_eq!(
+            (names(&part, "task"), names(&part, "language")),
+            ("qa pos".into(), "fi en".into())
+        );
+        assert_eq!(part.tasks().unwrap(), part.labels("task").unwrap());
+        let e = part.labels("languages").unwrap_err().to_string();
+        assert!(e.contains("did you mean `language`"), "{e}");
+        assert!(Context::eval().labels("task").unwrap_err().to_string().contains("with_tasks"));
+        assert!(cx.select_rows(&[3]).is_err());
+    }
+}
