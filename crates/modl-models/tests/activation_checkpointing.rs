@@ -90,6 +90,11 @@ fn llama() {
 }
 
 #[test]
+fn vit() {
+    same_gradients("deterministic_vit", "q_proj", "fc2");
+}
+
+#[test]
 fn what_cannot_be_done_is_refused() {
     let (mut model, inputs) = model("deterministic_bert", "query", "output.dense");
     let cx = || Context::eval().with_activation_checkpoints(ActivationCheckpoints::new());

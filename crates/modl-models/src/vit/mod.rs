@@ -29,8 +29,8 @@ mod names;
 use std::path::Path;
 
 use modl_core::{
-    Backbone, Context, Error, HostFn, Kind, Layers, ParamStore, Result, ResultExt, Signal, Site,
-    SiteKind, Tensor, Tensors,
+    Backbone, Context, Error, HostFn, Kind, Layers, ParamStore, Result, ResultExt, Segments,
+    Signal, Site, SiteKind, Tensor, Tensors,
 };
 use serde_json::Value;
 
@@ -216,12 +216,17 @@ impl Vit {
         Ok((y.x, mask))
     }
 
+    /// Whether modules have put tokens in.
+    fn lengthened(&self, mask: &Tensor) -> bool {
+        mask.len_of(1) != self.settings.tokens()
+    }
+
     /// The class token's state `[batch, hidden]` among x `[batch, seq, hidden]`.
     fn class_state(&self, x: &Tensor, mask: &Tensor) -> Result<Tensor> {
-        let (rows, seq) = (x.len_of(0), x.len_of(1));
-        if seq == self.settings.tokens() {
+        if !self.lengthened(mask) {
             return x.select(1, 0);
         }
+        let (rows, seq) = (x.len_of(0), x.len_of(1));
         // Rows with fewer tokens of modules are padded at the end.
         let real = mask.to_kind(Kind::Int64)?.sum_dims(&[1], false)?;
         let start: Vec<i64> = (0..rows).map(|row| row * seq - self.settings.tokens()).collect();
@@ -255,21 +260,54 @@ impl Backbone for Vit {
         self.names.former(path)
     }
 
+    fn segments(&self) -> Option<Box<dyn Segments + '_>> {
+        Some(Box::new(self))
+    }
+
     fn forward(&self, inputs: &Tensors, layers: &Layers, cx: &Context) -> Result<Tensors> {
+        let mut x = self.enter(inputs, layers, cx)?;
+        for n in 0..self.layers.len() {
+            x = self.segment(n, &x, layers, cx)?;
+        }
+        self.leave(&x, inputs, layers, cx)
+    }
+}
+
+impl Segments for &Vit {
+    fn segments(&self) -> usize {
+        self.layers.len()
+    }
+
+    fn enter(&self, inputs: &Tensors, layers: &Layers, cx: &Context) -> Result<Signal> {
         let pixels = self.read(inputs)?;
         let size = [pixels.len_of(0), self.settings.tokens()];
         let mask = Tensor::ones(&size, pixels.kind(), pixels.device())?;
-        let given = cx.clone().with_feature("mask", mask.clone());
-        let (mut x, mask) = self.embed(&pixels, mask, Pass { layers, cx: &given })?;
-        let lengthened = mask.size() != size;
-        let cx = &given.with_feature("mask", mask.clone());
+        let cx = &cx.clone().with_feature("mask", mask.clone());
+        let (x, mask) = self.embed(&pixels, mask, Pass { layers, cx })?;
+        Ok(Signal { x, with: Tensors::new().with("mask", mask) })
+    }
+
+    fn segment(&self, n: usize, x: &Signal, layers: &Layers, cx: &Context) -> Result<Signal> {
+        let mask = x.with.need("mask")?;
+        let cx = &cx.clone().with_feature("mask", mask.clone());
+        let hidden_keys = if self.lengthened(mask) { additive(mask)? } else { None };
+        let layer = self.layers.get(n).ok_or_else(|| Error::invalid("segment", "is not there"))?;
+        let y = layer.forward(&x.x, mask, hidden_keys.as_ref(), Pass { layers, cx })?;
+        Ok(x.replace(y))
+    }
+
+    fn leave(
+        &self,
+        x: &Signal,
+        _inputs: &Tensors,
+        layers: &Layers,
+        cx: &Context,
+    ) -> Result<Tensors> {
+        let mask = x.with.need("mask")?;
+        let cx = &cx.clone().with_feature("mask", mask.clone());
         let pass = Pass { layers, cx };
-        let hidden_keys = if lengthened { additive(&mask)? } else { None };
-        for layer in &self.layers {
-            x = layer.forward(&x, &mask, hidden_keys.as_ref(), pass)?;
-        }
-        let x = self.norm.layer_norm(&x, self.settings.layer_norm_eps, pass)?;
-        let class = self.class_state(&x, &mask)?;
+        let x = self.norm.layer_norm(&x.x, self.settings.layer_norm_eps, pass)?;
+        let class = self.class_state(&x, mask)?;
         let mut outputs = Tensors::new().with("last_hidden_state", x);
         if let Some(pooler) = &self.pooler {
             let pooled = self.settings.pooler_act.apply(&pooler.linear(&class, pass)?)?;
@@ -278,7 +316,7 @@ impl Backbone for Vit {
         if let Some(classifier) = &self.classifier {
             outputs.set("logits", classifier.linear(&class, pass)?);
         }
-        if lengthened {
+        if self.lengthened(mask) {
             outputs.set("attention_mask", mask.to_kind(Kind::Int64)?);
         }
         Ok(outputs)
