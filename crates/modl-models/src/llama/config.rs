@@ -129,7 +129,7 @@ impl LlamaConfig {
         if self.head_width() % 2 != 0 {
             return refuse("head_dim", self.head_width(), "is to be even");
         }
-        if let Some(limit) = self.clip_qkv.filter(|limit| !(*limit > 0.0)) {
+        if let Some(limit) = self.clip_qkv.filter(|limit| *limit <= 0.0) {
             return refuse("clip_qkv", limit, "is to be positive");
         }
         check_dropout(&[("attention_dropout", self.attention_dropout)])
