@@ -356,7 +356,7 @@ fn a_phase_may_hide_the_tasks() {
     let (model, head) = (model(3), head());
     let hide = |_: &Batch, cx: Context| Ok(cx);
     let e = evaluate(&model, &head, &data(2), 4, &hide).unwrap_err().to_string();
-    assert!(e.contains("needs a task name"), "{e}");
+    assert!(e.contains("a task name for each row"), "{e}");
 }
 
 /// The largest and the smallest number other than 0 in a parameter's size.
