@@ -21,7 +21,7 @@ fn adapters() -> Vec<String> {
         .filter(|n| BASES.contains(&base(n)) && fixture(n).join("adapter").is_dir())
         .collect();
     names.sort();
-    assert!(names.len() >= 74, "fixtures are missing: {names:?}");
+    assert!(names.len() >= 94, "fixtures are missing: {names:?}");
     names
 }
 
