@@ -193,7 +193,8 @@ fn all_sites() -> Targets {
     Targets::names(SITES)
 }
 
-type Call<'a> = (&'a str, Box<dyn Fn(&mut Modular) -> Result<()> + 'a>);
+type Work<'a> = Box<dyn Fn(&mut Modular) -> Result<()> + 'a>;
+type Call<'a> = (&'a str, Work<'a>);
 
 /// Makes each call, which has to be refused with the words in front of it.
 fn all_refused(start: &dyn Fn() -> Modular, calls: &[Call]) {
@@ -323,9 +324,7 @@ fn attaching_with_parameters() {
         with(&|p| set(p, Tensor::from_slice(&values, &[8], Device::Cpu).unwrap()))
     };
     let (nan, infinite) = (of(f32::NAN), of(f32::INFINITY));
-    let put = |name: &'static str,
-               params: &'static ParamStore|
-     -> Box<dyn Fn(&mut Modular) -> Result<()>> {
+    let put = |name: &'static str, params: &'static ParamStore| -> Work<'static> {
         Box::new(move |m| m.attach_with(name, Box::new(Scale), &targets(), params))
     };
     // Tests end before this matters.
