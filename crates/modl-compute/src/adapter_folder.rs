@@ -59,7 +59,9 @@ impl Keys<'_> {
             by_key.insert((self.key)(param)?, p.tensor().clone())?;
         }
         let found = file.tensors(model.device())?.into_iter();
-        let found = found.map(|(key, t)| ((self.canonical)(model.backbone(), &key), t)).collect();
+        // Two keys may be one site's under two names.
+        let found = found.map(|(key, t)| ((self.canonical)(model.backbone(), &key), t));
+        let found = Tensors::distinct(found).at(&source)?;
         let found = (self.unpack)(found, &by_key).at(&source)?;
         by_key.load(&source, found.iter(), &Select::all())?;
         model.attach_with(name, module, targets, &params)

@@ -21,7 +21,7 @@ fn adapters() -> Vec<String> {
         .filter(|n| BASES.contains(&base(n)) && fixture(n).join("adapter").is_dir())
         .collect();
     names.sort();
-    assert!(names.len() >= 74, "fixtures are missing: {names:?}");
+    assert!(names.len() >= 94, "fixtures are missing: {names:?}");
     names
 }
 
@@ -250,5 +250,26 @@ fn all_linear_and_layers_are_written_as_peft_reads_them() {
         assert_eq!(config.to_json().unwrap(), model.recipe(name).unwrap().0.to_json().unwrap());
         let select = |t: &Targets| t.select(again.backbone().sites()).unwrap().len();
         assert_eq!(select(targets), select(model.recipe(name).unwrap().1));
+    }
+}
+
+#[test]
+fn a_whole_alpha_of_some_sites_is_written_without_a_fraction() {
+    use modl_compute::{Loha, Lokr, Lora, Patterns};
+    use modl_core::{ModuleConfig, Targets};
+    let alpha_pattern: Patterns<f64> = [("query", 3.0), ("value", 0.5)].into_iter().collect();
+    let all: [Box<dyn ModuleConfig>; 3] = [
+        Box::new(Lora { alpha_pattern: alpha_pattern.clone(), ..Lora::default() }),
+        Box::new(Loha { alpha_pattern: alpha_pattern.clone(), ..Loha::default() }),
+        Box::new(Lokr { alpha_pattern, ..Lokr::default() }),
+    ];
+    for config in all {
+        let dir = tempfile::tempdir().unwrap();
+        let mut model = model();
+        model.attach("a", config, &Targets::names(["query", "value"])).unwrap();
+        peft::save(&model, "a", dir.path()).unwrap();
+        // 3 and 3.0 are not the same to `Value`, nor to Python.
+        let wanted = serde_json::json!({"query": 3, "value": 0.5});
+        assert_eq!(json(dir.path())["alpha_pattern"], wanted);
     }
 }

@@ -44,8 +44,8 @@ impl Router for Only {
         Ok(Routing::new(Weights::Fixed(vec![(self.0, 1.0)]), bank.len()))
     }
 
-    fn grow(&mut self, _: usize, _: &mut Scope) -> Result<()> {
-        Ok(())
+    fn grown(&self, _: usize, _: &mut Scope) -> Result<Box<dyn Router>> {
+        Ok(Box::new(*self))
     }
 }
 

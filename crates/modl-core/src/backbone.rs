@@ -86,6 +86,20 @@ impl Layers {
         })
     }
 
+    pub(crate) fn nth(&mut self, index: usize) -> Option<&mut ModularLayer> {
+        self.0.get_mut(index)?.as_mut()
+    }
+
+    pub(crate) fn take(&mut self, index: usize) -> Option<ModularLayer> {
+        self.0.get_mut(index)?.take()
+    }
+
+    pub(crate) fn set(&mut self, index: usize, layer: ModularLayer) {
+        if let Some(slot) = self.0.get_mut(index) {
+            *slot = Some(layer);
+        }
+    }
+
     /// Runs f at `site`, through the modular layer where there is one.
     pub fn run(
         &self,

@@ -26,13 +26,25 @@ impl Bank {
     /// # Errors
     /// [`Error::Duplicate`] where the name is taken.
     pub fn insert(&mut self, name: impl Into<String>, module: Box<dyn Module>) -> Result<()> {
+        self.insert_at(self.len(), name, module)
+    }
+
+    /// Adds a module in front of the one at `j`.
+    pub(crate) fn insert_at(
+        &mut self,
+        j: usize,
+        name: impl Into<String>,
+        module: Box<dyn Module>,
+    ) -> Result<()> {
         let name = name.into();
         if self.places.contains_key(&name) {
             return Err(Error::Duplicate { kind: "module", name });
         }
-        self.places.insert(name.clone(), self.names.len());
-        self.names.push(name);
-        self.modules.push(module);
+        let j = j.min(self.len());
+        self.places.values_mut().filter(|place| **place >= j).for_each(|place| *place += 1);
+        self.places.insert(name.clone(), j);
+        self.names.insert(j, name);
+        self.modules.insert(j, module);
         Ok(())
     }
 

@@ -30,6 +30,9 @@ impl Checkpoint {
         let path = path.as_ref().to_owned();
         let map = crate::ffi::map_file(&path)?;
         let (n, metadata) = SafeTensors::read_metadata(&map).map_err(|e| broken(&path, &e))?;
+        // Of two entries of one name the reader would take the last.
+        let header = map.get(8..8 + n).unwrap_or_default();
+        crate::parse_json(&path, &String::from_utf8_lossy(header))?;
         // Checks the data section's length, too.
         SafeTensors::deserialize(&map).map_err(|e| broken(&path, &e))?;
         Ok(Checkpoint { path, map, header: n + 8, metadata })

@@ -35,11 +35,6 @@ impl ModularLayer {
         self.router.as_ref()
     }
 
-    /// The router, to let it grow.
-    pub fn router_mut(&mut self) -> &mut dyn Router {
-        self.router.as_mut()
-    }
-
     /// Another router.
     pub fn set_router(&mut self, router: Box<dyn Router>) {
         self.router = router;

@@ -13,7 +13,7 @@
 //! | `module.rs`, `router.rs`, `aggregator.rs` | the three traits |
 //! | `routing.rs` | the one type for α: static, per example, per token; hard, soft, sparse |
 //! | `bank.rs`, `dispatch.rs` | the inventory, and the fast ways to run it |
-//! | `model.rs`, `merge.rs`, `backbone.rs`, `targets.rs` | a backbone with modules attached at sites |
+//! | `model.rs`, `attach.rs`, `model_routing.rs`, `merge.rs`, `backbone.rs`, `targets.rs` | a backbone with modules attached at sites |
 //! | `activation_checkpointing.rs` | training that keeps less and computes more |
 //! | `cache.rs` | what a decoder keeps of the tokens that it has seen |
 //! | `tensor.rs`, `linear.rs`, `random.rs` | fallible tensors over libtorch; seeds, initialisation, dropout |
@@ -28,6 +28,7 @@ struct Readme;
 mod activation;
 mod activation_checkpointing;
 mod aggregator;
+mod attach;
 mod backbone;
 mod bank;
 mod cache;
@@ -36,12 +37,14 @@ mod context;
 mod dispatch;
 mod error;
 mod ffi;
+mod json;
 mod layer;
 mod linear;
 mod low_rank;
 mod machine;
 mod merge;
 mod model;
+mod model_routing;
 mod module;
 mod module_file;
 mod nearest;
@@ -72,6 +75,7 @@ pub use cache::Cache;
 pub use context::{Context, Trace};
 pub use dispatch::{Base, Outputs};
 pub use error::{Error, Mismatch, Result, ResultExt};
+pub use json::parse_json;
 pub use layer::ModularLayer;
 pub use machine::{cuda_devices, has_bf16, keep_freed_memory, set_threads, threads};
 pub use model::Modular;

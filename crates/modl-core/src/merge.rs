@@ -31,6 +31,11 @@ impl Modular {
             };
             for (short, new) in merged.iter() {
                 let old = theta.need(short)?;
+                if old.size() != new.size() {
+                    let (found, wanted) = (new.size(), old.size());
+                    let problem = format!("`{short}` would be {found:?} and no longer {wanted:?}");
+                    return Err(Error::invalid(&site.path, problem));
+                }
                 if !old.bit_equal(new)? {
                     self.refuse_shared(site, old)?;
                     before.push((*index, short.to_owned(), old.copy()?));

@@ -2,23 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use crate::undecided::Undecided;
+use crate::attach::Attached;
 use crate::{
-    AggregatorConfig, Attachment, Backbone, Bank, Context, Error, Kind, Layers, ModularLayer,
-    ModuleConfig, ParamStore, Result, ResultExt, Router, RouterConfig, Scope, Seed, Select, Shared,
-    Site, Step, Targets, Tensor, Tensors,
+    AggregatorConfig, Backbone, Context, Error, Kind, Layers, ModularLayer, ModuleConfig,
+    ParamStore, Result, ResultExt, RouterConfig, Scope, Seed, Select, Site, Step, Targets, Tensor,
+    Tensors,
 };
-
-/// The key and the path of the one router for all sites.
-const GLOBAL_ROUTER: &str = "routers.global";
-
-/// A module that has been attached: its recipe and where it stands.
-#[derive(Debug)]
-pub(crate) struct Attached {
-    pub(crate) config: Box<dyn ModuleConfig>,
-    pub(crate) targets: Targets,
-    pub(crate) sites: Vec<usize>,
-}
 
 /// A backbone with modules, routers and aggregators at its sites.
 ///
@@ -29,8 +18,8 @@ pub(crate) struct Attached {
 pub struct Modular {
     backbone: Box<dyn Backbone>,
     pub(crate) layers: Layers,
-    params: ParamStore,
-    attached: BTreeMap<String, Attached>,
+    pub(crate) params: ParamStore,
+    pub(crate) attached: BTreeMap<String, Attached>,
     pub(crate) router: Option<(Box<dyn RouterConfig>, bool)>,
     pub(crate) aggregator: Option<Box<dyn AggregatorConfig>>,
     seed: Seed,
@@ -78,6 +67,11 @@ impl Modular {
         Scope::at(&mut self.params, path, seed).on(kind, device)
     }
 
+    /// [`Modular::scope`] in another store, whose parameters may become this model's.
+    pub(crate) fn scope_in<'a>(&self, store: &'a mut ParamStore, path: &str) -> Scope<'a> {
+        Scope::at(store, path, self.seed).on(self.module_kind(), self.device())
+    }
+
     /// Where the backbone is.
     pub fn device(&self) -> crate::Device {
         self.base_tensor().map_or(crate::Device::Cpu, Tensor::device)
@@ -115,141 +109,6 @@ impl Modular {
         self.attachment(name).map(|a| (a.config.as_ref(), &a.targets))
     }
 
-    /// Attaches a module, freshly initialised, at every site that `targets` takes.
-    ///
-    /// # Errors
-    /// Where the name is taken or is not made of letters, digits, `_` and `-`, no site fits, or the
-    /// module does not fit a site; then nothing has been attached.
-    pub fn attach(
-        &mut self,
-        name: &str,
-        config: Box<dyn ModuleConfig>,
-        targets: &Targets,
-    ) -> Result<()> {
-        if self.attached.contains_key(name) {
-            return Err(Error::Duplicate { kind: "module", name: name.to_owned() });
-        }
-        if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || "_-".contains(c)) {
-            return Err(Error::invalid(
-                format!("module name `{name}`"),
-                "is to be made of letters, digits, `_` and `-`",
-            ));
-        }
-        let sites: Vec<Site> =
-            targets.select(self.backbone.sites())?.into_iter().cloned().collect();
-        let built = self.build_all(name, config.as_ref(), &sites);
-        if let Err(e) = built {
-            self.drop_module(name);
-            return Err(e);
-        }
-        let sites = sites.iter().map(|s| s.index).collect();
-        let attached = Attached { config, targets: targets.clone(), sites };
-        self.attached.insert(name.to_owned(), attached);
-        Ok(())
-    }
-
-    fn build_all(&mut self, name: &str, config: &dyn ModuleConfig, sites: &[Site]) -> Result<()> {
-        let mut grown = false;
-        for site in sites {
-            let theta = self.backbone.theta(site)?;
-            let mut top = self.scope(&format!("modules.{name}"));
-            let at = Attachment { site, theta: &theta, sites };
-            let module = config.build(&at, &mut top.sub(&site.path)).at(&site.path)?;
-            if self.layers.at(site).is_none() {
-                let fresh = ModularLayer::new(Bank::new(), Undecided, Undecided);
-                *self.layers.slot(site)? = Some(fresh);
-                // A site that had no layer has neither router nor aggregator yet.
-                grown = true;
-            }
-            if let Some(layer) = self.layers.slot(site)? {
-                layer.bank.insert(name, module)?;
-            }
-        }
-        config.check_built(&self.params.below(&format!("modules.{name}.")))?;
-        if self.router.is_some() {
-            self.grow_routers(sites, grown)?;
-        }
-        if grown && let Some(config) = self.aggregator.take() {
-            self.aggregate(config)?;
-        }
-        Ok(())
-    }
-
-    fn grow_routers(&mut self, sites: &[Site], new_sites: bool) -> Result<()> {
-        if new_sites {
-            return Err(Error::unsupported(
-                "attaching a module at a site that had none, after the routers were made",
-                "attach all modules first, then call Modular::route",
-            ));
-        }
-        for site in sites {
-            let path = self.router_path(site);
-            self.at_layer(site, &path, |layer, scope| {
-                let modules = layer.bank.len();
-                layer.router_mut().grow(modules, scope)
-            })?;
-        }
-        Ok(())
-    }
-
-    /// Works on the layer at `site`, if there is one, with a scope at `path` for its parameters.
-    fn at_layer(
-        &mut self,
-        site: &Site,
-        path: &str,
-        work: impl FnOnce(&mut ModularLayer, &mut Scope) -> Result<()>,
-    ) -> Result<()> {
-        let (seed, kind, device) = (self.seed, self.module_kind(), self.device());
-        let mut scope = Scope::at(&mut self.params, path, seed).on(kind, device);
-        match self.layers.slot(site)? {
-            Some(layer) => work(layer, &mut scope).at(&site.path),
-            None => Ok(()),
-        }
-    }
-
-    fn router_path(&self, site: &Site) -> String {
-        match &self.router {
-            Some((_, true)) => GLOBAL_ROUTER.to_owned(),
-            _ => format!("routers.{}", site.path),
-        }
-    }
-
-    /// Takes a module out. Routers that were made for it are taken out, too.
-    ///
-    /// # Errors
-    /// [`Error::Unknown`] with the nearest name.
-    pub fn detach(&mut self, name: &str) -> Result<()> {
-        self.attachment(name)?;
-        self.attached.remove(name);
-        self.drop_module(name);
-        self.forget_routers();
-        Ok(())
-    }
-
-    fn drop_module(&mut self, name: &str) {
-        self.params.remove_below(&format!("modules.{name}."));
-        for site in self.backbone.sites() {
-            if let Ok(slot) = self.layers.slot(site)
-                && let Some(layer) = slot
-            {
-                layer.bank.remove(name);
-                if layer.bank.is_empty() {
-                    *slot = None;
-                }
-            }
-        }
-    }
-
-    fn forget_routers(&mut self) {
-        self.router = None;
-        self.params.remove_below("routers.");
-        for site in self.modular_sites() {
-            if let Ok(Some(layer)) = self.layers.slot(&site) {
-                layer.set_router(Box::new(Undecided));
-            }
-        }
-    }
-
     /// The sites at which modules stand, in the order of a forward pass.
     pub fn modular_sites(&self) -> Vec<Site> {
         let sites = self.backbone.sites().iter();
@@ -259,56 +118,6 @@ impl Modular {
     /// The modular layer at a site, if there is one.
     pub fn layer(&self, site: &Site) -> Option<&ModularLayer> {
         self.layers.at(site)
-    }
-
-    /// Gives every modular site a router, and forgets the ones before. With `global` there is one
-    /// for all sites: the first that is passed decides.
-    ///
-    /// # Errors
-    /// Where no module is attached, or the router does not fit a site.
-    pub fn route(&mut self, config: Box<dyn RouterConfig>, global: bool) -> Result<()> {
-        let sites = self.modular_sites();
-        if sites.is_empty() {
-            return Err(Error::invalid("router", "there is no module yet; attach one first"));
-        }
-        self.forget_routers();
-        for (i, site) in sites.iter().enumerate() {
-            let path = if global { GLOBAL_ROUTER.into() } else { format!("routers.{}", site.path) };
-            self.at_layer(site, &path, |layer, scope| {
-                let router: Box<dyn Router> = match (global, i) {
-                    (true, 0) => {
-                        let leader = config.build(site, &layer.bank, scope)?;
-                        Box::new(Shared::lead(GLOBAL_ROUTER, leader))
-                    }
-                    (true, _) => Box::new(Shared::follow(GLOBAL_ROUTER)),
-                    (false, _) => config.build(site, &layer.bank, scope)?,
-                };
-                layer.set_router(router);
-                Ok(())
-            })?;
-        }
-        self.router = Some((config, global));
-        Ok(())
-    }
-
-    /// Gives every modular site an aggregator, and forgets the ones before.
-    ///
-    /// # Errors
-    /// Where no module is attached, or the aggregator does not fit a site.
-    pub fn aggregate(&mut self, config: Box<dyn AggregatorConfig>) -> Result<()> {
-        let sites = self.modular_sites();
-        if sites.is_empty() {
-            return Err(Error::invalid("aggregator", "there is no module yet; attach one first"));
-        }
-        self.params.remove_below("aggregators.");
-        for site in &sites {
-            self.at_layer(site, &format!("aggregators.{}", site.path), |layer, scope| {
-                layer.set_aggregator(config.build(site, scope)?);
-                Ok(())
-            })?;
-        }
-        self.aggregator = Some(config);
-        Ok(())
     }
 
     /// One pass of the backbone with its modules. Outputs are named as transformers names them.
@@ -375,12 +184,13 @@ impl Modular {
     }
 
     /// Makes exactly the selected parameters trainable.
+    ///
+    /// # Errors
+    /// Where a selected one is not made of floats; then nothing has been changed.
     pub fn train_only(&self, select: &Select) -> Result<()> {
-        self.params.train_only(select)?;
-        for (name, p) in self.backbone.params().iter() {
-            p.tensor().set_requires_grad(select.matches(&format!("base.{name}")))?;
-        }
-        Ok(())
+        let own = self.params.iter().map(|(n, p)| (n.to_owned(), p));
+        let base = self.backbone.params().iter().map(|(n, p)| (format!("base.{n}"), p));
+        crate::params::train_only(own.chain(base), select)
     }
 
     /// The trainable parameters, sorted by name.

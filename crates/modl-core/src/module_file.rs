@@ -10,10 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::checkpoint::{self, Checkpoint};
-use crate::{
-    Attachment, Error, Modular, ModuleConfig, ParamStore, Registry, Result, ResultExt, Scope, Seed,
-    Select, Targets,
-};
+use crate::{Error, Modular, ParamStore, Registry, Result, Select, Targets};
 
 const FORMAT: u32 = 1;
 
@@ -61,7 +58,7 @@ fn header<H: serde::de::DeserializeOwned>(file: &Checkpoint) -> Result<H> {
     let text = metadata.get("modl").ok_or_else(|| {
         Error::file(file.path(), "has no `modl` metadata; is it a PEFT adapter or a model instead?")
     })?;
-    let value: Value = serde_json::from_str(text).map_err(|e| Error::file(file.path(), e))?;
+    let value = crate::parse_json(file.path(), text)?;
     match value.get("format").and_then(Value::as_u64) {
         Some(v) if v == u64::from(FORMAT) => {}
         other => {
@@ -146,47 +143,6 @@ impl Modular {
         Ok(name.to_owned())
     }
 
-    /// The parameters that a module would have, fresh, by `SITE.PARAM`: to be filled before it is
-    /// attached by [`Modular::attach_with`].
-    ///
-    /// # Errors
-    /// Where no site fits, or the module does not fit a site.
-    pub fn parameters_of(
-        &self,
-        config: &dyn ModuleConfig,
-        targets: &Targets,
-    ) -> Result<ParamStore> {
-        let backbone = self.backbone();
-        let mut store = ParamStore::new();
-        let sites: Vec<_> = targets.select(backbone.sites())?.into_iter().cloned().collect();
-        for site in &sites {
-            let mut top = Scope::new(&mut store, Seed(0));
-            let at = Attachment { site, theta: &backbone.theta(site)?, sites: &sites };
-            config.build(&at, &mut top.sub(&site.path)).at(&site.path)?;
-        }
-        config.check_built(&store)?;
-        Ok(store)
-    }
-
-    /// Attaches a module with given parameters, named `SITE.PARAM`.
-    ///
-    /// # Errors
-    /// As [`Modular::attach`], or [`Error::Mismatch`] where the parameters are not the module's.
-    pub fn attach_with(
-        &mut self,
-        name: &str,
-        config: Box<dyn ModuleConfig>,
-        targets: &Targets,
-        params: &ParamStore,
-    ) -> Result<()> {
-        self.attach(name, config, targets)?;
-        let prefix = format!("modules.{name}.");
-        let named: Vec<_> =
-            params.iter().map(|(n, p)| (format!("{prefix}{n}"), p.tensor())).collect();
-        let named = named.iter().map(|(n, t)| (n.as_str(), *t));
-        self.params().load(name, named, &Select::new(format!("{prefix}*")))
-    }
-
     /// Saves routers and aggregators with their recipes.
     pub fn save_routing(&self, path: impl AsRef<Path>) -> Result<()> {
         let router = match &self.router {
@@ -214,7 +170,8 @@ impl Modular {
     ///
     /// # Errors
     /// Where the modules are not those that the routers were made for, a method is not in
-    /// `registry`, the backbone is another one, or tensors do not fit.
+    /// `registry`, the backbone is another one, or tensors do not fit; then routers and
+    /// aggregators are those of before.
     pub fn load_routing(&mut self, path: impl AsRef<Path>, registry: &Registry) -> Result<()> {
         let path = path.as_ref();
         let file = Checkpoint::open(path)?;
@@ -228,16 +185,37 @@ impl Modular {
             );
             return Err(Error::file(path, problem));
         }
-        if let Some(config) = header.router {
-            self.route(registry.routers.parse(&config)?, header.global)?;
+        let mut wanted = ParamStore::new();
+        let mut router = None;
+        match &header.router {
+            None => wanted.absorb(self.router_params()),
+            Some(config) => {
+                let config = registry.routers.parse(config)?;
+                let made = self.made_routers(config.as_ref(), header.global)?;
+                wanted.absorb(made.params.under(""));
+                router = Some((config, made));
+            }
         }
-        if let Some(config) = header.aggregator {
-            self.aggregate(registry.aggregators.parse(&config)?)?;
+        let mut aggregator = None;
+        match &header.aggregator {
+            None => wanted.absorb(self.aggregator_params()),
+            Some(config) => {
+                let config = registry.aggregators.parse(config)?;
+                let made = self.made_aggregators(config.as_ref())?;
+                wanted.absorb(made.params.under(""));
+                aggregator = Some((config, made));
+            }
         }
         let tensors = file.tensors(self.device())?;
         let all = tensors.iter().map(|(n, t)| (n.as_str(), t));
-        let select = Select::any(["routers.*", "aggregators.*"]);
-        self.params().load(&path.display().to_string(), all, &select)
+        wanted.load(&path.display().to_string(), all, &Select::all())?;
+        if let Some((config, made)) = router {
+            self.put_routers(config, header.global, made);
+        }
+        if let Some((config, made)) = aggregator {
+            self.put_aggregators(config, made);
+        }
+        Ok(())
     }
 
     /// The names in the bank of the first modular site, in the order of α.

@@ -36,12 +36,18 @@ impl Param {
 #[derive(Debug, Default)]
 pub struct ParamStore {
     pub(crate) params: BTreeMap<String, Param>,
+    /// New parameters have a shape, and no memory until something is loaded into them.
+    pub(crate) shapes_only: bool,
 }
 
 impl ParamStore {
     /// An empty store.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    pub(crate) fn of_shapes() -> Self {
+        ParamStore { shapes_only: true, ..Self::default() }
     }
 
     /// Adds a parameter.
@@ -65,7 +71,7 @@ impl ParamStore {
     pub fn below(&self, prefix: &str) -> ParamStore {
         let entry =
             |(n, p): (&String, &Param)| Some((n.strip_prefix(prefix)?.to_owned(), p.clone()));
-        ParamStore { params: self.range(prefix).filter_map(entry).collect() }
+        ParamStore { params: self.range(prefix).filter_map(entry).collect(), ..Self::default() }
     }
 
     /// Those whose names start with `prefix`, found without a look at the others.
@@ -77,7 +83,35 @@ impl ParamStore {
     /// The parameters that `own` gives a name, under it. They share their tensors with this store.
     pub fn renamed(&self, own: impl Fn(&str) -> Option<String>) -> ParamStore {
         let entry = |(n, p): (&String, &Param)| Some((own(n)?, p.clone()));
-        ParamStore { params: self.params.iter().filter_map(entry).collect() }
+        ParamStore { params: self.params.iter().filter_map(entry).collect(), ..Self::default() }
+    }
+
+    /// The parameters whose names start with `prefix`, as they are called here.
+    pub(crate) fn under(&self, prefix: &str) -> ParamStore {
+        let params = self.range(prefix).map(|(n, p)| (n.clone(), p.clone())).collect();
+        ParamStore { params, ..Self::default() }
+    }
+
+    /// Takes out all parameters whose names start with `prefix`.
+    pub(crate) fn take_under(&mut self, prefix: &str) -> ParamStore {
+        let own = self.under(prefix);
+        own.params.keys().for_each(|name| drop(self.params.remove(name)));
+        own
+    }
+
+    /// Takes over all parameters of another store, in place of those of the same names.
+    pub(crate) fn absorb(&mut self, other: ParamStore) {
+        self.params.extend(other.params);
+    }
+
+    /// Refuses names that are taken already.
+    pub(crate) fn check_free(&self, other: &ParamStore) -> Result<()> {
+        let taken = other.params.keys().filter(|n| self.params.contains_key(*n));
+        let taken: Vec<&str> = taken.map(String::as_str).collect();
+        match taken.is_empty() {
+            true => Ok(()),
+            false => Err(Error::Duplicate { kind: "parameter", name: taken.join("`, `") }),
+        }
     }
 
     /// The tensor of that name.
@@ -109,11 +143,11 @@ impl ParamStore {
 
     /// Makes exactly the selected parameters trainable, and freezes all others. Buffers are never
     /// trained.
+    ///
+    /// # Errors
+    /// Where a selected one is not made of floats; then nothing has been changed.
     pub fn train_only(&self, select: &Select) -> Result<()> {
-        for (name, p) in &self.params {
-            p.tensor.set_requires_grad(!p.buffer && select.matches(name)).at(name)?;
-        }
-        Ok(())
+        train_only(self.params.iter().map(|(n, p)| (n.clone(), p)), select)
     }
 
     /// The trainable parameters in the names' order.
@@ -124,23 +158,71 @@ impl ParamStore {
     /// Overwrites every selected parameter with the tensor of the same name.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] with every missing, unexpected or misshapen name; then nothing has been
-    /// changed.
+    /// [`Error::Mismatch`] with every missing, unexpected or misshapen name; where names come twice
+    /// or values are infinite or not a number, with all of them. Then nothing has been changed.
     pub fn load<'a>(
         &self,
         source: &str,
         tensors: impl IntoIterator<Item = (&'a str, &'a Tensor)>,
         select: &Select,
     ) -> Result<()> {
-        let found: BTreeMap<&str, &Tensor> = tensors.into_iter().collect();
+        let (mut found, mut twice) = (BTreeMap::new(), Vec::new());
+        for (name, tensor) in tensors {
+            if found.insert(name, tensor).is_some() {
+                twice.push(name);
+            }
+        }
+        if !twice.is_empty() {
+            return Err(Error::invalid(
+                source,
+                format!("has more than once: {}", twice.join(", ")),
+            ));
+        }
         let wanted: BTreeMap<&str, &Tensor> = self.select(select).collect();
         fit(source, &wanted, &found)?;
+        check_finite(source, &found)?;
         no_grad(|| {
             for (name, tensor) in &wanted {
-                (*tensor).clone().copy_from(found[name]).at(name)?;
+                (*tensor).clone().fill_from(found[name]).at(name)?;
             }
             Ok(())
         })
+    }
+}
+
+/// Makes exactly the selected parameters trainable, or changes nothing.
+pub(crate) fn train_only<'a>(
+    all: impl Iterator<Item = (String, &'a Param)>,
+    select: &Select,
+) -> Result<()> {
+    let mut done: Vec<(&Param, bool)> = Vec::new();
+    for (name, p) in all {
+        let before = p.trainable();
+        let set = p.tensor.set_requires_grad(!p.buffer && select.matches(&name)).at(&name);
+        done.push((p, before));
+        if let Err(e) = set {
+            done.iter()
+                .try_for_each(|(p, before)| p.tensor.set_requires_grad(*before).map(drop))?;
+            return Err(e);
+        }
+    }
+    Ok(())
+}
+
+/// Refuses tensors with values that are infinite or not a number: nothing can be computed with them.
+fn check_finite(source: &str, found: &BTreeMap<&str, &Tensor>) -> Result<()> {
+    let mut broken = Vec::new();
+    for (name, t) in found {
+        if t.detach()?.is_finite()?.all()?.item()? == 0.0 {
+            broken.push(*name);
+        }
+    }
+    match broken.is_empty() {
+        true => Ok(()),
+        false => Err(Error::invalid(
+            source,
+            format!("has values that are infinite or not a number: {}", broken.join(", ")),
+        )),
     }
 }
 

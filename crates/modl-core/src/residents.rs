@@ -4,6 +4,7 @@
 //! time (least recently used). Files are mapped, so that a module that comes back costs little
 //! more than its copy.
 
+use crate::attach::Removed;
 use crate::{Error, Modular, Result, Select};
 
 /// The modules of a model that are kept within a limit. Modules that were attached without it are
@@ -37,8 +38,8 @@ impl Residents {
     ///
     /// # Errors
     /// Where `load` fails or does not attach what it is asked for, the named ones alone are over
-    /// the limit, or routers have learned something, which taking modules out would lose; then the
-    /// modules are those of before.
+    /// the limit, the router cannot be made over the modules that would be there, or routers have
+    /// learned something, which taking modules out would lose; then all is as before.
     pub fn need(
         &mut self,
         model: &mut Modular,
@@ -56,14 +57,36 @@ impl Residents {
                 "use a router that looks modules up by name, such as `fixed`",
             ));
         }
+        let before: Vec<String> = model.modules().into_iter().map(str::to_owned).collect();
+        let order = self.order.clone();
+        // Without a router a bank may grow; its layers keep theirs until it is known that new ones
+        // can be made.
         let router = model.router.take();
-        let result = self.bring(model, names, load);
-        if let Some((config, global)) = router
-            && !model.modules().is_empty()
-        {
-            model.route(config, global)?;
+        let mut removed = Vec::new();
+        let result = self.bring(model, names, load, &mut removed).and_then(|()| match &router {
+            Some((config, global)) if !model.modules().is_empty() => {
+                model.made_routers(config.as_ref(), *global).map(Some)
+            }
+            _ => Ok(None),
+        });
+        match result {
+            Ok(made) => {
+                if let (Some((config, global)), Some(made)) = (router, made) {
+                    model.put_routers(config, global, made);
+                }
+                Ok(())
+            }
+            Err(e) => {
+                let new = model.modules().into_iter().map(str::to_owned);
+                let new: Vec<String> = new.filter(|n| !before.contains(n)).collect();
+                // In this order, so that no layer becomes empty and is lost.
+                removed.into_iter().rev().try_for_each(|r| model.put_back(r))?;
+                new.iter().try_for_each(|n| model.take_out(n).map(drop))?;
+                model.router = router;
+                self.order = order;
+                Err(e)
+            }
         }
-        result
     }
 
     fn touch(&mut self, name: &str) {
@@ -78,28 +101,21 @@ impl Residents {
         model: &mut Modular,
         names: &[&str],
         load: impl Fn(&mut Modular, &str) -> Result<()>,
+        removed: &mut Vec<Removed>,
     ) -> Result<()> {
-        let before = self.order.len();
-        let result = names.iter().try_for_each(|name| self.load_one(model, name, &load));
+        names.iter().try_for_each(|name| self.load_one(model, name, &load))?;
         let wanted = self.order.iter().filter(|(n, _)| names.contains(&n.as_str()));
         let wanted: usize = wanted.map(|(_, b)| b).sum();
-        let fits = result.and_then(|()| match wanted <= self.limit {
-            true => Ok(()),
-            false => {
-                let (names, limit) = (names.join(", "), self.limit);
-                let problem = format!("{wanted} bytes for {names}, the limit is {limit}");
-                Err(Error::invalid("modules", problem))
-            }
-        });
-        if let Err(e) = fits {
-            self.order.drain(before..).try_for_each(|(n, _)| model.detach(&n))?;
-            return Err(e);
+        if wanted > self.limit {
+            let (names, limit) = (names.join(", "), self.limit);
+            let problem = format!("{wanted} bytes for {names}, the limit is {limit}");
+            return Err(Error::invalid("modules", problem));
         }
         names.iter().for_each(|n| self.touch(n));
         while self.bytes() > self.limit {
             // The named ones are at the end, and fit.
             let (oldest, _) = self.order.remove(0);
-            model.detach(&oldest)?;
+            removed.push(model.take_out(&oldest)?);
         }
         Ok(())
     }

@@ -14,12 +14,12 @@ pub trait Router: Debug + Send {
     /// Scores for the modules of `bank`, in its order.
     fn route(&self, x: &Signal, bank: &Bank, cx: &Context) -> Result<Routing>;
 
-    /// Makes room for a bank that has grown to `modules` modules, keeping what was learned about
-    /// the first ones.
+    /// This router for a bank that has grown to `modules` modules, with what was learned about the
+    /// first ones. The parameters of this one are in `scope`, to be [replaced](Scope::replace).
     ///
     /// # Errors
     /// [`Error::Unsupported`] where the router cannot.
-    fn grow(&mut self, _modules: usize, _scope: &mut Scope) -> Result<()> {
+    fn grown(&self, _modules: usize, _scope: &mut Scope) -> Result<Box<dyn Router>> {
         Err(Error::unsupported(
             format!("adding a module under a `{}` router", self.kind()),
             "attach all modules before the router is made",
@@ -73,7 +73,8 @@ impl Router for Shared {
         })
     }
 
-    fn grow(&mut self, modules: usize, scope: &mut Scope) -> Result<()> {
-        self.leader.as_mut().map_or(Ok(()), |r| r.grow(modules, scope))
+    fn grown(&self, modules: usize, scope: &mut Scope) -> Result<Box<dyn Router>> {
+        let leader = self.leader.as_ref().map(|r| r.grown(modules, scope)).transpose()?;
+        Ok(Box::new(Shared { key: self.key.clone(), leader }))
     }
 }

@@ -88,8 +88,33 @@ impl<'a> Scope<'a> {
     /// [`Error::Duplicate`] where the name is taken.
     pub fn param(&mut self, name: &str, shape: &[i64], init: Init) -> Result<Tensor> {
         let full = self.full(name);
-        let value = init.tensor(shape, self.seed.child(&full), self.kind, self.device).at(&full)?;
+        let value = self.drawn(&full, shape, init)?;
         self.keep(full, value)
+    }
+
+    fn drawn(&self, full: &str, shape: &[i64], init: Init) -> Result<Tensor> {
+        match self.store.shapes_only {
+            true => Tensor::unfilled(shape, self.kind, self.device),
+            false => init.tensor(shape, self.seed.child(full), self.kind, self.device),
+        }
+        .at(full)
+    }
+
+    /// Makes a trainable parameter of `shape` whose start `draw` makes, which is not asked where
+    /// only the shape is wanted.
+    ///
+    /// # Errors
+    /// [`Error::Duplicate`] where the name is taken, and what `draw` gives.
+    pub fn param_drawn(
+        &mut self,
+        name: &str,
+        shape: &[i64],
+        draw: impl FnOnce() -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        match self.store.shapes_only {
+            true => self.param(name, shape, Init::Zeros),
+            false => self.param_from(name, &draw()?),
+        }
     }
 
     /// Makes a trainable parameter with a given start, which is copied.
@@ -110,9 +135,9 @@ impl<'a> Scope<'a> {
     pub fn replace(&mut self, name: &str, value: &Tensor) -> Result<Tensor> {
         let full = self.full(name);
         let trainable = self.store.get(&full)?.requires_grad();
-        self.store.params.remove(&full);
-        let own = self.param_from(name, value)?;
+        let own = value.detach()?.to_device(self.device)?.to_kind(self.kind)?.copy().at(&full)?;
         own.set_requires_grad(trainable)?;
+        self.store.params.insert(full, Param { tensor: own.clone(), buffer: false });
         Ok(own)
     }
 
@@ -142,6 +167,20 @@ impl<'a> Scope<'a> {
             Some(p) => Ok(p.tensor.clone()),
             None => self.buffer(name, &value(self.seed.child(&full))?),
         }
+    }
+
+    /// The buffer of that name, drawn on the first call and shared by all later ones.
+    ///
+    /// # Errors
+    /// Where it cannot be made.
+    pub fn shared_frozen(&mut self, name: &str, shape: &[i64], init: Init) -> Result<Tensor> {
+        let full = self.full(name);
+        if let Some(p) = self.store.params.get(&full) {
+            return Ok(p.tensor.clone());
+        }
+        let tensor = self.drawn(&full, shape, init)?;
+        self.store.add(full, Param { tensor: tensor.clone(), buffer: true })?;
+        Ok(tensor)
     }
 
     /// The parameter of that name, made on the first call and shared by all later ones.

@@ -179,7 +179,14 @@ impl Tensor {
     }
 
     /// `value` everywhere.
+    ///
+    /// # Errors
+    /// Where `kind` cannot hold `value`.
     pub fn full(shape: &[i64], value: f64, kind: Kind, device: Device) -> Result<Self> {
+        // Refused here, because tch panics after a refusal of libtorch's.
+        if kind == Kind::Float && value.is_finite() && value.abs() > f64::from(f32::MAX) {
+            return Err(Error::invalid("full", format!("{value} is beyond numbers of 32 bits")));
+        }
         tch::Tensor::f_full(shape, value, (kind, device))
             .map(Tensor)
             .map_err(|e| op_error("full", &[], e))

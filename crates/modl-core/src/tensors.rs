@@ -1,6 +1,7 @@
 //! A few named tensors in the order in which they were put in.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 
 use crate::{Error, Result, Tensor};
 
@@ -29,6 +30,27 @@ impl Tensors {
     pub fn with(mut self, name: impl Into<Cow<'static, str>>, tensor: Tensor) -> Self {
         self.set(name, tensor);
         self
+    }
+
+    /// All of these tensors, of which each has a name of its own.
+    ///
+    /// # Errors
+    /// [`Error::Duplicate`] with all names that come again.
+    pub fn distinct<N: Into<Cow<'static, str>>>(
+        all: impl IntoIterator<Item = (N, Tensor)>,
+    ) -> Result<Tensors> {
+        let (mut seen, mut twice, mut kept) = (HashSet::new(), Vec::new(), Vec::new());
+        for (name, tensor) in all {
+            let name: Cow<'static, str> = name.into();
+            if !seen.insert(name.clone()) {
+                twice.push(name.to_string());
+            }
+            kept.push((name, tensor));
+        }
+        match twice.is_empty() {
+            true => Ok(Tensors(kept)),
+            false => Err(Error::Duplicate { kind: "tensor", name: twice.join("`, `") }),
+        }
     }
 
     /// The tensor of that name, if any.

@@ -145,7 +145,7 @@ impl Router for FixedRouter {
         Ok(Routing::new(weights, bank.len()))
     }
 
-    fn grow(&mut self, _: usize, _: &mut Scope) -> Result<()> {
-        Ok(())
+    fn grown(&self, _: usize, _: &mut Scope) -> Result<Box<dyn Router>> {
+        Ok(Box::new(FixedRouter(self.0.clone())))
     }
 }

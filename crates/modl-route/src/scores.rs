@@ -121,7 +121,7 @@ impl Scores {
 }
 
 /// W and b with what they are applied to.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Scorer {
     config: Scores,
     method: &'static str,
@@ -132,20 +132,21 @@ pub(crate) struct Scorer {
 }
 
 impl Scorer {
-    /// Rows for new modules: drawn as the first ones were, with bias 0. What was learned about the
-    /// first modules stays.
-    pub(crate) fn grow(&mut self, modules: usize, scope: &mut Scope) -> Result<()> {
-        let [old, width] = self.weight.size()[..] else { return Ok(()) };
+    /// With rows for new modules: drawn as the first ones were, with bias 0. What was learned about
+    /// the first modules stays.
+    pub(crate) fn grown(&self, modules: usize, scope: &mut Scope) -> Result<Scorer> {
+        let mut grown = self.clone();
+        let [old, width] = self.weight.size()[..] else { return Ok(grown) };
         let new = modules as i64 - old;
         let seed = scope.seed().nth(modules as u64);
         let (kind, device) = (self.weight.kind(), self.weight.device());
         let rows = self.config.init().tensor(&[new, width], seed, kind, device)?;
-        self.weight = scope.replace("weight", &Tensor::cat(&[self.weight.detach()?, rows], 0)?)?;
+        grown.weight = scope.replace("weight", &Tensor::cat(&[self.weight.detach()?, rows], 0)?)?;
         if let Some(bias) = &self.bias {
             let zeros = Tensor::zeros(&[new], kind, device)?;
-            self.bias = Some(scope.replace("bias", &Tensor::cat(&[bias.detach()?, zeros], 0)?)?);
+            grown.bias = Some(scope.replace("bias", &Tensor::cat(&[bias.detach()?, zeros], 0)?)?);
         }
-        Ok(())
+        Ok(grown)
     }
 }
 

@@ -54,7 +54,7 @@ impl Router for SoftRouter {
         Ok(Routing::new(Weights::Dense(alpha), bank.len()).normalised())
     }
 
-    fn grow(&mut self, modules: usize, scope: &mut Scope) -> Result<()> {
-        self.0.grow(modules, scope)
+    fn grown(&self, modules: usize, scope: &mut Scope) -> Result<Box<dyn Router>> {
+        Ok(Box::new(SoftRouter(self.0.grown(modules, scope)?)))
     }
 }

@@ -38,7 +38,7 @@ impl Router for Uniform {
         Ok(Routing::new(Weights::Fixed((0..m).map(|j| (j, 1.0 / m as f64)).collect()), m))
     }
 
-    fn grow(&mut self, _: usize, _: &mut Scope) -> Result<()> {
-        Ok(())
+    fn grown(&self, _: usize, _: &mut Scope) -> Result<Box<dyn Router>> {
+        Ok(Box::new(*self))
     }
 }

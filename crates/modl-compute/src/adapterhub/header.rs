@@ -47,8 +47,7 @@ impl Header {
         let path = dir.join(CONFIG_FILE);
         let text = std::fs::read_to_string(&path)
             .map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;
-        let value: Value = serde_json::from_str(&text)
-            .map_err(|e| Error::file(&path, format!("is not JSON: {e}")))?;
+        let value = modl_core::parse_json(&path, &text)?;
         if value.get("peft_type").is_some() {
             let advice = "read it with modl_compute::peft::load";
             return Err(Error::unsupported(format!("{}, which is PEFT's", path.display()), advice));

@@ -88,7 +88,7 @@ impl Reft {
             return Err(Error::invalid("reft.r", problem));
         }
         let (first, last) = (self.prefix_positions, self.suffix_positions);
-        if first < 0 || last < 0 || first + last == 0 {
+        if first < 0 || last < 0 || (first, last) == (0, 0) {
             let problem = format!("are {first} first and {last} last; want one at least");
             return Err(Error::invalid("reft positions", problem));
         }

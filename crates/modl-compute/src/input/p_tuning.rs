@@ -99,7 +99,7 @@ impl ModuleConfig for PTuning {
             return Err(Error::invalid("p_tuning", problem));
         }
         let (count, width) = (self.num_virtual_tokens, at.site.input);
-        let rows = count * self.num_transformer_submodules;
+        let rows = count.saturating_mul(self.num_transformer_submodules);
         let mut common = scope.common();
         if self.projected {
             let all = common.shared(PROMPT, &[rows, width], Init::Normal(1.0))?;

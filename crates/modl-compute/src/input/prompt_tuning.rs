@@ -76,7 +76,7 @@ impl ModuleConfig for PromptTuning {
             let problem = format!("is {}, wants 1 or 2", self.num_transformer_submodules);
             return Err(Error::invalid("prompt_tuning.num_transformer_submodules", problem));
         }
-        let rows = self.num_virtual_tokens * self.num_transformer_submodules;
+        let rows = self.num_virtual_tokens.saturating_mul(self.num_transformer_submodules);
         let shape = [rows, at.site.input];
         let all = scope.common().shared(PROMPT, &shape, Init::Normal(self.std))?;
         let (count, after) = (self.num_virtual_tokens, self.after_embeddings);

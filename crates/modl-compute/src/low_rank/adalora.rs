@@ -33,9 +33,10 @@ pub(crate) const E: &str = "lora_E";
 const SENSITIVITY: &str = ".sensitivity";
 const UNCERTAINTY: &str = ".uncertainty";
 
-/// Whether a parameter is a running average, which PEFT's files do not have.
-pub(crate) fn is_average(name: &str) -> bool {
-    name.ends_with(SENSITIVITY) || name.ends_with(UNCERTAINTY)
+/// The parameter of which `name` is a running average, which PEFT's files do not have; `None` where
+/// it is none.
+pub(crate) fn averaged(name: &str) -> Option<&str> {
+    name.strip_suffix(SENSITIVITY).or_else(|| name.strip_suffix(UNCERTAINTY))
 }
 
 /// Configuration of AdaLoRA at linear sites.
@@ -182,9 +183,8 @@ impl ModuleConfig for AdaLora {
         }
         let start = if self.init_lora_weights { Init::Zeros } else { Init::Normal(0.02) };
         let mut make = |name: &str, shape: &[i64], init: Init| -> Result<Tensor> {
-            let zeros = Tensor::zeros(shape, scope.kind(), scope.device())?;
             for average in [SENSITIVITY, UNCERTAINTY] {
-                scope.buffer(&format!("{name}{average}"), &zeros)?;
+                scope.shared_frozen(&format!("{name}{average}"), shape, Init::Zeros)?;
             }
             scope.param(name, shape, init)
         };

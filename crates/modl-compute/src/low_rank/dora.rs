@@ -109,8 +109,8 @@ impl DoraLinear {
         let (a, b) = lora.factors(at.site.input, at.site, scope)?;
         let weight = at.theta.need("weight")?.to_kind(scope.kind())?;
         let mut module = DoraLinear { a, b, magnitude: weight.clone(), scale, dropout, hub };
-        let norm = no_grad(|| module.norm(&weight))?;
-        module.magnitude = scope.param_from(MAGNITUDE, &norm)?;
+        let start = || no_grad(|| module.norm(&weight));
+        module.magnitude = scope.param_drawn(MAGNITUDE, &[at.site.output], start)?;
         Ok(module)
     }
 

@@ -140,7 +140,7 @@ impl ModuleConfig for Lokr {
         let (zero_1, zero_2) =
             (self.init_weights == LokrInit::Standard, self.init_weights == LokrInit::Lycoris);
         let start = |zero: bool| if zero { Init::Zeros } else { Init::Kaiming };
-        let thin = |m: i64, n: i64| 2 * r < m.max(n);
+        let thin = |m: i64, n: i64| r.saturating_mul(2) < m.max(n);
         let mut made: Vec<(&str, Vec<i64>, Init)> = Vec::new();
         if self.decompose_both && thin(a, c) {
             made.push((W1_A, vec![a, r], start(zero_1)));

@@ -22,7 +22,7 @@ mod weight_change;
 use modl_core::{Catalog, ModuleConfig, Result, Targets};
 
 pub use adalora::AdaLora;
-pub(crate) use adalora::{E, is_average};
+pub(crate) use adalora::{E, averaged};
 pub use boft::Boft;
 pub(crate) use dora::MAGNITUDE;
 pub use dora::{AdapterHubDora, Dora};

@@ -24,6 +24,9 @@ use crate::peft::Provenance;
 /// The name of the parameter, as in PEFT's files.
 const R: &str = "oft_R.weight";
 
+/// More terms of a series that converges add nothing.
+const MOST_TERMS: i64 = 64;
+
 /// Configuration of OFT at linear sites.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -44,7 +47,7 @@ pub struct Oft {
     /// The Neumann series instead of the exact transform; default true. The two turn in opposite
     /// directions, as in PEFT.
     pub use_cayley_neumann: bool,
-    /// The number of terms of the series; default 5.
+    /// The number of terms of the series, at most 64; default 5.
     pub num_cayley_neumann_terms: i64,
     /// Starts without an effect; default true. With false from a normal with standard deviation
     /// 0.1: for tests.
@@ -118,8 +121,9 @@ impl ModuleConfig for Oft {
             let problem = format!("is {}, wants a number above 0", self.eps);
             return Err(Error::invalid("oft.eps", problem));
         }
-        if self.use_cayley_neumann && self.num_cayley_neumann_terms < 1 {
-            let problem = format!("is {}, wants at least 1", self.num_cayley_neumann_terms);
+        let terms = self.num_cayley_neumann_terms;
+        if self.use_cayley_neumann && !(1..=MOST_TERMS).contains(&terms) {
+            let problem = format!("is {terms}, wants 1 to {MOST_TERMS}");
             return Err(Error::invalid("oft.num_cayley_neumann_terms", problem));
         }
         let dropout =

@@ -91,14 +91,9 @@ impl ModuleConfig for Vera {
         let widest =
             |width: fn(&modl_core::Site) -> i64| at.sites.iter().map(width).max().unwrap_or(0);
         let shapes = [[self.r, widest(|s| s.input)], [widest(|s| s.output), self.r]];
-        let (kind, device) = (scope.kind(), scope.device());
         let mut common = scope.common();
-        let mut matrix = |i: usize| {
-            common.shared_buffer(SHARED[i], |seed| {
-                Init::Kaiming.tensor(&shapes[i], seed, kind, device)
-            })
-        };
-        let (a, b) = (matrix(0)?, matrix(1)?);
+        let a = common.shared_frozen(SHARED[0], &shapes[0], Init::Kaiming)?;
+        let b = common.shared_frozen(SHARED[1], &shapes[1], Init::Kaiming)?;
         let start = if self.init_weights { Init::Zeros } else { Init::Normal(0.1) };
         let (down, up) = (a.narrow(1, 0, at.site.input)?, b.narrow(0, 0, at.site.output)?);
         let (b, d) = if self.full_matrices {

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use super::{
     Fields, PREFIX, PeftType, Provenance, Read, Written, lora_fields, number, object, read_targets,
 };
-use crate::low_rank::{AdaLora, E, is_average};
+use crate::low_rank::{AdaLora, E, averaged};
 
 pub(super) const ADALORA: PeftType = PeftType {
     unpack: Some(unpack),
@@ -89,8 +89,11 @@ fn write(config: Value) -> Result<Written> {
 
 /// Running averages are not in the file; they start again.
 fn unpack(mut found: Tensors, wanted: &ParamStore) -> Result<Tensors> {
-    for (key, p) in wanted.iter().filter(|(key, _)| is_average(key)) {
-        found.set(key.to_owned(), p.tensor().zeros_like()?);
+    for (key, _) in wanted.iter().filter(|(key, _)| averaged(key).is_some()) {
+        // Of the shape that the file has, and not of one that is only asked for.
+        if let Some(t) = averaged(key).and_then(|of| found.get(of)) {
+            found.set(key.to_owned(), t.zeros_like()?);
+        }
     }
     Ok(found)
 }

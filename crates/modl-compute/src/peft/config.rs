@@ -86,8 +86,10 @@ pub(super) fn read_fields(path: &Path) -> Result<Map<String, Value>> {
             format!("cannot be read: {e}; PEFT keeps adapters that are not called `default` in a folder of their name below"),
         )
     })?;
-    serde_json::from_str(&text)
-        .map_err(|e| Error::file(path, format!("is not a table in JSON: {e}")))
+    match modl_core::parse_json(path, &text)? {
+        Value::Object(fields) => Ok(fields),
+        other => Err(Error::file(path, format!("is not a table in JSON: {other}"))),
+    }
 }
 
 /// What the fields of the file at `path` say of its adapter.

@@ -234,10 +234,11 @@ impl Laws<'_> {
     fn growing(&self) -> Result<bool> {
         let mut made = self.made()?;
         let mut scope = Scope::at(&mut made.params, "router", SEED);
-        match made.router.grow(NAMES.len() + 1, &mut scope) {
+        match made.router.grown(NAMES.len() + 1, &mut scope) {
             Err(Error::Unsupported { .. }) => Ok(true),
             Err(other) => Err(other),
-            Ok(()) => {
+            Ok(grown) => {
+                made.router = grown;
                 made.bank = bank(&["a", "b", "c", "d"])?;
                 self.routed(&made, &self.input(6, Kind::Float)?, &self.context(6)).map(|_| true)
             }

@@ -47,15 +47,18 @@ impl BottleneckInit {
 fn cut_normal(scope: &mut Scope, name: &str, shape: &[i64]) -> Result<Tensor> {
     const STD: f64 = 0.01;
     let seed = scope.seed().child(name);
-    let n = shape.iter().product::<i64>().max(0);
-    let mut kept: Vec<f64> = Vec::new();
-    for round in 0.. {
-        let drawn = Init::Normal(STD).tensor(&[n], seed.nth(round), Kind::Double, Device::Cpu)?;
-        kept.extend(drawn.to_vec::<f64>()?.iter().filter(|z| z.abs() <= 2.0 * STD));
-        if kept.len() as i64 >= n {
-            break;
+    scope.param_drawn(name, shape, || {
+        let n = shape.iter().product::<i64>().max(0);
+        let mut kept: Vec<f64> = Vec::new();
+        for round in 0.. {
+            let drawn =
+                Init::Normal(STD).tensor(&[n], seed.nth(round), Kind::Double, Device::Cpu)?;
+            kept.extend(drawn.to_vec::<f64>()?.iter().filter(|z| z.abs() <= 2.0 * STD));
+            if kept.len() as i64 >= n {
+                break;
+            }
         }
-    }
-    kept.truncate(n as usize);
-    scope.param_from(name, &Tensor::from_slice(&kept, shape, Device::Cpu)?)
+        kept.truncate(n as usize);
+        Tensor::from_slice(&kept, shape, Device::Cpu)
+    })
 }

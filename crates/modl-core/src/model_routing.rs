@@ -1,0 +1,162 @@
+//! Routers and aggregators of a model. All are made before the first one is put in its place, so
+//! that a call that is refused has changed nothing.
+
+use crate::undecided::Undecided;
+use crate::{
+    Aggregator, AggregatorConfig, Error, Modular, ParamStore, Result, ResultExt, Router,
+    RouterConfig, Shared, Site,
+};
+
+/// The key and the path of the one router for all sites.
+const GLOBAL_ROUTER: &str = "routers.global";
+const ROUTERS: &str = "routers.";
+const AGGREGATORS: &str = "aggregators.";
+
+/// Routers or aggregators by their sites' indices, with their parameters, that are not in the model
+/// yet.
+pub(crate) struct Made<T: ?Sized> {
+    pub(crate) params: ParamStore,
+    pub(crate) parts: Vec<(usize, Box<T>)>,
+}
+
+impl<T: ?Sized> Made<T> {
+    pub(crate) fn new() -> Self {
+        Made { params: ParamStore::new(), parts: Vec::new() }
+    }
+}
+
+impl Modular {
+    pub(crate) fn router_path(&self, site: &Site) -> String {
+        match &self.router {
+            Some((_, true)) => GLOBAL_ROUTER.to_owned(),
+            _ => format!("{ROUTERS}{}", site.path),
+        }
+    }
+
+    /// The parameters of all routers, sharing their tensors with this model.
+    pub(crate) fn router_params(&self) -> ParamStore {
+        self.params.under(ROUTERS)
+    }
+
+    /// The parameters of all aggregators, sharing their tensors with this model.
+    pub(crate) fn aggregator_params(&self) -> ParamStore {
+        self.params.under(AGGREGATORS)
+    }
+
+    pub(crate) fn forget_routers(&mut self) {
+        self.router = None;
+        self.params.take_under(ROUTERS);
+        for site in self.modular_sites() {
+            if let Some(layer) = self.layers.nth(site.index) {
+                layer.set_router(Box::new(Undecided));
+            }
+        }
+    }
+
+    fn sites_for(&self, what: &str) -> Result<Vec<Site>> {
+        let sites = self.modular_sites();
+        if sites.is_empty() {
+            return Err(Error::invalid(what, "there is no module yet; attach one first"));
+        }
+        Ok(sites)
+    }
+
+    /// Gives every modular site a router, and forgets the ones before. With `global` there is one
+    /// for all sites: the first that is passed decides.
+    ///
+    /// # Errors
+    /// Where no module is attached, or the router does not fit a site; then the routers before are
+    /// still there.
+    pub fn route(&mut self, config: Box<dyn RouterConfig>, global: bool) -> Result<()> {
+        let made = self.made_routers(config.as_ref(), global)?;
+        self.put_routers(config, global, made);
+        Ok(())
+    }
+
+    pub(crate) fn made_routers(
+        &self,
+        config: &dyn RouterConfig,
+        global: bool,
+    ) -> Result<Made<dyn Router>> {
+        let mut made = Made::new();
+        for (i, site) in self.sites_for("router")?.iter().enumerate() {
+            let Some(layer) = self.layer(site) else { continue };
+            let path =
+                if global { GLOBAL_ROUTER.into() } else { format!("{ROUTERS}{}", site.path) };
+            let mut scope = self.scope_in(&mut made.params, &path);
+            let mut build = || config.build(site, &layer.bank, &mut scope).at(&site.path);
+            let router: Box<dyn Router> = match (global, i) {
+                (true, 0) => Box::new(Shared::lead(GLOBAL_ROUTER, build()?)),
+                (true, _) => Box::new(Shared::follow(GLOBAL_ROUTER)),
+                (false, _) => build()?,
+            };
+            made.parts.push((site.index, router));
+        }
+        Ok(made)
+    }
+
+    pub(crate) fn put_routers(
+        &mut self,
+        config: Box<dyn RouterConfig>,
+        global: bool,
+        made: Made<dyn Router>,
+    ) {
+        self.params.take_under(ROUTERS);
+        self.params.absorb(made.params);
+        for (index, router) in made.parts {
+            if let Some(layer) = self.layers.nth(index) {
+                layer.set_router(router);
+            }
+        }
+        self.router = Some((config, global));
+    }
+
+    /// Gives every modular site an aggregator, and forgets the ones before.
+    ///
+    /// # Errors
+    /// Where no module is attached, or the aggregator does not fit a site; then the aggregators
+    /// before are still there.
+    pub fn aggregate(&mut self, config: Box<dyn AggregatorConfig>) -> Result<()> {
+        let made = self.made_aggregators(config.as_ref())?;
+        self.put_aggregators(config, made);
+        Ok(())
+    }
+
+    pub(crate) fn made_aggregators(
+        &self,
+        config: &dyn AggregatorConfig,
+    ) -> Result<Made<dyn Aggregator>> {
+        let mut made = Made::new();
+        for site in self.sites_for("aggregator")? {
+            self.make_aggregator(config, &site, &mut made)?;
+        }
+        Ok(made)
+    }
+
+    pub(crate) fn make_aggregator(
+        &self,
+        config: &dyn AggregatorConfig,
+        site: &Site,
+        made: &mut Made<dyn Aggregator>,
+    ) -> Result<()> {
+        let path = format!("{AGGREGATORS}{}", site.path);
+        let mut scope = self.scope_in(&mut made.params, &path);
+        made.parts.push((site.index, config.build(site, &mut scope).at(&site.path)?));
+        Ok(())
+    }
+
+    pub(crate) fn put_aggregators(
+        &mut self,
+        config: Box<dyn AggregatorConfig>,
+        made: Made<dyn Aggregator>,
+    ) {
+        self.params.take_under(AGGREGATORS);
+        self.params.absorb(made.params);
+        for (index, aggregator) in made.parts {
+            if let Some(layer) = self.layers.nth(index) {
+                layer.set_aggregator(aggregator);
+            }
+        }
+        self.aggregator = Some(config);
+    }
+}
