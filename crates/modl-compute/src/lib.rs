@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod absent;
 mod adapter_folder;
 pub mod adapterhub;
 mod dropout;

@@ -8,7 +8,7 @@ use modl_compute::{
 };
 use modl_core::{
     Activation, Attachment, Context, Device, Host, Init, Kind, Module, ModuleConfig, ParamStore,
-    Registry, Result, Scope, Seed, Signal, Site, SiteKind, Targets, Tensor, Tensors, no_grad,
+    Registry, Result, Scope, Seed, Signal, Site, SiteKind, Step, Targets, Tensor, Tensors, no_grad,
 };
 
 const D: i64 = 8;
@@ -23,12 +23,24 @@ fn site(kind: SiteKind, path: &str) -> Site {
 
 /// Builds at one site, every parameter away from its start.
 fn module(config: &dyn ModuleConfig, site: &Site, theta: &Tensors) -> Box<dyn Module> {
-    let module = fresh(config, site, theta).unwrap();
+    in_store(config, site, theta).0
+}
+
+/// [`module`] with the store that it keeps its parameters in.
+fn in_store(
+    config: &dyn ModuleConfig,
+    site: &Site,
+    theta: &Tensors,
+) -> (Box<dyn Module>, ParamStore) {
+    let mut store = ParamStore::new();
+    let mut scope = Scope::at(&mut store, "modules.a", Seed(4)).on(Kind::Double, Device::Cpu);
+    let at = Attachment::alone(site, theta);
+    let module = config.build(&at, &mut scope.sub(&site.path)).unwrap();
     for (name, t) in module.phi().iter() {
         let noise = numbers(&t.size(), name).mul_scalar(0.4).unwrap();
         no_grad(|| t.clone().add_in_place(&noise)).unwrap();
     }
-    module
+    (module, store)
 }
 
 fn fresh(config: &dyn ModuleConfig, site: &Site, theta: &Tensors) -> Result<Box<dyn Module>> {
@@ -370,7 +382,9 @@ fn a_parallel_residual_adapter_is_a_convolution_beside_and_in_the_kernel() {
 fn a_series_residual_adapter_normalises_by_the_batch_and_remembers() {
     let site = site(SiteKind::Conv, "conv");
     let series = ResidualAdapter { placement: ResidualPlacement::Series };
-    let m = module(&series, &site, &Tensors::new());
+    let (m, store) = in_store(&series, &site, &Tensors::new());
+    let params = store.below("modules.a.");
+    let step = |done| series.after_step(&params, &Step::new(done, 9, Tensors::new()));
     let phi = m.phi();
     let p = |n: &str| phi.need(n).unwrap();
     let x = numbers(&[3, D, 2, 4], "x");
@@ -389,8 +403,14 @@ fn a_series_residual_adapter_normalises_by_the_batch_and_remembers() {
         h.add(&gained.add(&channels(p("norm.bias"))).unwrap()).unwrap()
     };
     let signal = Signal::from(x);
-    let trained = run_twice(m.as_ref(), &site, &signal, &Context::train(Seed(1), 0));
-    same(&trained, &by(&mean, &squares.mul_scalar(1.0 / 24.0).unwrap()));
+    let train = || run_twice(m.as_ref(), &site, &signal, &Context::train(Seed(1), 0));
+    let fresh = run_twice(m.as_ref(), &site, &signal, &Context::eval());
+    same(&train(), &by(&mean, &squares.mul_scalar(1.0 / 24.0).unwrap()));
+    // Computed again for its gradients, it is still one step; and no step moves nothing.
+    assert!(train().bit_equal(&train()).unwrap());
+    assert!(run_twice(m.as_ref(), &site, &signal, &Context::eval()).bit_equal(&fresh).unwrap());
+    no_grad(|| step(1)).unwrap();
+    no_grad(|| step(2)).unwrap();
     // One batch of 24 moves the averages by a tenth from 0 and 1.
     let running_var = squares.mul_scalar(0.1 / 23.0).unwrap().add_scalar(0.9).unwrap();
     let eval = run_twice(m.as_ref(), &site, &signal, &Context::eval());
@@ -494,6 +514,10 @@ impl ModuleConfig for Doubling {
         Ok(serde_json::json!({}))
     }
 
+    fn usual_targets(&self) -> Targets {
+        Targets::pattern("all-attention")
+    }
+
     fn build(&self, _: &Attachment, _: &mut Scope) -> Result<Box<dyn Module>> {
         Ok(Box::new(Doubling))
     }
@@ -559,13 +583,17 @@ fn the_mixtures_stand_where_their_papers_say() {
         let mut scope = Scope::at(&mut store, "modules.a", Seed(4));
         sites.iter().map(|s| union.build(&at(s), &mut scope.sub(&s.path)).unwrap().kind()).collect()
     };
-    let mam = unified::mam(Doubling);
+    let mam = unified::mam(Doubling, 1024);
+    assert_eq!(mam.to_json().unwrap()["parts"][1]["config"]["reduction_factor"], 2.0);
     assert_eq!(stands(&mam), ["doubling", "absent", "absent", "bottleneck", "absent"]);
     let unipelt = unified::unipelt(Doubling);
     assert_eq!(stands(&unipelt), ["gated", "gated", "gated", "gated", "absent"]);
-    let targets = unipelt.targets(&sites).unwrap();
-    let chosen: Vec<usize> = targets.select(&sites).unwrap().iter().map(|s| s.index).collect();
-    assert_eq!(chosen, [0, 1, 2, 3]);
+    // Nothing stands where no part does.
+    let stands = |union: &Union| -> Vec<usize> {
+        union.usual_targets().select(&sites).unwrap().iter().map(|s| s.index).collect()
+    };
+    assert_eq!(stands(&unipelt), [0, 1, 2, 3]);
+    assert_eq!(stands(&mam), [0, 3]);
     assert_eq!(unified::FORMS.len(), 6);
 }
 

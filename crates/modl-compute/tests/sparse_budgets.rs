@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use modl_compute::sparse::{choose_fish_mask, fisher, pack_next};
-use modl_compute::{DiffPruning, FishMask, LotteryTicket, LtSft, PackNet};
+use modl_compute::{DiffPruning, FishMask, LotteryTicket, LtSft, PackNet, Part, Union};
 use modl_core::testing::{Sum, TinyBackbone};
 use modl_core::{
     Bank, Context, Device, Init, Kind, Modular, ModuleConfig, Result, Router, RouterConfig,
@@ -205,6 +205,66 @@ fn lt_sft_takes_the_largest_changes_rewinds_and_touches_nothing_else() {
     // A second training goes on with the same mask.
     train(&sparse, "a", 2, |_, _| {});
     assert_eq!(on(&parts(&sparse, "a", "mask")), expected);
+}
+
+/// What each step says to the optimiser.
+fn restarted(config: impl ModuleConfig + 'static, total: u64) -> Vec<Vec<String>> {
+    let model = model(config);
+    (1..=total).map(|n| model.after_step(&Tensors::new(), n, total).unwrap()).collect()
+}
+
+#[test]
+fn what_goes_back_to_its_start_has_the_optimiser_start_anew() {
+    let none = Vec::<String>::new();
+    let all = |part: &str| -> Vec<String> {
+        let names = ["conv", "layer.0.query", "layer.0.value"].iter().flat_map(|site| {
+            ["bias", "weight"].map(|name| format!("modules.a.{site}.{part}.{name}"))
+        });
+        names.collect()
+    };
+    let lt_sft = restarted(LtSft { choose_at: 0.5, ..LtSft::default() }, 4);
+    assert_eq!(lt_sft, [none.clone(), all("delta"), none.clone(), none.clone()]);
+    let ticket = restarted(LotteryTicket::default(), 4);
+    assert_eq!(ticket, [none.clone(), all("trained"), none.clone(), none.clone()]);
+    let pruned = restarted(LotteryTicket { rewind: false, ..LotteryTicket::default() }, 2);
+    assert_eq!(pruned, [none.clone(), none]);
+}
+
+#[test]
+fn parts_of_a_union_do_after_a_step_what_they_do_alone() {
+    let part = |site: &str, config: LtSft| Part::new(Targets::names([site]), config);
+    let lt_sft = |density| LtSft { density, choose_at: 0.5, l1: 0.0 };
+    let union = model(Union::new([part("query", lt_sft(0.25)), part("value", lt_sft(0.5))]));
+    let noise = |model: &Modular| {
+        for (name, p) in model.params().iter().filter(|(_, p)| !p.is_buffer()) {
+            // By what the parameter is called without a part.
+            let own = name.replace(".part0", "").replace(".part1", "");
+            let t = p.tensor();
+            let d = Init::Normal(1.0).tensor(&t.size(), Seed(8).child(&own), t.kind(), t.device());
+            no_grad(|| t.clone().copy_from(&d.unwrap())).unwrap();
+        }
+    };
+    noise(&union);
+    let restarted = union.after_step(&Tensors::new(), 1, 2).unwrap();
+    assert_eq!(restarted.len(), 4);
+    assert!(restarted.contains(&"modules.a.layer.0.value.part1.delta.bias".to_owned()));
+    for (i, (site, density)) in [("query", 0.25), ("value", 0.5)].into_iter().enumerate() {
+        let mut alone =
+            Modular::new(TinyBackbone::new(Seed(1), Kind::Float).unwrap(), Seed(2)).unwrap();
+        alone.attach("a", Box::new(lt_sft(density)), &Targets::names([site])).unwrap();
+        noise(&alone);
+        alone.after_step(&Tensors::new(), 1, 2).unwrap();
+        for name in ["mask.weight", "mask.bias", "delta.weight"] {
+            let of = |m: &Modular, part: &str| -> Vec<f32> {
+                let name = format!("modules.a.layer.0.{site}{part}.{name}");
+                let t = m.params().get(&name).unwrap().to_kind(Kind::Float).unwrap();
+                t.to_vec().unwrap()
+            };
+            let found = of(&union, &format!(".part{i}"));
+            assert_eq!(found, of(&alone, ""), "{site} {name}");
+            assert!(name != "mask.weight" || found.contains(&1.0) && found.contains(&0.0));
+        }
+    }
 }
 
 #[test]
@@ -489,5 +549,14 @@ fn pack_net_partitions_a_layer_and_earlier_tasks_stay_bit_for_bit() {
         }
     }
     assert_eq!(param(&model, "c.conv.own.weight").len(), 192);
+    // The first task trained the biases; they are its for good, and nobody else's parameters.
+    for bias in ["layer.0.query.bias", "conv.bias"] {
+        let theta: Vec<f32> = model.backbone().params().get(bias).unwrap().to_vec().unwrap();
+        assert!(first.1[bias].iter().zip(&theta).all(|(b, t)| b != t), "{bias}");
+        let (later, own) = (composed(&model, 2), bias.replace(".bias", ".own.bias"));
+        assert_eq!(bits(&later[bias]), bits(&first.1[bias]), "{bias}");
+        assert!(model.params().get(&format!("modules.a.{own}")).is_ok());
+        assert!(model.params().get(&format!("modules.c.{own}")).is_err());
+    }
     assert!(pack_next(&mut model, "a", "a").is_err());
 }

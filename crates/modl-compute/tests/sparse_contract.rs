@@ -4,7 +4,7 @@
 use modl_compute::sparse::Weights;
 use modl_compute::{
     BitFit, DiffPruning, EdgePopup, FishMask, Form, Full, Ia3, LnTuning, LotteryTicket, LtSft,
-    PackNet, Piggyback, SupSup, TrainableTokens, register,
+    PackNet, Part, Piggyback, SupSup, TrainableTokens, Union, register,
 };
 use modl_core::testing::{Identity, ModuleClaims, TinyBackbone, check_module};
 use modl_core::{Kind, Modular, ModuleConfig, Names, Registry, Seed, Targets};
@@ -63,6 +63,8 @@ fn trainable_tokens_are_rows_of_a_table_each_once() {
 #[test]
 fn bitfit() {
     check(BitFit {}, &["query", "output.norm", "head"], smooth(8 + 8 + 5));
+    // Tables of words have no bias, and are left as they are.
+    check(BitFit {}, &["words", "query"], smooth(8));
 }
 
 #[test]
@@ -110,18 +112,21 @@ fn masks_with_straight_through_gradients() {
 
 #[test]
 fn pack_net() {
-    check(PackNet::default(), &["query", "conv"], smooth(WEIGHT + 8 * 8 * 3));
+    check(PackNet::default(), &["query", "conv"], smooth(WEIGHT + BIAS + 8 * 8 * 3 + 8));
+    check(PackNet::default(), &["query", "output.norm"], smooth(WEIGHT + BIAS + 2 * 8));
 }
 
 #[test]
 fn a_site_with_nothing_to_train_is_refused_and_nothing_is_attached() {
     let mut model =
         Modular::new(TinyBackbone::new(Seed(1), Kind::Float).unwrap(), Seed(2)).unwrap();
-    let e = model
-        .attach("a", Box::new(BitFit {}), &Targets::names(["query", "words"]))
-        .unwrap_err()
-        .to_string();
-    assert!(e.contains("embeddings.words") && e.contains("[weight]"), "{e}");
+    for bitfit in [
+        Box::new(BitFit {}) as Box<dyn ModuleConfig>,
+        Box::new(Union::new([Part::new(Targets::names(["words"]), BitFit {})])),
+    ] {
+        let e = model.attach("a", bitfit, &Targets::names(["words"])).unwrap_err().to_string();
+        assert!(e.contains("none of the sites has a bias"), "{e}");
+    }
     let e = model.attach("a", Box::new(Full::default()), &Targets::names(["attention"]));
     assert!(e.unwrap_err().to_string().contains("layer.0.attention"));
     for wrong in [Box::new(LnTuning::default()) as Box<dyn ModuleConfig>, Box::new(Ia3::default())]

@@ -165,6 +165,7 @@ impl Modular {
                 layer.bank.insert(name, module)?;
             }
         }
+        config.check_built(&self.params.below(&format!("modules.{name}.")))?;
         if self.router.is_some() {
             self.grow_routers(sites, grown)?;
         }
@@ -353,21 +354,24 @@ impl Modular {
     }
 
     /// Lets every attached module do what it does after a step of training. `gradients` are by the
-    /// names of [`Modular::trainable`].
+    /// names of [`Modular::trainable`]. What comes back are the names of parameters that start anew:
+    /// an optimiser is to forget what it keeps of them.
     ///
     /// # Errors
     /// With the name of the module where it fails.
-    pub fn after_step(&self, gradients: &Tensors, done: u64, total: u64) -> Result<()> {
+    pub fn after_step(&self, gradients: &Tensors, done: u64, total: u64) -> Result<Vec<String>> {
+        let mut restarted = Vec::new();
         for (name, attached) in &self.attached {
             let prefix = format!("modules.{name}.");
             let own =
                 |(n, g): (&str, &Tensor)| Some((n.strip_prefix(&prefix)?.to_owned(), g.clone()));
             let gradients = gradients.iter().filter_map(own).collect();
             let params = self.params.below(&prefix);
-            let step = Step { done, total, gradients };
+            let step = Step::new(done, total, gradients);
             crate::no_grad(|| attached.config.after_step(&params, &step)).at(&prefix)?;
+            restarted.extend(step.restarted().into_iter().map(|n| prefix.clone() + &n));
         }
-        Ok(())
+        Ok(restarted)
     }
 
     /// Makes exactly the selected parameters trainable.

@@ -1,5 +1,7 @@
 //! Computation: what a module does to the base function at its site.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::fmt::Debug;
 
 use serde_json::Value;
@@ -106,6 +108,15 @@ pub trait ModuleConfig: Debug + Send {
     /// Where the kind does not work at this kind of site, or the configuration does not fit it.
     fn build(&self, at: &Attachment, scope: &mut Scope) -> Result<Box<dyn Module>>;
 
+    /// Checks what the method has made at all the sites that it is attached to, by `SITE.PARAM`,
+    /// before it counts as attached.
+    ///
+    /// # Errors
+    /// Where a method that may leave sites out has left out all of them.
+    fn check_built(&self, _params: &ParamStore) -> Result<()> {
+        Ok(())
+    }
+
     /// Where the method usually stands, for tables and for users who do not say.
     fn usual_targets(&self) -> Targets {
         Targets::pattern("all-linear")
@@ -139,6 +150,7 @@ impl<'a> Attachment<'a> {
 
 /// A step of training that has just been done.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Step {
     /// The number of steps that are done, at least 1.
     pub done: u64,
@@ -147,6 +159,25 @@ pub struct Step {
     /// The gradients of this step by the parameters' names, as [`ModuleConfig::after_step`] has
     /// them; none where a parameter was not used.
     pub gradients: Tensors,
+    restarted: RefCell<BTreeSet<String>>,
+}
+
+impl Step {
+    /// Step number `done` of `total` with these gradients.
+    pub fn new(done: u64, total: u64, gradients: Tensors) -> Self {
+        Step { done, total, gradients, restarted: RefCell::default() }
+    }
+
+    /// Says that the parameter of that name (as [`ModuleConfig::after_step`] has it) starts anew, so
+    /// that what an optimiser keeps of it (momentum, the count of steps) is to be forgotten.
+    pub fn restart(&self, name: impl Into<String>) {
+        self.restarted.borrow_mut().insert(name.into());
+    }
+
+    /// The parameters that start anew.
+    pub fn restarted(&self) -> Vec<String> {
+        self.restarted.borrow().iter().cloned().collect()
+    }
 }
 
 /// A change of a weight as a product of two thin matrices: ΔW = scale · up · down.

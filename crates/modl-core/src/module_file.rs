@@ -164,6 +164,7 @@ impl Modular {
             let at = Attachment { site, theta: &backbone.theta(site)?, sites: &sites };
             config.build(&at, &mut top.sub(&site.path)).at(&site.path)?;
         }
+        config.check_built(&store)?;
         Ok(store)
     }
 

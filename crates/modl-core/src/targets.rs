@@ -20,6 +20,8 @@ pub enum Names {
     /// PEFT, the layer that makes logits of the last hidden states (`lm_head`) is not among all
     /// linear ones.
     Pattern(String),
+    /// The sites of each of several targets.
+    Any(Vec<Targets>),
 }
 
 /// Which sites a module attaches to.
@@ -54,6 +56,11 @@ impl Targets {
         Self::new(Names::Pattern(pattern.into()))
     }
 
+    /// The sites of each of several targets.
+    pub fn any(targets: impl IntoIterator<Item = Targets>) -> Self {
+        Self::new(Names::Any(targets.into_iter().collect()))
+    }
+
     /// Sites that fit, without further conditions.
     pub fn new(names: Names) -> Self {
         Targets { names, exclude: None, layers: None, layers_pattern: Vec::new() }
@@ -81,6 +88,11 @@ impl Targets {
                 }
             }
         }
+        if let Names::Any(parts) = &self.names {
+            for part in parts {
+                part.select(sites)?;
+            }
+        }
         if found.is_empty() {
             let all = last_names(sites).join(", ");
             return Err(Error::invalid(
@@ -92,7 +104,12 @@ impl Targets {
     }
 
     fn filter<'a>(&self, sites: &'a [Site]) -> Result<Vec<&'a Site>> {
-        if self.layers.is_some() && matches!(self.names, Names::Pattern(_)) {
+        let fits = self.filter_of_one()?;
+        Ok(sites.iter().filter(|s| fits(s)).collect())
+    }
+
+    fn filter_of_one(&self) -> Result<Box<dyn Fn(&Site) -> bool + '_>> {
+        if self.layers.is_some() && !matches!(self.names, Names::List(_)) {
             return Err(Error::invalid(
                 "layers_to_transform",
                 "cannot be used with a pattern; put the layers into the pattern",
@@ -102,12 +119,11 @@ impl Targets {
         let unwanted = self.exclude.as_ref().map(Matcher::new).transpose()?;
         let layers = self.layers.as_ref().map(|l| LayerFilter::new(l, &self.layers_pattern));
         let layers = layers.transpose()?;
-        let fits = |s: &&Site| {
+        Ok(Box::new(move |s: &Site| {
             wanted.fits(s)
                 && !unwanted.as_ref().is_some_and(|m| m.fits(s))
                 && layers.as_ref().is_none_or(|l| l.fits(&s.path))
-        };
-        Ok(sites.iter().filter(fits).collect())
+        }))
     }
 }
 
@@ -131,6 +147,7 @@ enum Matcher<'a> {
     List(&'a [String]),
     Kinds(Vec<SiteKind>),
     Pattern(Box<Regex>),
+    Any(Vec<Box<dyn Fn(&Site) -> bool + 'a>>),
 }
 
 impl<'a> Matcher<'a> {
@@ -141,6 +158,9 @@ impl<'a> Matcher<'a> {
                 Some(kinds) => Matcher::Kinds(kinds),
                 None => Matcher::Pattern(Box::new(regex(&format!("^(?:{p})$"), p)?)),
             },
+            Names::Any(parts) => {
+                Matcher::Any(parts.iter().map(Targets::filter_of_one).collect::<Result<_>>()?)
+            }
         })
     }
 
@@ -151,6 +171,7 @@ impl<'a> Matcher<'a> {
                 kinds.contains(&site.kind) && !ends_with(&site.path, OUTPUT_LAYER)
             }
             Matcher::Pattern(p) => p.is_match(&site.path),
+            Matcher::Any(parts) => parts.iter().any(|fits| fits(site)),
         }
     }
 }
@@ -230,6 +251,19 @@ mod tests {
         assert_eq!(chosen(&Targets { layers: Some(vec![1]), ..query.clone() }), [4]);
         let exclude = Some(Names::List(vec!["layer.1.attention.self.query".into()]));
         assert_eq!(chosen(&Targets { exclude, ..query }), [1]);
+    }
+
+    #[test]
+    fn any_of_several_targets_and_none_of_them_in_vain() {
+        let query = Targets { layers: Some(vec![1]), ..Targets::names(["query"]) };
+        let both = Targets::any([query, Targets::pattern("all-embedding")]);
+        assert_eq!(chosen(&both), [0, 4]);
+        let text = serde_json::to_string(&both).unwrap();
+        assert_eq!(serde_json::from_str::<Targets>(&text).unwrap(), both);
+        let vain = Targets::any([Targets::names(["query"]), Targets::pattern("all-conv")]);
+        assert!(vain.select(&sites()).is_err());
+        let exclude = Some(Names::Any(vec![Targets::pattern(".*query")]));
+        assert_eq!(chosen(&Targets { exclude, ..Targets::pattern("all-linear") }), [2, 3]);
     }
 
     #[test]

@@ -137,7 +137,9 @@ impl<'a> Trainer<'a> {
             let lr = self.config.lr * self.config.schedule.factor(self.step, steps);
             self.optimizer.step(&self.params, &grads, &|n| lr * self.config.lr_factor(n))?;
             self.step += 1;
-            self.model.after_step(&self.named(&grads), self.step, steps)?;
+            for name in self.model.after_step(&self.named(&grads), self.step, steps)? {
+                self.optimizer.forget(&name);
+            }
 
             unused.retain(|i| grads.get(*i).is_some_and(Option::is_none));
             if cfg!(debug_assertions) && !frozen.is_empty() && self.step == 1 {

@@ -8,14 +8,18 @@
 //! Rücklé et al. 2021, *AdapterDrop: On the Efficiency of Adapters in Transformers*, arXiv
 //! 2010.11918. Survey §3.3, function composition.
 
+use std::path::Path;
+
+use modl_core::checkpoint::Checkpoint;
 use modl_core::{
-    Attachment, Context, Error, Host, LowRank, Module, ModuleConfig, ParamStore, Result, Scope,
-    Signal, Step, Targets, Tensor, Tensors,
+    Attachment, Context, Error, Host, LowRank, Modular, Module, ModuleConfig, ModuleHeader,
+    ParamStore, Result, Scope, Select, Signal, Step, Targets, Tensor, Tensors,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Bottleneck, Nested, absent::Absent};
+use super::{Bottleneck, Nested};
+use crate::absent::Absent;
 
 /// Configuration of AdapterDrop around another method, at that one's sites.
 #[derive(Debug, Serialize, Deserialize)]
@@ -72,6 +76,49 @@ impl ModuleConfig for AdapterDrop {
     fn after_step(&self, params: &ParamStore, step: &Step) -> Result<()> {
         self.config.after_step(params, step)
     }
+}
+
+/// Attaches a module from its file without its modules below layer `first`: what was trained
+/// robustly is used with as many layers as there is time for. The file's method may be AdapterDrop
+/// or any method of this crate.
+///
+/// # Errors
+/// Where the file has no modules for layers from `first` on because it was made with a larger one,
+/// and otherwise as [`Modular::load_module`]; then nothing has been attached.
+pub fn load_dropped(
+    model: &mut Modular,
+    path: impl AsRef<Path>,
+    name: Option<&str>,
+    first: i64,
+) -> Result<String> {
+    let path = path.as_ref();
+    let header = ModuleHeader::read(path)?;
+    model.check_base(path, &header.base)?;
+    let saved: Nested = modl_core::from_json("module", header.config.clone())?;
+    let whole = model.parameters_of(&*saved, &header.targets)?;
+    let tensors = Checkpoint::open(path)?.tensors(model.device())?;
+    let found = tensors.iter().map(|(n, t)| (n.as_str(), t));
+    whole.load(&path.display().to_string(), found, &Select::all())?;
+
+    let config = match saved.kind() {
+        "adapter_drop" => {
+            let before: AdapterDrop = modl_core::from_json("adapter_drop", saved.to_json()?)?;
+            if before.first > first {
+                let problem = format!("has no modules below layer {}, not {first}", before.first);
+                return Err(Error::file(path, problem));
+            }
+            AdapterDrop { first, ..before }
+        }
+        _ => AdapterDrop { config: saved, first, random: 0 },
+    };
+    let left = model.parameters_of(&config, &header.targets)?;
+    let source = format!("{} from layer {first} on", path.display());
+    let kept: Vec<&str> = left.iter().map(|(n, _)| n).collect();
+    let kept = whole.iter().filter(|(n, _)| kept.contains(n)).map(|(n, p)| (n, p.tensor()));
+    left.load(&source, kept, &Select::all())?;
+    let name = name.unwrap_or(&header.name);
+    model.attach_with(name, Box::new(config), &header.targets, &left)?;
+    Ok(name.to_owned())
 }
 
 /// A module that some steps of training skip.

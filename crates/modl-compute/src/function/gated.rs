@@ -53,6 +53,13 @@ impl ModuleConfig for Gated {
     }
 
     fn build(&self, at: &Attachment, scope: &mut Scope) -> Result<Box<dyn Module>> {
+        if at.site.kind == SiteKind::Tokens {
+            let inner = self.config.build(at, scope)?;
+            // A prefix moves positions there; that has no change of vectors to gate.
+            if inner.phi().is_empty() {
+                return Ok(inner);
+            }
+        }
         let width = match at.site.kind {
             // Queries, whose heads together are as wide as the output.
             SiteKind::Attention => at.site.output,
@@ -71,6 +78,10 @@ impl ModuleConfig for Gated {
             weight: scope.param(WEIGHT, &[1, width], Init::Normal(0.02))?,
             bias: scope.param(BIAS, &[1], Init::Zeros)?,
         }))
+    }
+
+    fn check_built(&self, params: &ParamStore) -> Result<()> {
+        self.config.check_built(params)
     }
 
     fn after_step(&self, params: &ParamStore, step: &Step) -> Result<()> {

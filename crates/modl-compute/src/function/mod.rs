@@ -1,6 +1,5 @@
 //! Function composition: modules that work on what a base function returns, f_φ ∘ f_θ. Survey §3.3.
 
-mod absent;
 mod adapter_drop;
 mod bottleneck;
 mod compacter;
@@ -19,7 +18,7 @@ mod union;
 
 use modl_core::{Catalog, ModuleConfig, Result};
 
-pub use adapter_drop::AdapterDrop;
+pub use adapter_drop::{AdapterDrop, load_dropped};
 pub use bottleneck::{Bottleneck, BottleneckInit, Residual, Scaling};
 pub use compacter::Compacter;
 pub use conditional_norm::ConditionalNorm;

@@ -8,15 +8,16 @@
 //! α starts at 0, so that a fresh module changes nothing. Beside the convolution α is the same as
 //! an addition to the centre of its kernel, and is computed and merged as that; stride, padding and
 //! groups are f's own. Behind it, the batch norm with its gain, bias and running averages belongs to
-//! the module: in training it normalises by the batch and moves the averages.
+//! the module: in training it normalises by the batch, and each step moves the averages once,
+//! however often a forward pass was computed.
 //!
 //! Rebuffi et al. 2017, *Learning multiple visual domains with residual adapters*, arXiv 1705.08045
 //! (series); 2018, *Efficient parametrization of multi-domain deep neural networks*, arXiv
 //! 1803.10082 (parallel). Survey §3.3, function composition.
 
 use modl_core::{
-    Attachment, Context, Error, Host, Init, Module, ModuleConfig, Result, Scope, Signal, SiteKind,
-    Targets, Tensor, Tensors, no_grad,
+    Attachment, Context, Error, Host, Init, Module, ModuleConfig, ParamStore, Result, Scope,
+    Signal, SiteKind, Step, Targets, Tensor, Tensors, no_grad,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -26,6 +27,9 @@ const GAIN: &str = "norm.weight";
 const BIAS: &str = "norm.bias";
 const MEAN: &str = "norm.running_mean";
 const VAR: &str = "norm.running_var";
+
+/// What forward passes of the present step have seen: in rows the sums of n·mean, n·variance and n.
+const SEEN: &str = "norm.seen";
 
 /// How far the running averages move towards a batch's, and what is added to a variance, as in
 /// PyTorch.
@@ -83,6 +87,7 @@ impl ModuleConfig for ResidualAdapter {
                 phi,
                 mean: scope.buffer(MEAN, &Tensor::zeros(&[c], kind, device)?)?,
                 var: scope.buffer(VAR, &Tensor::ones(&[c], kind, device)?)?,
+                seen: scope.buffer(SEEN, &Tensor::zeros(&[3, c], kind, device)?)?,
             }));
         }
         let kernel = at.theta.need("weight")?.size();
@@ -96,6 +101,23 @@ impl ModuleConfig for ResidualAdapter {
             ));
         }
         Ok(Box::new(Parallel { alpha: scope.param(ALPHA, &[c, *input, 1, 1], Init::Zeros)? }))
+    }
+
+    fn after_step(&self, params: &ParamStore, _: &Step) -> Result<()> {
+        for (name, p) in params.iter() {
+            let Some(site) = name.strip_suffix(SEEN) else { continue };
+            let seen = p.tensor();
+            let n = seen.select(0, 2)?;
+            if n.largest()?.item()? == 0.0 {
+                continue; // No row of this step came by.
+            }
+            for (row, of) in [(0, MEAN), (1, VAR)] {
+                let batch = seen.select(0, row)?.div(&n)?;
+                params.get(&format!("{site}{of}"))?.clone().lerp_in_place(&batch, MOMENTUM)?;
+            }
+            seen.clone().zero_in_place()?;
+        }
+        Ok(())
     }
 }
 
@@ -135,6 +157,8 @@ struct Series {
     /// Running averages, `[out]`.
     mean: Tensor,
     var: Tensor,
+    /// `[3, out]`.
+    seen: Tensor,
 }
 
 impl Series {
@@ -150,8 +174,8 @@ impl Series {
         no_grad(|| {
             // The running variance is the unbiased one.
             let unbiased = var.mul_scalar(n / (n - 1.0).max(1.0))?;
-            self.mean.clone().lerp_in_place(&mean.to_kind(self.mean.kind())?, MOMENTUM)?;
-            self.var.clone().lerp_in_place(&unbiased.to_kind(self.var.kind())?, MOMENTUM)
+            let now = Tensor::stack(&[mean.clone(), unbiased, mean.ones_like()?], 0)?;
+            self.seen.clone().add_in_place(&now.mul_scalar(n)?.to_kind(self.seen.kind())?)
         })?;
         Ok((mean, var))
     }
@@ -180,7 +204,8 @@ impl Module for Series {
     /// The running averages stay this module's.
     fn with_phi(&self, phi: &Tensors) -> Result<Box<dyn Module>> {
         let phi = self.phi.map(|name, _| Ok(phi.need(name)?.clone()))?;
-        Ok(Box::new(Series { phi, mean: self.mean.clone(), var: self.var.clone() }))
+        let (mean, var, seen) = (self.mean.clone(), self.var.clone(), self.seen.clone());
+        Ok(Box::new(Series { phi, mean, var, seen }))
     }
 
     fn signature(&self) -> String {

@@ -70,20 +70,31 @@ pub const FORMS: [Form; 6] = [
     },
 ];
 
-/// MAM, the mix-and-match adapter: a short prefix at every attention and scaled parallel adapters
-/// beside the feed-forward layers. `prefix` is a method for `attention` sites.
-pub fn mam(prefix: impl ModuleConfig + 'static) -> Union {
+/// The width of the bottlenecks in [`mam`], b.
+const MAM_BOTTLENECK: f64 = 512.0;
+
+/// MAM, the mix-and-match adapter: a short prefix (of 30 tokens, as [`PrefixTuning`] has by default)
+/// at every attention, and parallel adapters of width 512, scaled by 4, beside the feed-forward
+/// layers. `prefix` stands at its usual targets, `width` is that of the hidden states.
+///
+/// [`PrefixTuning`]: crate::PrefixTuning
+pub fn mam(prefix: impl ModuleConfig + 'static, width: i64) -> Union {
+    // ⌊width ⁄ (width ⁄ 512)⌋ is 512: dividing by a power of two is exact.
+    let reduction_factor = width as f64 / MAM_BOTTLENECK;
     Union::new([
-        Part::new(Targets::pattern("all-attention"), prefix),
-        Part::new(Bottleneck::parallel_sites(), Bottleneck::parallel()),
+        Part::new(prefix.usual_targets(), prefix),
+        Part::new(
+            Bottleneck::parallel_sites(),
+            Bottleneck { reduction_factor, ..Bottleneck::parallel() },
+        ),
     ])
 }
 
 /// UniPELT: a prefix, LoRA on queries and values and bottleneck adapters, each behind a gate of its
-/// own. `prefix` is a method for `attention` sites.
+/// own. `prefix` stands at its usual targets; the authors' has 10 tokens.
 pub fn unipelt(prefix: impl ModuleConfig + 'static) -> Union {
     Union::new([
-        Part::new(Targets::pattern("all-attention"), Gated::new(prefix)),
+        Part::new(prefix.usual_targets(), Gated::new(prefix)),
         Part::new(Targets::names(["query", "value"]), Gated::new(Lora::default())),
         Part::new(Bottleneck::pfeiffer_sites(), Gated::new(Bottleneck::pfeiffer())),
     ])

@@ -12,7 +12,8 @@ use modl_core::{
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Nested, absent::Absent};
+use super::Nested;
+use crate::absent::Absent;
 
 /// A method and where it stands.
 #[derive(Debug, Serialize, Deserialize)]
@@ -45,8 +46,7 @@ impl Union {
         Union { parts: parts.into_iter().collect() }
     }
 
-    /// The sites among `sites` that a part takes: what to attach the union to, so that routers and
-    /// aggregators stand nowhere else.
+    /// The sites among `sites` that a part takes, by their paths.
     ///
     /// # Errors
     /// Where the targets of a part fit no site.
@@ -88,9 +88,9 @@ impl ModuleConfig for Union {
         modl_core::to_json(self.kind(), self)
     }
 
-    /// Everywhere: the parts' own targets say where. [`Union::targets`] is narrower.
+    /// Those of its parts, so that routers and aggregators stand nowhere else.
     fn usual_targets(&self) -> Targets {
-        Targets::pattern(".*")
+        Targets::any(self.parts.iter().map(|part| part.targets.clone()))
     }
 
     fn build(&self, at: &Attachment, scope: &mut Scope) -> Result<Box<dyn Module>> {
@@ -115,12 +115,23 @@ impl ModuleConfig for Union {
         Ok(found.unwrap_or_else(|| Box::new(Absent)))
     }
 
+    fn check_built(&self, params: &ParamStore) -> Result<()> {
+        let mut parts = self.parts.iter().enumerate();
+        parts.try_for_each(|(i, part)| part.config.check_built(&params.renamed(|n| of_part(i, n))))
+    }
+
     fn after_step(&self, params: &ParamStore, step: &Step) -> Result<()> {
         for (i, part) in self.parts.iter().enumerate() {
-            let own = |name: &str| of_part(i, name);
-            let gradients = step.gradients.iter().filter_map(|(n, g)| Some((own(n)?, g.clone())));
-            let step = Step { gradients: gradients.collect(), ..*step };
-            part.config.after_step(&params.renamed(own), &step)?;
+            let gradients = step.gradients.iter();
+            let gradients = gradients.filter_map(|(n, g)| Some((of_part(i, n)?, g.clone())));
+            let own = Step::new(step.done, step.total, gradients.collect());
+            part.config.after_step(&params.renamed(|n| of_part(i, n)), &own)?;
+            let restarted = own.restarted();
+            for (name, _) in params.iter() {
+                if of_part(i, name).is_some_and(|n| restarted.contains(&n)) {
+                    step.restart(name);
+                }
+            }
         }
         Ok(())
     }

@@ -183,7 +183,11 @@ pub(super) fn render(mut fields: Map<String, Value>) -> Result<String> {
 fn write_targets(targets: &Targets, sites: &[&Site], has_layers: bool) -> Map<String, Value> {
     // What is "all" depends on who reads it, so it is written out, as PEFT does; and so it is where
     // the type cannot say which layers.
-    let all = matches!(&targets.names, Names::Pattern(p) if p.starts_with("all-"));
+    let all = match &targets.names {
+        Names::Pattern(p) => p.starts_with("all-"),
+        Names::Any(_) => true,
+        Names::List(_) => false,
+    };
     let names = if all || (targets.layers.is_some() && !has_layers) {
         Names::List(sites.iter().map(|s| s.path.clone()).collect())
     } else {

@@ -100,5 +100,5 @@ pub fn choose_fish_mask(
         return Err(Error::invalid(format!("module `{name}`"), problem));
     }
     let scores = fisher(&deltas, examples, log_p)?;
-    no_grad(|| choose(&params, config.density, &scores))
+    no_grad(|| choose(&params, config.density, &scores)).map(drop)
 }

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::full::{Form, effective, learned};
-use super::masked::{MASK, open_mask, part};
+use super::masked::{MASK, names_of, open_mask, part};
 use super::top_k::{share, top_k, top_k_across};
 
 /// What is trained, and what it goes back to.
@@ -34,7 +34,7 @@ pub struct LotteryTicket {
     /// The number of rounds, at least 1; default 1. Rounds and the last training share the steps
     /// evenly.
     pub rounds: u64,
-    /// Whether w goes back after each round; default true.
+    /// Whether w, and with it the state of the optimiser, goes back after each round; default true.
     pub rewind: bool,
     /// w goes back to what it was after so many steps; default 0, which is θ. It has to be before
     /// the first round ends.
@@ -126,7 +126,13 @@ impl ModuleConfig for LotteryTicket {
         }
         let ends = |r: &u64| step.done == self.end_of(*r, step.total);
         match (1..=self.rounds).rev().find(ends) {
-            Some(round) => self.prune(params, round),
+            Some(round) => {
+                self.prune(params, round)?;
+                if self.rewind {
+                    names_of(params, TRAINED).into_iter().for_each(|name| step.restart(name));
+                }
+                Ok(())
+            }
             None => Ok(()),
         }
     }

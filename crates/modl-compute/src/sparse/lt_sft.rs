@@ -21,8 +21,8 @@ pub struct LtSft {
     /// K as a share of the parameters of all its sites, in (0, 1]; default 0.01. K is rounded down.
     pub density: f64,
     /// The share of the training steps after which the mask is chosen, in (0, 1]; default 0.5. It
-    /// is chosen once: a later training goes on with phase 2. The optimiser keeps its state, so
-    /// that its momentum carries over into phase 2.
+    /// is chosen once: a later training goes on with phase 2. Phase 2 starts with a fresh state of
+    /// the optimiser.
     pub choose_at: f64,
     /// λ; default 0, which is no penalty. The authors use 0.1 for languages.
     pub l1: f64,
@@ -56,6 +56,8 @@ impl ModuleConfig for LtSft {
         if step.done != step_at(self.choose_at, step.total) || !is_open(&part(params, MASK))? {
             return Ok(());
         }
-        choose(params, self.density, &part(params, DELTA).map(|_, d| d.abs())?)
+        let scores = part(params, DELTA).map(|_, d| d.abs())?;
+        choose(params, self.density, &scores)?.into_iter().for_each(|name| step.restart(name));
+        Ok(())
     }
 }

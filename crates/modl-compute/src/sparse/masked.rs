@@ -81,8 +81,8 @@ pub(super) fn is_open(masks: &Tensors) -> Result<bool> {
 }
 
 /// Lets the share `density` of all weights with the largest scores through the masks, and sets
-/// every δ to 0.
-pub(super) fn choose(params: &ParamStore, density: f64, scores: &Tensors) -> Result<()> {
+/// every δ to 0. Gives the names of what starts anew.
+pub(super) fn choose(params: &ParamStore, density: f64, scores: &Tensors) -> Result<Vec<String>> {
     let masks = part(params, MASK);
     let n = scores.iter().map(|(_, t)| t.numel()).sum();
     for (key, chosen) in top_k_across(scores, share(density, n))?.iter() {
@@ -91,7 +91,16 @@ pub(super) fn choose(params: &ParamStore, density: f64, scores: &Tensors) -> Res
     for (_, delta) in part(params, DELTA).iter() {
         delta.clone().zero_in_place()?;
     }
-    Ok(())
+    Ok(names_of(params, DELTA))
+}
+
+/// The names of the tensors `SITE.PART.NAME`.
+pub(super) fn names_of(params: &ParamStore, part: &str) -> Vec<String> {
+    let of_part = |name: &&str| {
+        let head = name.rsplit_once('.').map(|(head, _)| head);
+        head.and_then(|h| h.strip_suffix(part)).is_some_and(|site| site.ends_with('.'))
+    };
+    params.iter().map(|(name, _)| name).filter(of_part).map(str::to_owned).collect()
 }
 
 /// θ + δ where the mask is on, θ itself elsewhere.

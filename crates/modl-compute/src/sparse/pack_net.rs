@@ -7,14 +7,15 @@
 //!
 //! Each task is a module of its own in the same bank. A module holds the map and the earlier
 //! values as buffers, which no optimiser touches: earlier tasks stay what they were bit for bit,
-//! whatever weight decay or momentum does. Biases are θ's for all tasks.
+//! whatever weight decay or momentum does. Biases, and the gains of normalisations, are trained by
+//! the first task, which owns them whole, and are the same for all tasks.
 //!
 //! Mallya and Lazebnik 2018, *PackNet: Adding Multiple Tasks to a Single Network by Iterative
 //! Pruning*, arXiv 1711.05769. Survey §3.1, parameter composition.
 
 use modl_core::{
-    Attachment, Error, Kind, Modular, Module, ModuleConfig, ParamStore, Result, Scope, Step,
-    Tensor, Tensors, no_grad,
+    Attachment, Error, Kind, Modular, Module, ModuleConfig, ParamStore, Result, Scope, SiteKind,
+    Step, Tensor, Tensors, no_grad,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -28,8 +29,8 @@ const OWNER: &str = "owner";
 const EARLIER: &str = "earlier";
 const WEIGHT: &str = "weight";
 
-/// Configuration of one task of PackNet at sites with a `weight`. Attach the first as it is, and
-/// further ones with [`pack_next`].
+/// Configuration of one task of PackNet at sites that have parameters. Attach the first as it is,
+/// and further ones with [`pack_next`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PackNet {
@@ -63,16 +64,28 @@ impl ModuleConfig for PackNet {
         if self.task == 0 {
             return Err(Error::invalid("pack_net.task", "is 0, wants at least 1"));
         }
-        let theta = learned(at, |name| name == WEIGHT)?.need(WEIGHT)?.clone();
-        let all = f64::from(self.task);
-        let owner = Tensor::full(&theta.size(), all, Kind::Uint8, theta.device())?;
-        let own = scope.sub(OWN).param_from(WEIGHT, &theta)?;
-        Ok(Box::new(Packed {
-            task: self.task,
-            owner: scope.sub(OWNER).buffer(WEIGHT, &owner)?,
-            earlier: scope.sub(EARLIER).buffer(WEIGHT, &own.detach()?.zeros_like()?)?,
-            own,
-        }))
+        let theta = learned(at, |_| true)?;
+        let norm = matches!(at.site.kind, SiteKind::Norm | SiteKind::BatchNorm);
+        let (mut packed, mut whole) = (None, Tensors::new());
+        for (name, t) in theta.iter() {
+            if name == WEIGHT && !norm {
+                let all = f64::from(self.task);
+                let owner = Tensor::full(&t.size(), all, Kind::Uint8, t.device())?;
+                let own = scope.sub(OWN).param_from(WEIGHT, t)?;
+                packed = Some(Packed {
+                    task: self.task,
+                    owner: scope.sub(OWNER).buffer(WEIGHT, &owner)?,
+                    earlier: scope.sub(EARLIER).buffer(WEIGHT, &own.detach()?.zeros_like()?)?,
+                    own,
+                });
+            } else if self.task == 1 {
+                whole.set(name.to_owned(), scope.sub(OWN).param_from(name, t)?);
+            } else {
+                let t = t.to_kind(scope.kind())?;
+                whole.set(name.to_owned(), scope.sub(EARLIER).buffer(name, &t)?);
+            }
+        }
+        Ok(Box::new(PackedSite { packed, whole }))
     }
 
     fn after_step(&self, params: &ParamStore, step: &Step) -> Result<()> {
@@ -143,11 +156,25 @@ pub fn pack_next(model: &mut Modular, previous: &str, name: &str) -> Result<()> 
             new_earlier.need(key)?.clone().copy_from(&values)?;
             new_own.need(key)?.clone().zero_in_place()?;
         }
+        // What the first task owns whole.
+        for (key, fixed) in new_earlier.iter().filter(|(key, _)| owners.get(key).is_none()) {
+            let before = own.get(key).map_or_else(|| earlier.need(key), Ok)?;
+            fixed.clone().copy_from(before)?;
+        }
         Ok(())
     })
 }
 
-/// One task at one site; all of the weight's shape.
+/// One task at one site.
+#[derive(Debug)]
+struct PackedSite {
+    /// The weight, where it is shared among tasks.
+    packed: Option<Packed>,
+    /// What the first task owns whole, by θ's names: trained by it, buffers for later ones.
+    whole: Tensors,
+}
+
+/// A weight; all of its shape.
 #[derive(Debug)]
 struct Packed {
     task: u8,
@@ -159,30 +186,46 @@ struct Packed {
 }
 
 impl Packed {
-    fn packed(&self) -> Result<Tensor> {
+    fn weight(&self) -> Result<Tensor> {
         let mine = self.owner.eq_scalar(f64::from(self.task))?;
         self.own.where_else(&mine, &self.earlier)
     }
 }
 
-impl Module for Packed {
+impl PackedSite {
+    /// θ' of this task.
+    fn all(&self) -> Result<Tensors> {
+        match &self.packed {
+            Some(packed) => Ok(self.whole.clone().with(WEIGHT, packed.weight()?)),
+            None => Ok(self.whole.clone()),
+        }
+    }
+}
+
+impl Module for PackedSite {
     fn kind(&self) -> &'static str {
         "pack_net"
     }
 
     fn compose(&self, theta: &Tensors) -> Result<Option<Tensors>> {
-        let packed = self.packed()?.to_kind(theta.need(WEIGHT)?.kind())?;
-        Ok(Some(theta.clone().with(WEIGHT, packed)))
+        let mut all = theta.clone();
+        for (name, own) in self.all()?.iter() {
+            all.set(name.to_owned(), own.to_kind(theta.need(name)?.kind())?);
+        }
+        Ok(Some(all))
     }
 
     /// The whole weight: tasks that are averaged own different parts of it.
     fn phi(&self) -> Tensors {
-        // Where it fails `with_phi` misses the name.
-        self.packed().map(|w| Tensors::new().with(WEIGHT, w)).unwrap_or_default()
+        // Where it fails `with_phi` misses the names.
+        self.all().unwrap_or_default()
     }
 
     fn with_phi(&self, phi: &Tensors) -> Result<Box<dyn Module>> {
-        let names = Tensors::new().with(WEIGHT, self.own.clone());
+        let mut names = self.whole.clone();
+        if let Some(packed) = &self.packed {
+            names.set(WEIGHT, packed.own.clone());
+        }
         effective(self.kind(), Form::Copy, &names, phi)
     }
 }

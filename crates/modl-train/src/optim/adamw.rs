@@ -102,6 +102,10 @@ impl Optimizer for AdamW {
         theta.addcdiv_in_place(first, &below)
     }
 
+    fn forget(&mut self, name: &str) {
+        self.moments.remove(name);
+    }
+
     fn state(&self) -> Result<Vec<(String, Tensor)>> {
         let mut state = Vec::with_capacity(3 * self.moments.len());
         for (name, m) in &self.moments {

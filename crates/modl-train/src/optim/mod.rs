@@ -26,6 +26,9 @@ pub trait Optimizer: Debug + Send {
     /// Where the gradient does not have the parameter's shape.
     fn update(&mut self, name: &str, theta: Tensor, grad: &Tensor, lr: f64) -> Result<()>;
 
+    /// Forgets what it keeps of one parameter, whose next step is as its first.
+    fn forget(&mut self, name: &str);
+
     /// One step in place. `grads` has an entry for each of `params`; where it is `None` the
     /// parameter is left alone. `lr` gives the learning rate of a parameter by its name.
     ///

@@ -79,6 +79,10 @@ impl Optimizer for Sgd {
         theta.addcmul_in_place(&direction, &rate)
     }
 
+    fn forget(&mut self, name: &str) {
+        self.buffers.remove(name);
+    }
+
     fn state(&self) -> Result<Vec<(String, Tensor)>> {
         Ok(self.buffers.iter().map(|(n, b)| (format!("momentum.{n}"), b.clone())).collect())
     }
