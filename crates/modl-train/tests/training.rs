@@ -5,8 +5,11 @@ mod toy;
 
 use std::path::Path;
 
+use modl_aggregate::WeightedSum;
+use modl_compute::{CrossStitch, Lora, LtSft};
 use modl_core::testing::{Given, Sum};
-use modl_core::{Context, Error, Modular, Result, Seed, Tensor};
+use modl_core::{Context, Error, Modular, Result, Seed, Targets, Tensor};
+use modl_route::Fixed;
 use modl_train::{
     Batch, Event, Objective, OptimizerConfig, Prediction, Sink, TrainConfig, Trainer, evaluate,
     mean_absolute_error,
@@ -354,4 +357,67 @@ fn a_phase_may_hide_the_tasks() {
     let hide = |_: &Batch, cx: Context| Ok(cx);
     let e = evaluate(&model, &head, &data(2), 4, &hide).unwrap_err().to_string();
     assert!(e.contains("needs a task name"), "{e}");
+}
+
+/// The largest and the smallest number other than 0 in a parameter's size.
+fn sizes(model: &Modular, name: &str) -> (f64, f64) {
+    let all: Vec<f32> = model.params().get(name).unwrap().to_vec().unwrap();
+    let all = all.into_iter().map(|v| f64::from(v.abs())).filter(|v| *v > 0.0);
+    all.fold((0.0, f64::INFINITY), |(most, least), v| (v.max(most), v.min(least)))
+}
+
+#[test]
+fn what_goes_back_to_its_start_has_no_momentum_left() {
+    let sizes_after = |steps: u64| {
+        let (mut model, head) = (Modular::new(toy::backbone(), Seed(3)).unwrap(), head());
+        let lt_sft = LtSft { density: 0.2, choose_at: 4.0 / steps as f64, l1: 0.0 };
+        model.attach("a", Box::new(lt_sft), &Targets::names(["query"])).unwrap();
+        model.route(Box::new(Fixed::modules(["a"])), false).unwrap();
+        model.aggregate(Box::new(WeightedSum::default())).unwrap();
+        head.setup(&mut model).unwrap();
+        let mut trainer = Trainer::new("toy", &model, &head, config(steps), Seed(7)).unwrap();
+        trainer.train(&data(10), &Batch::describe, &mut ()).unwrap();
+        sizes(&model, "modules.a.layer.0.query.delta.weight")
+    };
+    assert_eq!(sizes_after(4), (0.0, f64::INFINITY), "rewound");
+    // The first step of a fresh Adam is the learning rate for every number, whatever its gradient.
+    let (most, least) = sizes_after(5);
+    assert!(
+        (most / 0.02 - 1.0).abs() < 1e-3 && (least / 0.02 - 1.0).abs() < 0.05,
+        "{least} {most}"
+    );
+}
+
+#[test]
+fn alpha_of_cross_stitch_units_learns_a_hundred_times_faster() {
+    let mut model = Modular::new(toy::backbone(), Seed(3)).unwrap();
+    for task in toy::TASKS {
+        let lora = Lora { r: 2, ..Lora::default() };
+        model.attach(task, Box::new(lora), &Targets::names(["query", "value"])).unwrap();
+    }
+    let tasks = toy::TASKS.map(str::to_owned).to_vec();
+    let unit = CrossStitch { tasks, ..CrossStitch::default() };
+    let stitched = |task: &str| {
+        let both = [(task.to_owned(), 1.0), ("stitch".to_owned(), 1.0)];
+        (task.to_owned(), modl_route::Choice::Weighted(both.into()))
+    };
+    let table = Some(toy::TASKS.map(stitched).into());
+    model.attach("stitch", Box::new(unit), &Targets::pattern("all-block")).unwrap();
+    let by_task = Fixed { table, skip_absent: true, ..Fixed::default() };
+    model.route(Box::new(by_task), false).unwrap();
+    model.aggregate(Box::new(WeightedSum::default())).unwrap();
+    let head = head();
+    head.setup(&mut model).unwrap();
+    let before = params(&model);
+    let lr_scale = [("modules.stitch.*.alpha".to_owned(), 100.0)].into();
+    let config = TrainConfig { lr: 1e-3, lr_scale, ..config(1) };
+    let mut trainer = Trainer::new("toy", &model, &head, config, Seed(7)).unwrap();
+    trainer.train(&data(10), &Batch::describe, &mut ()).unwrap();
+    let mut most = [0.0f64; 2];
+    for ((name, old), (_, new)) in before.iter().zip(params(&model)) {
+        let alpha = usize::from(name.starts_with("modules.stitch."));
+        most[alpha] = most[alpha].max(new.max_abs_diff(old).unwrap());
+    }
+    let [others, alpha] = most;
+    assert!((others / 1e-3 - 1.0).abs() < 0.01 && (alpha / 0.1 - 1.0).abs() < 0.01, "{most:?}");
 }

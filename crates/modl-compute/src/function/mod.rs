@@ -2,8 +2,10 @@
 
 mod adapter_drop;
 mod bottleneck;
+mod columns;
 mod compacter;
 mod conditional_norm;
+mod cross_stitch;
 mod film;
 mod gated;
 mod ia3;
@@ -13,6 +15,9 @@ mod nested;
 mod orthonormal;
 mod reft;
 mod residual_adapter;
+mod sluice;
+mod task_heads;
+mod tasks;
 pub mod unified;
 mod union;
 
@@ -22,6 +27,7 @@ pub use adapter_drop::{AdapterDrop, load_dropped};
 pub use bottleneck::{Bottleneck, BottleneckInit, Residual, Scaling};
 pub use compacter::Compacter;
 pub use conditional_norm::ConditionalNorm;
+pub use cross_stitch::CrossStitch;
 pub use film::Film;
 pub use gated::Gated;
 pub use ia3::{Ia3, Ia3Init};
@@ -31,6 +37,8 @@ pub use orthonormal::Orthonormal;
 pub(crate) use orthonormal::{BASE, ORIGINAL};
 pub use reft::Reft;
 pub use residual_adapter::{ResidualAdapter, ResidualPlacement};
+pub use sluice::Sluice;
+pub use task_heads::TaskHeads;
 pub(crate) use union::of_part;
 pub use union::{Part, Union};
 
@@ -60,6 +68,13 @@ pub(crate) fn register(r: &mut Catalog<dyn ModuleConfig>) -> Result<()> {
         "3.3",
     )?;
     r.register::<Reft>("ReFT (LoReFT, NoReFT, DiReFT)", "Wu et al. 2024, arXiv 2404.03592", "3.3")?;
+    r.register::<TaskHeads>(
+        "Hard parameter sharing with task heads",
+        "Ruder 2017, arXiv 1706.05098",
+        "3.3",
+    )?;
+    r.register::<CrossStitch>("Cross-stitch units", "Misra et al. 2016, arXiv 1604.03539", "3.3")?;
+    r.register::<Sluice>("Sluice network", "Ruder et al. 2019, arXiv 1705.08142", "3.3")?;
     r.register::<Gated>("Gate of UniPELT", "Mao et al. 2022, arXiv 2110.07577", "3.5")?;
     r.register::<Union>("Union of parts (MAM, UniPELT)", "He et al. 2022, arXiv 2110.04366", "3.5")
 }
