@@ -136,6 +136,7 @@ impl Saved {
                 let names: Vec<String> = list.iter().map(|n| regex::escape(n)).collect();
                 format!(r"(?:.*\.)?(?:{})|{own}", names.join("|"))
             }
+            Some(any) => return Names::Any([any.clone(), self.sites()].map(Targets::new).to_vec()),
         })
     }
 }
