@@ -22,6 +22,8 @@ use serde_json::{Value, json};
 
 const STEPS: u64 = 5;
 
+const DOMAINS: [&str; 2] = ["tweets", "nyt"];
+
 /// What a module is before it is trained.
 #[derive(Debug, Clone, Copy)]
 enum Start {
@@ -56,7 +58,8 @@ fn particular(name: &str) -> std::result::Result<Trial, &'static str> {
         start: Exact,
     };
     let some = |lr_of: f64, start: Start| Trial { start, ..lr(lr_of) };
-    let tasks = json!({"tasks": ["tweets", "nyt"]});
+    let names = json!(DOMAINS);
+    let tasks = json!({"tasks": DOMAINS});
     // Methods with as many parameters as weights stand in one layer, to keep the test short.
     let in_one_layer = Some(r"encoder\.layer\.5\..*dense");
     let sgd = |t: Trial| Trial { optimizer: "sgd", ..t };
@@ -81,7 +84,11 @@ fn particular(name: &str) -> std::result::Result<Trial, &'static str> {
         "piggyback" => sgd(wide(lr(0.3))),
         "edge_popup" => sgd(wide(some(0.05, Other))),
         "sup_sup" => sgd(wide(some(0.3, Other))),
+        // The marks before and behind a text.
+        "trainable_tokens" => with(lr(5e-2), json!({"token_indices": [101, 102]})),
         // Input composition.
+        "retrieval" => return Err("has nothing to train: documents are a file"),
+        "knn_lm" => return Err("stands at the output layer of a language model"),
         "prompt_tuning" | "p_tuning" | "prefix_tuning" => some(5e-2, Other),
         // Function composition.
         "bottleneck" | "compacter" | "invertible" | "adapter_drop" | "gated" => {
@@ -99,6 +106,12 @@ fn particular(name: &str) -> std::result::Result<Trial, &'static str> {
             start: Within(1e-4),
             ..lr(5e-3)
         },
+        // Hypernetworks.
+        "hyper_network" => wide(some(1e-3, Other)),
+        "cpg" => with(lr(5e-3), json!({"config": {"type": "lora"}, "languages": names})),
+        "hyperformer" | "hyperformer_plus_plus" | "hyper_lora" => with(lr(3e-3), tasks),
+        "hyper_x" => with(lr(3e-3), json!({"tasks": names, "languages": names})),
+        "mad_g" => with(lr(3e-3), json!({"languages": names})),
         "union" => Trial {
             settings: json!({"parts": [
                 {"targets": {"names": ["query"], "exclude": null, "layers": null,
@@ -121,11 +134,16 @@ fn base() -> Box<dyn Backbone> {
     open(assets("all-MiniLM-L6-v2"), &options).unwrap()
 }
 
+/// What the batch knows; domains are languages, too.
+fn describe(batch: &Batch, cx: Context) -> Result<Context> {
+    Ok(batch.describe(cx)?.with_labels("language", &batch.tasks))
+}
+
 /// The first short sentences of two domains.
 fn sentences() -> Dataset {
     let tokenizer = Tokenizer::open(assets("all-MiniLM-L6-v2")).unwrap();
     let mut examples = Vec::new();
-    for task in ["tweets", "nyt"] {
+    for task in DOMAINS {
         let rows = read_tsv(assets("sentiment").join(format!("{task}.tsv"))).unwrap();
         let short = rows.into_iter().filter(|row| row.text.len() < 40).take(2);
         examples.extend(short.map(|row| Example {
@@ -150,13 +168,13 @@ struct Trials {
 
 impl Trials {
     fn pass(&self, model: &Modular) -> Result<Tensor> {
-        let cx = self.batch.describe(Context::eval())?;
+        let cx = describe(&self.batch, Context::eval())?;
         let outputs = no_grad(|| model.forward(&self.batch.inputs, &cx))?;
         outputs.need("last_hidden_state").cloned()
     }
 
     fn loss(&self, model: &Modular) -> Result<f64> {
-        let cx = self.batch.describe(Context::eval())?;
+        let cx = describe(&self.batch, Context::eval())?;
         no_grad(|| self.head.loss(model, &self.batch, &cx))?.item()
     }
 
@@ -185,7 +203,7 @@ impl Trials {
     ) -> Result<(f64, f64)> {
         let wrong = |problem: String| Err(Error::invalid(name, problem));
         let base = no_grad(|| {
-            let cx = self.batch.describe(Context::eval())?;
+            let cx = describe(&self.batch, Context::eval())?;
             model.forward_base(&self.batch.inputs, &cx)?.need("last_hidden_state").cloned()
         })?;
         let mut recipe = trial.settings.clone();
@@ -222,7 +240,7 @@ impl Trials {
             again.backbone().params().iter().map(|(_, p)| p.tensor().clone()).collect();
         Trainer::new(name, model, &self.head, config, Seed(7))?.train(
             &self.data,
-            &Batch::describe,
+            &describe,
             &mut (),
         )?;
         let after = self.loss(model)?;

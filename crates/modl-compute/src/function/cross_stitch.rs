@@ -122,9 +122,10 @@ pub(super) fn mix(alpha: &Tensor, h: &Tensor) -> Result<Tensor> {
     let size = h.size();
     if alpha.dim() == 2 {
         let flat = h.reshape(&[h.len_of(0), h.len_of(1), -1])?;
-        // As a batch of one: for a matrix alone libtorch chooses another way, with other last bits,
-        // where it is trainable.
-        return alpha.unsqueeze(0)?.matmul(&flat)?.reshape(&size);
+        // For a matrix that is the same for all rows libtorch chooses another way, with other last
+        // bits, where it is trainable; so it is laid out for each row.
+        let alpha = alpha.unsqueeze(0)?.expand(&[h.len_of(0), -1, -1])?;
+        return alpha.matmul(&flat)?.reshape(&size);
     }
     let mut sum: Option<Tensor> = None;
     for s in 0..h.len_of(1) {

@@ -97,6 +97,7 @@ impl ModuleConfig for Vera {
         let start = if self.init_weights { Init::Zeros } else { Init::Normal(0.1) };
         let (down, up) = (a.narrow(1, 0, at.site.input)?, b.narrow(0, 0, at.site.output)?);
         let (b, d) = if self.full_matrices {
+            let (kind, device) = (scope.kind(), scope.device());
             let diagonal = |n: i64, x| Tensor::eye(n, kind, device)?.mul_scalar(x);
             let b = diagonal(at.site.output, if self.init_weights { 0.0 } else { 0.1 })?;
             let d = diagonal(self.r, self.d_initial)?;
