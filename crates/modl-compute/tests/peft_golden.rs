@@ -263,7 +263,7 @@ fn an_adapter_that_torch_saved_is_the_same() {
     std::fs::copy(from.join(weights), dir.path().join(weights)).unwrap();
     let mut found = model();
     peft::load(&mut found, dir.path(), Some("a")).unwrap();
-    let wanted = with_adapter("bert_lora");
+    let wanted = with_adapter("bert_lora", None);
     for (name, p) in wanted.params().iter().filter(|(n, _)| n.starts_with("modules.")) {
         assert!(found.params().get(name).unwrap().bit_equal(p.tensor()).unwrap(), "{name}");
     }

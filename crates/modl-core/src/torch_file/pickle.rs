@@ -262,15 +262,19 @@ impl<'a> Machine<'a, '_> {
     /// A storage: what PyTorch keeps outside the pickle.
     fn persistent(&mut self) -> Result<(), Refusal> {
         let id = self.pop()?;
-        let storage = match self.heap.row(id) {
+        // Files from before version 1.6 say last of what the storage is a view: of none.
+        let parts = match self.heap.row(id) {
+            [parts @ .., Value::None] => parts,
+            parts => parts,
+        };
+        let storage = match parts {
             [
                 Value::Text("storage"),
                 Value::Name(Name::Storage(kind)),
                 Value::Text(key),
                 Value::Text(_),
                 Value::Int(elements),
-                view @ ..,
-            ] if matches!(view, [] | [Value::None]) => {
+            ] => {
                 u64::try_from(*elements).ok().map(|elements| Storage { key, kind: *kind, elements })
             }
             _ => None,
