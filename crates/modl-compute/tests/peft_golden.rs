@@ -273,3 +273,19 @@ fn a_whole_alpha_of_some_sites_is_written_without_a_fraction() {
         assert_eq!(json(dir.path())["alpha_pattern"], wanted);
     }
 }
+
+#[test]
+fn an_adapter_that_torch_saved_is_the_same() {
+    let from = fixture("bert_lora");
+    let dir = tempfile::tempdir().unwrap();
+    let config = "adapter_config.json";
+    std::fs::copy(from.join("adapter").join(config), dir.path().join(config)).unwrap();
+    let weights = "adapter_model.bin";
+    std::fs::copy(from.join(weights), dir.path().join(weights)).unwrap();
+    let mut found = model();
+    peft::load(&mut found, dir.path(), Some("a")).unwrap();
+    let wanted = with_adapter("bert_lora", None);
+    for (name, p) in wanted.params().iter().filter(|(n, _)| n.starts_with("modules.")) {
+        assert!(found.params().get(name).unwrap().bit_equal(p.tensor()).unwrap(), "{name}");
+    }
+}

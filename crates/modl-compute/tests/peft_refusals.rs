@@ -251,12 +251,13 @@ fn files_that_are_missing_broken_or_unsafe_say_so() {
     assert!(refused(dir).to_string().contains("not a whole safetensors file"));
     fs::remove_file(&weights).unwrap();
     assert!(refused(dir).to_string().contains("adapter_model.safetensors"));
-    fs::write(dir.join("adapter_model.bin"), b"\x80\x02").unwrap();
+    // A pickle that calls os.system, as `torch.save` would have written it.
+    let calls = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.\x80\x02M\xe9\x03.\
+                  \x80\x02}X\x0d\0\0\0little_endian\x88s.\x80\x02cposix\nsystem\nX\x02\0\0\0ls\x85R.";
+    fs::write(dir.join("adapter_model.bin"), calls).unwrap();
     let e = refused(dir);
-    assert!(
-        matches!(&e, Error::Unsupported { advice, .. } if advice.contains("safe_serialization")),
-        "{e}"
-    );
+    let Error::Unsupported { what, advice } = &e else { panic!("{e}") };
+    assert!(what.contains("`posix.system`") && advice.contains("save_file"), "{e}");
     fs::write(dir.join("adapter_config.json"), "[1]").unwrap();
     assert!(refused(dir).to_string().contains("not a table"));
 }

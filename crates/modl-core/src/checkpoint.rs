@@ -1,6 +1,8 @@
-//! Tensors in files: safetensors, mapped for reading, replaced whole when written.
+//! Tensors in files: safetensors, mapped for reading, replaced whole when written; PyTorch's own
+//! files, read.
 
 use std::collections::HashMap;
+use std::fmt::Debug;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -11,6 +13,60 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
 use crate::{Device, Error, Kind, Result, Tensor};
+
+pub use crate::torch_file::TorchFile;
+
+/// A file of named tensors.
+pub trait TensorFile: Debug {
+    /// The file.
+    fn path(&self) -> &Path;
+
+    /// The tensors' names, sorted.
+    fn names(&self) -> Vec<String>;
+
+    /// Shape and kind of a tensor.
+    fn info(&self, name: &str) -> Result<(Vec<i64>, Kind)>;
+
+    /// A tensor in the kind in which it is stored.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`] with the nearest name.
+    fn tensor(&self, name: &str, device: Device) -> Result<Tensor>;
+
+    /// The free text that the file carries, if any.
+    fn metadata(&self) -> HashMap<String, String> {
+        HashMap::new()
+    }
+
+    /// All tensors by name, sorted.
+    fn tensors(&self, device: Device) -> Result<Vec<(String, Tensor)>> {
+        self.names().into_iter().map(|n| Ok((n.clone(), self.tensor(&n, device)?))).collect()
+    }
+}
+
+/// Opens a safetensors file or one of PyTorch's; what is in it tells which.
+///
+/// # Errors
+/// What [`Checkpoint::open`] and [`TorchFile::open`] give.
+pub fn open(path: impl AsRef<Path>) -> Result<Box<dyn TensorFile>> {
+    let path = path.as_ref();
+    if TorchFile::starts(&Mapped::open(path)?) {
+        return Ok(Box::new(TorchFile::open(path)?));
+    }
+    Ok(Box::new(Checkpoint::open(path)?))
+}
+
+/// [`open`]s the first of `names` that is in the folder.
+///
+/// # Errors
+/// Where none is there, or it cannot be read.
+pub fn open_first(dir: impl AsRef<Path>, names: &[&str]) -> Result<Box<dyn TensorFile>> {
+    let dir = dir.as_ref();
+    match names.iter().map(|name| dir.join(name)).find(|path| path.exists()) {
+        Some(path) => open(path),
+        None => Err(Error::file(dir, format!("has no {}", names.join(" and no ")))),
+    }
+}
 
 /// A safetensors file, mapped into memory: tensors are copied out one by one.
 #[derive(Debug)]
@@ -129,6 +185,28 @@ impl Checkpoint {
                 return Err(Error::file(&self.path, problem));
             }
         })
+    }
+}
+
+impl TensorFile for Checkpoint {
+    fn path(&self) -> &Path {
+        self.path()
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.names()
+    }
+
+    fn info(&self, name: &str) -> Result<(Vec<i64>, Kind)> {
+        self.info(name)
+    }
+
+    fn tensor(&self, name: &str, device: Device) -> Result<Tensor> {
+        self.tensor(name, device)
+    }
+
+    fn metadata(&self) -> HashMap<String, String> {
+        self.metadata()
     }
 }
 

@@ -17,7 +17,7 @@
 //! | `activation_checkpointing.rs` | training that keeps less and computes more |
 //! | `cache.rs` | what a decoder keeps of the tokens that it has seen |
 //! | `tensor.rs`, `linear.rs`, `random.rs` | fallible tensors over libtorch; seeds, initialisation, dropout |
-//! | `params.rs`, `scope.rs`, `checkpoint.rs`, `module_file.rs` | named parameters and files |
+//! | `params.rs`, `scope.rs`, `checkpoint.rs`, `torch_file/`, `module_file.rs` | named parameters and files |
 //! | `registry.rs` | names to constructors, for recipes and the command line |
 //! | `testing/` | the contract that every module, router and aggregator passes |
 
@@ -64,6 +64,7 @@ mod tensor_parts;
 mod tensors;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod torch_file;
 mod undecided;
 
 pub use activation::Activation;

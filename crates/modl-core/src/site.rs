@@ -58,6 +58,9 @@ pub enum SiteKind {
     Sublayer,
     /// A whole layer of the residual stream `[batch, seq, dim]`; companion: `mask`.
     Block,
+    /// A whole block of convolutions, `[batch, in, height, width]` →
+    /// `[batch, out, height ⁄ stride, width ⁄ stride]`, with its residual connection where it has one.
+    ConvBlock,
 }
 
 /// The end of the name in θ of the thin factors that f takes at [`SiteKind::Experts`].
@@ -80,6 +83,7 @@ impl SiteKind {
             "experts" => SiteKind::Experts,
             "sublayer" => SiteKind::Sublayer,
             "block" => SiteKind::Block,
+            "conv-block" => SiteKind::ConvBlock,
             _ => return None,
         })
     }

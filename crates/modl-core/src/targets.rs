@@ -16,9 +16,9 @@ pub enum Names {
     List(Vec<String>),
     /// A regular expression that the whole path has to fit; or all sites of a kind:
     /// `all-linear`, `all-conv`, `all-embedding`, `all-norm`, `all-batch-norm`, `all-tokens`,
-    /// `all-attention`, `all-router`, `all-experts`, `all-sublayer`, `all-block`, or several of them with `|` between. As in
-    /// PEFT, the layer that makes logits of the last hidden states (`lm_head`) is not among all
-    /// linear ones.
+    /// `all-attention`, `all-router`, `all-experts`, `all-sublayer`, `all-block`, `all-conv-block`,
+    /// or several of them with `|` between. As in PEFT, the layer that makes logits of the last
+    /// hidden states (`lm_head`) is not among all linear ones.
     Pattern(String),
     /// The sites of each of several targets.
     Any(Vec<Targets>),

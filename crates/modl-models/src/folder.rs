@@ -4,19 +4,21 @@
 //! does not fit is in one error.
 
 use std::collections::BTreeMap;
-use std::fmt::Debug;
 use std::fs;
 use std::path::Path;
 
-use modl_core::checkpoint::Checkpoint;
-use modl_core::{Device, Error, Kind, Mismatch, ParamStore, Result, ResultExt, Tensor, nearest};
+use modl_core::checkpoint::{self, TensorFile};
+use modl_core::{Error, Kind, Mismatch, ParamStore, Result, ResultExt, nearest};
 use serde_json::Value;
 
 use crate::LoadOptions;
 
 const CONFIG: &str = "config.json";
-const WEIGHTS: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
+/// The tensors in one file, and the index of several; the first that is there is read.
+const WEIGHTS: [(&str, &str); 2] = [
+    ("model.safetensors", "model.safetensors.index.json"),
+    ("pytorch_model.bin", "pytorch_model.bin.index.json"),
+];
 
 /// Names and shapes of an architecture's parameters.
 pub(crate) type Shapes = BTreeMap<String, Vec<i64>>;
@@ -29,49 +31,19 @@ pub(crate) fn read_config(dir: &Path) -> Result<Value> {
 /// Reads a file of JSON.
 pub(crate) fn read_json(path: &Path) -> Result<Value> {
     let text = fs::read_to_string(path).map_err(|e| {
-        Error::file(path, format!("cannot be read: {e}; a model folder has {CONFIG} and {WEIGHTS}"))
+        Error::file(
+            path,
+            format!("cannot be read: {e}; a model folder has {CONFIG} and its weights"),
+        )
     })?;
     serde_json::from_str(&text).map_err(|e| Error::file(path, format!("is not JSON: {e}")))
-}
-
-/// A file of named tensors.
-pub(crate) trait Stored: Debug {
-    /// The file.
-    fn path(&self) -> &Path;
-
-    /// The tensors' names, sorted.
-    fn names(&self) -> Vec<String>;
-
-    /// Shape and kind of a tensor.
-    fn info(&self, name: &str) -> Result<(Vec<i64>, Kind)>;
-
-    /// A tensor.
-    fn tensor(&self, name: &str, device: Device) -> Result<Tensor>;
-}
-
-impl Stored for Checkpoint {
-    fn path(&self) -> &Path {
-        self.path()
-    }
-
-    fn names(&self) -> Vec<String> {
-        self.names()
-    }
-
-    fn info(&self, name: &str) -> Result<(Vec<i64>, Kind)> {
-        self.info(name)
-    }
-
-    fn tensor(&self, name: &str, device: Device) -> Result<Tensor> {
-        self.tensor(name, device)
-    }
 }
 
 /// The tensors of a folder under the names that the architecture gives them.
 #[derive(Debug)]
 pub(crate) struct Weights {
     source: String,
-    files: Vec<Box<dyn Stored>>,
+    files: Vec<Box<dyn TensorFile>>,
     /// By the architecture's name: the file and the name there.
     found: BTreeMap<String, (usize, String)>,
 }
@@ -86,7 +58,7 @@ impl Weights {
     /// [`Weights::open`] for files that are open; `source` is for errors.
     pub(crate) fn of(
         source: &Path,
-        files: Vec<Box<dyn Stored>>,
+        files: Vec<Box<dyn TensorFile>>,
         canonical: impl Fn(&str) -> Option<String>,
     ) -> Result<Self> {
         let mut found = BTreeMap::new();
@@ -162,7 +134,7 @@ impl Weights {
         self.file(*file)?.info(stored)
     }
 
-    fn file(&self, i: usize) -> Result<&dyn Stored> {
+    fn file(&self, i: usize) -> Result<&dyn TensorFile> {
         self.files
             .get(i)
             .map(AsRef::as_ref)
@@ -171,23 +143,21 @@ impl Weights {
 }
 
 /// The files with the tensors of a folder: one, or those that the index names.
-pub(crate) fn files(dir: &Path) -> Result<Vec<Box<dyn Stored>>> {
-    let single = dir.join(WEIGHTS);
-    match single.exists() || !dir.join(INDEX).exists() {
-        true => Ok(vec![Box::new(Checkpoint::open(single)?)]),
-        false => shards(dir),
+pub(crate) fn files(dir: &Path) -> Result<Vec<Box<dyn TensorFile>>> {
+    let there = |name: &str| dir.join(name).exists();
+    match WEIGHTS.iter().find(|(whole, index)| there(whole) || there(index)) {
+        Some((whole, index)) if !there(whole) => shards(&dir.join(index)),
+        _ => Ok(vec![checkpoint::open_first(dir, &WEIGHTS.map(|(whole, _)| whole))?]),
     }
 }
 
 /// The files that the index names.
-fn shards(dir: &Path) -> Result<Vec<Box<dyn Stored>>> {
-    let path = dir.join(INDEX);
-    let index = read_json(&path)?;
+fn shards(path: &Path) -> Result<Vec<Box<dyn TensorFile>>> {
+    let index = read_json(path)?;
     let map = index.get("weight_map").and_then(Value::as_object);
-    let map = map.ok_or_else(|| Error::file(&path, "has no `weight_map`"))?;
+    let map = map.ok_or_else(|| Error::file(path, "has no `weight_map`"))?;
     let mut names: Vec<&str> = map.values().filter_map(Value::as_str).collect();
     names.sort_unstable();
     names.dedup();
-    let open = |name| Ok(Box::new(Checkpoint::open(dir.join(name))?) as Box<dyn Stored>);
-    names.into_iter().map(open).collect()
+    names.into_iter().map(|name| checkpoint::open(path.with_file_name(name))).collect()
 }

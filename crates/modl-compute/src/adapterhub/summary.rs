@@ -3,12 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use modl_core::Result;
+use modl_core::{Result, checkpoint};
 
 use super::folder::{PICKLE_FILE, WEIGHTS_FILE};
 use super::header::{CONFIG_FILE, Header};
 use super::settings;
-use crate::adapter_folder::open_weights;
 
 /// The methods of an adapter and where its parameters stand.
 #[derive(Debug, Clone)]
@@ -40,7 +39,7 @@ pub fn summary(dir: impl AsRef<Path>) -> Result<Summary> {
     let dir = dir.as_ref();
     let header = Header::read(dir)?;
     let read = settings::read(&dir.join(CONFIG_FILE), &header)?;
-    let file = open_weights(dir, WEIGHTS_FILE, PICKLE_FILE, super::folder::ADVICE)?;
+    let file = checkpoint::open_first(dir, &[WEIGHTS_FILE, PICKLE_FILE])?;
     let mut sites = BTreeMap::new();
     for key in file.names() {
         let (shape, _) = file.info(&key)?;

@@ -33,7 +33,8 @@ impl Modulation {
         if task_vector < 0 {
             return Err(Error::invalid(what, format!("is {task_vector}, wants 0 or more columns")));
         }
-        let channels = if matches!(kind, SiteKind::Conv | SiteKind::BatchNorm) { 1 } else { -1 };
+        let images = [SiteKind::Conv, SiteKind::BatchNorm, SiteKind::ConvBlock];
+        let channels = if images.contains(&kind) { 1 } else { -1 };
         let mut phi = Tensors::new();
         let all = [(DELTA, DELTA_HEAD), (SHIFT, SHIFT_HEAD)];
         for (constant, head) in all.into_iter().take(if shifts { 2 } else { 1 }) {

@@ -10,9 +10,10 @@ use super::beside::{narrow, refuse_tied_tokens};
 use super::config::{CONFIG_FILE, parse, read_config, read_fields, render, write_config};
 use super::prompts::stands;
 use super::{PREFIX, PeftType, Provenance, former_names};
-use crate::adapter_folder::{Keys, open_weights};
+use crate::adapter_folder::Keys;
 
 const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+/// What older versions write, by `torch.save`.
 const PICKLE_FILE: &str = "adapter_model.bin";
 /// The metadata key of the backbone's fingerprint. PEFT writes none and ignores it.
 const BASE_KEY: &str = "modl.base";
@@ -27,9 +28,7 @@ const BASE_KEY: &str = "modl.base";
 pub fn load(model: &mut Modular, dir: impl AsRef<Path>, name: Option<&str>) -> Result<String> {
     let dir = dir.as_ref();
     let mut config = read_config(dir)?;
-    let advice = "load the adapter in PEFT and save it again with \
-                  `save_pretrained(DIR, safe_serialization=True)`";
-    let file = open_weights(dir, WEIGHTS_FILE, PICKLE_FILE, advice)?;
+    let file = checkpoint::open_first(dir, &[WEIGHTS_FILE, PICKLE_FILE])?;
     if former_names::used(&file.names(), model.backbone()) {
         let path = dir.join(CONFIG_FILE);
         let mut fields = read_fields(&path)?;
@@ -53,7 +52,7 @@ pub fn load(model: &mut Modular, dir: impl AsRef<Path>, name: Option<&str>) -> R
             None => Ok(found),
         },
     };
-    keys.attach(model, &name, config.module, &targets, &file)?;
+    keys.attach(model, &name, config.module, &targets, file.as_ref())?;
     Ok(name)
 }
 

@@ -23,6 +23,7 @@
 //! θ of a site is what is directly named after it; a block or a sub-layer has none of its own.
 
 mod config;
+pub(crate) mod e5;
 mod head;
 mod inputs;
 mod layer;
@@ -109,6 +110,22 @@ impl Bert {
         let leading = format!("{}{WORDS}.weight", names.prefix);
         let params = weights.load(&wanted, &leading, options)?;
         Self::assemble(config, settings, names, params, pooled)
+    }
+
+    /// multilingual-e5 in one file of 4-bit weights, which become f32.
+    pub(crate) fn from_e5(path: &Path, options: &LoadOptions) -> Result<Self> {
+        let file = e5::E5File::open(path)?;
+        let config = file.config();
+        let mut settings = BertConfig::read(&config).at(path.to_string_lossy())?;
+        if let Some(p) = options.dropout {
+            settings = settings.with_dropout(p)?;
+        }
+        let names = Names::new(&config, &settings);
+        let own = |stored: &str| Some(stored.to_owned());
+        let weights = Weights::of(path, vec![Box::new(file)], own)?;
+        let wanted = shapes(&settings, &names, false);
+        let params = weights.load(&wanted, &format!("{WORDS}.weight"), options)?;
+        Self::assemble(config, settings, names, params, false)
     }
 
     fn assemble(

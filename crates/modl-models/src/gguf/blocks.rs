@@ -9,7 +9,7 @@ use modl_core::{Kind, Result, Tensor};
 
 /// What the elements of a tensor are stored as.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Format {
+pub(crate) enum Format {
     /// As they are.
     Plain(Kind),
     /// In blocks of so many elements and bytes, each of which is written to f32.
@@ -32,17 +32,17 @@ const FORMATS: [(u32, &str, Format); 10] = [
 
 impl Format {
     /// The format with that code.
-    pub(super) fn of(code: u32) -> Option<Self> {
+    pub(crate) fn of(code: u32) -> Option<Self> {
         FORMATS.iter().find(|(c, ..)| *c == code).map(|(_, _, format)| *format)
     }
 
     /// The names of all formats.
-    pub(super) fn known() -> String {
+    pub(crate) fn known() -> String {
         FORMATS.map(|(_, name, _)| name).join(", ")
     }
 
     /// The kind of the tensors that are made.
-    pub(super) fn kind(self) -> Kind {
+    pub(crate) fn kind(self) -> Kind {
         match self {
             Format::Plain(kind) => kind,
             Format::Blocks { .. } => Kind::Float,
@@ -50,7 +50,7 @@ impl Format {
     }
 
     /// The bytes that `elements` take, where rows of `row` of them are whole blocks.
-    pub(super) fn size(self, elements: u64, row: u64) -> Option<u64> {
+    pub(crate) fn size(self, elements: u64, row: u64) -> Option<u64> {
         match self {
             Format::Plain(kind) => elements.checked_mul(kind.elt_size_in_bytes() as u64),
             Format::Blocks { elements: block, bytes, .. } => row
@@ -61,7 +61,7 @@ impl Format {
     }
 
     /// The tensor of `shape` whose elements are in `bytes`.
-    pub(super) fn read(self, bytes: &[u8], shape: &[i64]) -> Result<Tensor> {
+    pub(crate) fn read(self, bytes: &[u8], shape: &[i64]) -> Result<Tensor> {
         let Format::Blocks { elements, bytes: size, write } = self else {
             return Tensor::from_bytes(bytes, shape, self.kind());
         };

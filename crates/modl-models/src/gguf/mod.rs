@@ -15,8 +15,8 @@ use modl_core::checkpoint::Mapped;
 use modl_core::{Device, Error, Kind, Result, Tensor};
 use serde_json::{Map, Value};
 
-use blocks::Format;
-use reader::Reader;
+pub(crate) use blocks::Format;
+pub(crate) use reader::Reader;
 pub(crate) use tokenizer::description;
 
 const MAGIC: &[u8] = b"GGUF";

@@ -1,4 +1,4 @@
-//! Numbers, strings and metadata out of the bytes of a GGUF file.
+//! Numbers, strings and metadata out of the bytes of a GGUF file, or one that has the like.
 
 use serde_json::{Number, Value};
 
@@ -10,24 +10,24 @@ const MOST_ELEMENTS: u64 = 1 << 22;
 const LIST: u32 = 9;
 
 /// A place in the bytes.
-pub(super) struct Reader<'a> {
+pub(crate) struct Reader<'a> {
     bytes: &'a [u8],
     at: usize,
     elements: u64,
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(bytes: &'a [u8]) -> Self {
+    pub(crate) fn new(bytes: &'a [u8]) -> Self {
         Reader { bytes, at: 0, elements: 0 }
     }
 
     /// The number of bytes that have been read.
-    pub(super) fn position(&self) -> usize {
+    pub(crate) fn position(&self) -> usize {
         self.at
     }
 
     /// The next `n` bytes.
-    pub(super) fn take(&mut self, n: u64) -> Result<&'a [u8], String> {
+    pub(crate) fn take(&mut self, n: u64) -> Result<&'a [u8], String> {
         let end = usize::try_from(n).ok().and_then(|n| self.at.checked_add(n));
         let found = end.and_then(|end| Some((end, self.bytes.get(self.at..end)?)));
         let (end, found) = found.ok_or_else(|| {
@@ -42,15 +42,23 @@ impl<'a> Reader<'a> {
         bytes.try_into().map_err(|_| "it ends".to_owned())
     }
 
-    pub(super) fn u32(&mut self) -> Result<u32, String> {
+    pub(crate) fn u8(&mut self) -> Result<u8, String> {
+        self.array().map(u8::from_le_bytes)
+    }
+
+    pub(crate) fn u16(&mut self) -> Result<u16, String> {
+        self.array().map(u16::from_le_bytes)
+    }
+
+    pub(crate) fn u32(&mut self) -> Result<u32, String> {
         self.array().map(u32::from_le_bytes)
     }
 
-    pub(super) fn u64(&mut self) -> Result<u64, String> {
+    pub(crate) fn u64(&mut self) -> Result<u64, String> {
         self.array().map(u64::from_le_bytes)
     }
 
-    pub(super) fn string(&mut self) -> Result<String, String> {
+    pub(crate) fn string(&mut self) -> Result<String, String> {
         let n = self.u64()?;
         let at = self.at;
         let bytes = self.take(n)?.to_vec();
@@ -58,7 +66,7 @@ impl<'a> Reader<'a> {
     }
 
     /// A value of the metadata after its type.
-    pub(super) fn value(&mut self) -> Result<Value, String> {
+    pub(crate) fn value(&mut self) -> Result<Value, String> {
         match self.u32()? {
             LIST => {
                 let (code, n) = (self.u32()?, self.u64()?);
@@ -81,14 +89,14 @@ impl<'a> Reader<'a> {
     fn plain(&mut self, code: u32) -> Result<Value, String> {
         let float = |x: f64| Number::from_f64(x).map_or(Value::Null, Value::Number);
         Ok(match code {
-            0 => u8::from_le_bytes(self.array()?).into(),
+            0 => self.u8()?.into(),
             1 => i8::from_le_bytes(self.array()?).into(),
-            2 => u16::from_le_bytes(self.array()?).into(),
+            2 => self.u16()?.into(),
             3 => i16::from_le_bytes(self.array()?).into(),
             4 => self.u32()?.into(),
             5 => i32::from_le_bytes(self.array()?).into(),
             6 => float(f32::from_le_bytes(self.array()?).into()),
-            7 => (u8::from_le_bytes(self.array()?) != 0).into(),
+            7 => (self.u8()? != 0).into(),
             8 => self.string()?.into(),
             10 => self.u64()?.into(),
             11 => i64::from_le_bytes(self.array()?).into(),

@@ -3,10 +3,11 @@
 
 use std::path::Path;
 
+use modl_core::checkpoint::TensorFile;
 use modl_core::{Device, Error, Kind, Result, Tensor};
 use serde_json::{Map, Value, json};
 
-use crate::folder::{Stored, Weights};
+use crate::folder::Weights;
 use crate::gguf::Gguf;
 
 /// Names in a layer, there and here.
@@ -104,7 +105,7 @@ struct Turned {
     groups: i64,
 }
 
-impl Stored for Turned {
+impl TensorFile for Turned {
     fn path(&self) -> &Path {
         self.file.path()
     }

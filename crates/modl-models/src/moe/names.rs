@@ -12,10 +12,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use modl_core::checkpoint::TensorFile;
 use modl_core::{Device, Error, Kind, Result, Tensor};
 
 use super::{DOWN, GATE_UP};
-use crate::folder::Stored;
 
 /// The name in memory of what is called `name` on disk, but for the experts' own tensors.
 pub(crate) fn in_memory(name: &str) -> String {
@@ -47,7 +47,7 @@ type Found = (usize, String);
 #[derive(Debug)]
 pub(crate) struct Fused {
     dir: PathBuf,
-    files: Vec<Box<dyn Stored>>,
+    files: Vec<Box<dyn TensorFile>>,
     /// By name: the parts of a tensor, for each expert those that lie above each other. What is no
     /// expert's is one part.
     tensors: BTreeMap<String, Vec<Vec<Found>>>,
@@ -58,7 +58,7 @@ impl Fused {
     ///
     /// # Errors
     /// Where a tensor is in two files.
-    pub(crate) fn new(dir: &Path, files: Vec<Box<dyn Stored>>) -> Result<Self> {
+    pub(crate) fn new(dir: &Path, files: Vec<Box<dyn TensorFile>>) -> Result<Self> {
         let mut all: BTreeMap<String, Found> = BTreeMap::new();
         for (i, file) in files.iter().enumerate() {
             for name in file.names() {
@@ -100,7 +100,7 @@ impl Fused {
         self.tensors.get(name).ok_or_else(known)
     }
 
-    fn file(&self, (i, name): &Found) -> Result<&dyn Stored> {
+    fn file(&self, (i, name): &Found) -> Result<&dyn TensorFile> {
         let lost = || Error::file(&self.dir, format!("has lost the file with `{name}`"));
         self.files.get(*i).map(AsRef::as_ref).ok_or_else(lost)
     }
@@ -122,7 +122,7 @@ fn single(parts: &[Vec<Found>]) -> Option<&Found> {
     }
 }
 
-impl Stored for Fused {
+impl TensorFile for Fused {
     fn path(&self) -> &Path {
         &self.dir
     }
