@@ -82,8 +82,9 @@ impl HyperNetwork {
         let z = g.param(Whose::Site, format!("z.{}", part.name), &shape, Init::Normal(spread))?;
         let unit = (d as f64).sqrt().recip();
         let name = format!("{}.{kernel}", part.name);
-        let first = g.linear(Whose::All, &format!("{name}.first"), (t * d, d), unit, true)?;
-        let shape = (t * kernel, d);
+        let shape = (t.saturating_mul(d), d);
+        let first = g.linear(Whose::All, &format!("{name}.first"), shape, unit, true)?;
+        let shape = (t.saturating_mul(kernel), d);
         let last = g.linear(Whose::All, &format!("{name}.out"), shape, last * unit, true)?;
         Ok(Tiled::Generated { z, first, last, grid })
     }

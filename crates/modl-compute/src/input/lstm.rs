@@ -15,14 +15,15 @@ const REVERSE: &str = "_reverse";
 /// Names and shapes of an LSTM of `layers` from `input` to `hidden` in each direction.
 pub(super) fn shapes(layers: i64, input: i64, hidden: i64) -> Vec<(String, Vec<i64>)> {
     let mut all = Vec::new();
+    let gates = hidden.saturating_mul(4);
     for layer in 0..layers {
-        let input = if layer == 0 { input } else { 2 * hidden };
+        let input = if layer == 0 { input } else { hidden.saturating_mul(2) };
         for direction in ["", REVERSE] {
             for part in PARTS {
                 let shape = match part {
-                    "weight_ih" => vec![4 * hidden, input],
-                    "weight_hh" => vec![4 * hidden, hidden],
-                    _ => vec![4 * hidden],
+                    "weight_ih" => vec![gates, input],
+                    "weight_hh" => vec![gates, hidden],
+                    _ => vec![gates],
                 };
                 all.push((format!("{part}_l{layer}{direction}"), shape));
             }

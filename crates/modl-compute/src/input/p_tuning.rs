@@ -37,6 +37,9 @@ pub enum PromptEncoder {
     Lstm,
 }
 
+/// More layers than an encoder has; each is several tensors.
+const MOST_LAYERS: i64 = 1000;
+
 /// Configuration of P-tuning at the `tokens` site.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -98,6 +101,10 @@ impl ModuleConfig for PTuning {
                            are to be at least 1";
             return Err(Error::invalid("p_tuning", problem));
         }
+        if self.encoder_num_layers > MOST_LAYERS {
+            let problem = format!("is {}, wants {MOST_LAYERS} at most", self.encoder_num_layers);
+            return Err(Error::invalid("p_tuning.encoder_num_layers", problem));
+        }
         let (count, width) = (self.num_virtual_tokens, at.site.input);
         let rows = count.saturating_mul(self.num_transformer_submodules);
         let mut common = scope.common();
@@ -125,7 +132,7 @@ impl PTuning {
                 let start = Init::Uniform((h as f64).sqrt().recip());
                 let named = |(name, shape)| (format!("{LSTM}{name}"), shape, start);
                 all.extend(lstm::shapes(self.encoder_num_layers, width, h).into_iter().map(named));
-                vec![2 * h, 2 * h, width]
+                vec![h.saturating_mul(2), h.saturating_mul(2), width]
             }
         };
         for (layer, pair) in widths.windows(2).enumerate() {

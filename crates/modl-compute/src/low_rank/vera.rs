@@ -98,10 +98,12 @@ impl ModuleConfig for Vera {
         let (down, up) = (a.narrow(1, 0, at.site.input)?, b.narrow(0, 0, at.site.output)?);
         let (b, d) = if self.full_matrices {
             let (kind, device) = (scope.kind(), scope.device());
-            let diagonal = |n: i64, x| Tensor::eye(n, kind, device)?.mul_scalar(x);
-            let b = diagonal(at.site.output, if self.init_weights { 0.0 } else { 0.1 })?;
-            let d = diagonal(self.r, self.d_initial)?;
-            (scope.param_from(B, &b)?, scope.param_from(D, &d)?)
+            let mut diagonal = |name: &str, n: i64, x: f64| {
+                let start = || Tensor::eye(n, kind, device)?.mul_scalar(x);
+                scope.param_drawn(name, &[n, n], start)
+            };
+            let b = diagonal(B, at.site.output, if self.init_weights { 0.0 } else { 0.1 })?;
+            (b, diagonal(D, self.r, self.d_initial)?)
         } else {
             let d = scope.param(D, &[self.r], Init::Constant(self.d_initial))?;
             (scope.param(B, &[at.site.output], start)?, d)
