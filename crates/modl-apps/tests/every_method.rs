@@ -296,7 +296,8 @@ fn every_kind_of_module_learns_from_real_sentences_and_survives_its_file() {
             Ok((before, after)) => {
                 let seconds = clock.elapsed().as_secs_f64();
                 table += &format!("{name:<18} {before:>9.4} → {after:>9.4}  {seconds:.1} s\n");
-                if !(after < 0.8 * before) {
+                let falls = after < 0.8 * before;
+                if !falls {
                     wrong.push(format!("{name}: the loss goes from {before} to {after}"));
                 }
             }
