@@ -434,19 +434,20 @@ fn claims(identity: Identity, parameters: usize) -> ModuleClaims {
 #[test]
 fn they_keep_the_contract() {
     let registry = Registry::new().with(register).unwrap();
-    let default_task = Some("b".to_owned());
+    // The first two are the tasks of the contract's rows.
+    let tasks = names(&["one", "two", "three"]);
     let d = DIM as usize;
     let within = Identity::Within(1e-6);
     let check = |make: &dyn Fn() -> Box<dyn ModuleConfig>, at: &str, claims: ModuleClaims| {
         check_module(make, &Targets::pattern(at), &claims, &registry);
     };
-    let unit = CrossStitch { default_task: default_task.clone(), ..three() };
+    let unit = CrossStitch { tasks: tasks.clone(), ..three() };
     check(&|| Box::new(unit.clone()), "all-block", claims(within, 9));
     let each = CrossStitch { per_channel: true, ..unit.clone() };
     check(&|| Box::new(each.clone()), "all-block", claims(within, 9 * d));
-    let net = Sluice { default_task: default_task.clone(), orthogonality: 0.1, ..sluice() };
+    let net = Sluice { tasks: tasks.clone(), orthogonality: 0.1, ..sluice() };
     check(&|| Box::new(net.clone()), "all-block", claims(within, 36 + 3 + 3 * d * d));
-    let heads = TaskHeads { tasks: names(&THREE), default_task, outputs: None };
+    let heads = TaskHeads { tasks, ..TaskHeads::default() };
     let n = 3 * (d * d + d);
     check(&|| Box::new(heads.clone()), "all-block", claims(Identity::Exact, n));
     let sites = r"layer\.0\.query|layer\.0\.output\.norm";
@@ -480,4 +481,20 @@ fn what_does_not_fit_is_refused() {
         |model: &Modular, cx: &Context| model.forward(&inputs(2), cx).unwrap_err().to_string();
     assert!(run(&model, &Context::eval().with_tasks(["a", "e"])).contains("`e`"));
     assert!(run(&model, &Context::eval()).contains("with_tasks"));
+}
+
+#[test]
+fn where_a_pass_names_no_task_the_default_is_read() {
+    let mut model = with_columns(Kind::Float, &THREE);
+    attach(&mut model, "stitch", CrossStitch { default_task: Some("b".into()), ..three() });
+    let alpha = model.params().get("modules.stitch.encoder.layer.2.alpha").unwrap().clone();
+    no_grad(|| alpha.clone().copy_from(&numbers(&[3, 3], "alpha"))).unwrap();
+    model.route(Given::only(0), false).unwrap();
+    let run = |cx: Context| {
+        let y = no_grad(|| model.forward(&inputs(2), &cx)).unwrap();
+        y.need("last_hidden_state").unwrap().clone()
+    };
+    let found = run(Context::eval());
+    assert!(found.bit_equal(&run(Context::eval().with_tasks(["b", "b"]))).unwrap());
+    assert!(!found.bit_equal(&run(Context::eval().with_tasks(["a", "b"]))).unwrap());
 }

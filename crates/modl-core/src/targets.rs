@@ -104,11 +104,11 @@ impl Targets {
     }
 
     fn filter<'a>(&self, sites: &'a [Site]) -> Result<Vec<&'a Site>> {
-        let fits = self.filter_of_one()?;
+        let fits = self.test()?;
         Ok(sites.iter().filter(|s| fits(s)).collect())
     }
 
-    fn filter_of_one(&self) -> Result<Box<dyn Fn(&Site) -> bool + '_>> {
+    fn test(&self) -> Result<Fits<'_>> {
         if self.layers.is_some() && !matches!(self.names, Names::List(_)) {
             return Err(Error::invalid(
                 "layers_to_transform",
@@ -143,11 +143,14 @@ fn ends_with(path: &str, name: &str) -> bool {
     path.strip_suffix(name).is_some_and(|head| head.is_empty() || head.ends_with('.'))
 }
 
+/// Whether a site fits.
+type Fits<'a> = Box<dyn Fn(&Site) -> bool + 'a>;
+
 enum Matcher<'a> {
     List(&'a [String]),
     Kinds(Vec<SiteKind>),
     Pattern(Box<Regex>),
-    Any(Vec<Box<dyn Fn(&Site) -> bool + 'a>>),
+    Any(Vec<Fits<'a>>),
 }
 
 impl<'a> Matcher<'a> {
@@ -159,7 +162,7 @@ impl<'a> Matcher<'a> {
                 None => Matcher::Pattern(Box::new(regex(&format!("^(?:{p})$"), p)?)),
             },
             Names::Any(parts) => {
-                Matcher::Any(parts.iter().map(Targets::filter_of_one).collect::<Result<_>>()?)
+                Matcher::Any(parts.iter().map(Targets::test).collect::<Result<_>>()?)
             }
         })
     }
