@@ -114,6 +114,11 @@ impl ParamStore {
         }
     }
 
+    /// The tensor of that name, if there is one.
+    pub fn find(&self, name: &str) -> Option<&Tensor> {
+        self.params.get(name).map(|p| &p.tensor)
+    }
+
     /// The tensor of that name.
     ///
     /// # Errors

@@ -12,7 +12,7 @@ impl Tensor {
         if shape.iter().any(|d| *d < 0) || elements.is_none_or(|n| n > i64::MAX / 16) {
             return Err(Error::invalid("shape", format!("{shape:?} is no shape of a tensor")));
         }
-        Tensor::zeros(&[1], kind, device)?.expand(shape)
+        Tensor::zeros(&vec![1; shape.len()], kind, device)?.expand(shape)
     }
 
     /// [`Tensor::copy_from`], after giving an [`Tensor::unfilled`] tensor memory of its own.

@@ -23,7 +23,7 @@ const SHORT: [&str; 6] = ["weight", "bias", GATE_UP, DOWN, "running_mean", "runn
 
 /// The parameters of the site at `path`: `PATH.weight`, `PATH.bias`.
 pub(crate) fn theta(params: &ParamStore, path: &str) -> Tensors {
-    let named = |short: &'static str| Some((short, params.get(&format!("{path}.{short}")).ok()?));
+    let named = |short: &'static str| Some((short, params.find(&format!("{path}.{short}"))?));
     let all = SHORT.into_iter().filter_map(named);
     all.map(|(short, t)| (short, t.clone())).collect()
 }

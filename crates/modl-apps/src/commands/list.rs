@@ -62,44 +62,45 @@ fn rows<T: ?Sized>(catalog: &Catalog<T>) -> Vec<Row> {
 }
 
 fn modules(catalog: &Catalog<dyn ModuleConfig>) -> Result<Vec<Row>> {
-    let mut model = minilm()?;
+    let (minilm, mut small) = (bert(384, 6, 30522)?, bert(128, 6, 128)?);
     let mut rows = rows(catalog);
     for (row, entry) in rows.iter_mut().zip(catalog.entries()) {
-        let facts = facts(&mut model, entry)?;
+        let parameters = parameters(&minilm, entry);
+        let mergeable = parameters.map(|_| mergeable(&mut small, entry)).transpose()?;
         let composition = composition(entry.section);
-        let (parameters, mergeable) = facts.unzip();
         row.module = Some(ModuleFacts { composition, parameters, mergeable });
     }
     Ok(rows)
 }
 
-/// The number of parameters, and whether the method can be merged.
-fn facts(
-    model: &mut Modular,
-    entry: &modl_core::Entry<dyn ModuleConfig>,
-) -> Result<Option<(usize, bool)>> {
-    let Ok(config) = (entry.parse)(json!({})) else { return Ok(None) };
+/// The number of trainable parameters, of which only the shapes are made.
+fn parameters(model: &Modular, entry: &modl_core::Entry<dyn ModuleConfig>) -> Option<usize> {
+    let config = (entry.parse)(json!({})).ok()?;
+    let store = model.parameters_of(config.as_ref(), &config.usual_targets()).ok()?;
+    let own = store.iter().filter(|(_, p)| !p.is_buffer());
+    Some(own.map(|(_, p)| p.tensor().numel()).sum())
+}
+
+/// Whether the method can be merged, tried where it costs little.
+fn mergeable(model: &mut Modular, entry: &modl_core::Entry<dyn ModuleConfig>) -> Result<bool> {
+    let config = (entry.parse)(json!({}))?;
     let targets = config.usual_targets();
-    if model.attach("one", config, &targets).is_err() {
-        return Ok(None);
-    }
-    let own = model.params().iter().filter(|(_, p)| !p.is_buffer());
-    let parameters = own.map(|(_, p)| p.tensor().numel()).sum();
+    model.attach("one", config, &targets)?;
     let mergeable = model.merge("one").is_ok();
     model.unmerge()?;
     model.detach("one")?;
-    Ok(Some((parameters, mergeable)))
+    Ok(mergeable)
 }
 
-/// The shape of all-MiniLM-L6-v2, without what it has learned.
-fn minilm() -> Result<Modular> {
+/// A BERT without anything learned; the shape of all-MiniLM-L6-v2 is 384, 6, 30522.
+fn bert(width: i64, layers: i64, words: i64) -> Result<Modular> {
     let config = json!({
         "model_type": "bert",
-        "vocab_size": 30522,
-        "hidden_size": 384,
-        "num_hidden_layers": 6,
-        "num_attention_heads": 12,
-        "intermediate_size": 1536,
+        "vocab_size": words,
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": width / 32,
+        "intermediate_size": 4 * width,
         "hidden_act": "gelu",
         "max_position_embeddings": 512,
         "type_vocab_size": 2,

@@ -113,7 +113,7 @@ impl VoiceActivity {
     /// A convolution along the last dimension of `[batch, in, length]`.
     fn convolve(&self, x: &Tensor, name: &str, stride: i64, padding: i64) -> Result<Tensor> {
         let weight = self.params.get(&format!("{name}.weight"))?.unsqueeze(2)?;
-        let bias = self.params.get(&format!("{name}.bias")).ok();
+        let bias = self.params.find(&format!("{name}.bias"));
         let x = x.unsqueeze(2)?;
         x.conv2d(&weight, bias, &[1, stride], &[0, padding], 1)?.squeeze(2)
     }
