@@ -1,4 +1,4 @@
-"""PEFT reads what modl writes, without a warning, and computes the same.
+"""PEFT reads what modl writes, without a warning of its own, and computes the same.
 
 Run in an environment with torch 2.13, transformers 5.24 and peft 0.21.2:
 
@@ -6,8 +6,8 @@ Run in an environment with torch 2.13, transformers 5.24 and peft 0.21.2:
 
 For each adapter that PEFT once made (all golden fixtures named BASE_METHOD, and those below
 `deterministic_BASE`), modl loads it and saves it; the real
-PEFT then loads modl's folder with every warning turned into an error, and its outputs have to be
-those that were recorded when the adapter was made.
+PEFT then loads modl's folder without a warning that it does not give of its own folder, too, and its
+outputs have to be those that were recorded when the adapter was made.
 """
 
 import logging
@@ -89,30 +89,28 @@ def open_base(folder):
     return getattr(transformers, architecture).from_pretrained(folder, attn_implementation="eager").eval()
 
 
+def load(base_folder, folder):
+    """The adapted model, and what PEFT warns of."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = PeftModel.from_pretrained(open_base(base_folder), folder).eval()
+    return model, {str(warning.message) for warning in caught}
+
+
 def check(base_folder, adapter, fixture, folder):
     name = str(adapter.relative_to(FIXTURES))
+    if PeftConfig.from_pretrained(adapter).to_dict().get("boft_n_butterfly_factor", 1) > 1:
+        print(f"{name}: left out, PEFT computes several butterfly factors on GPUs only")
+        return
     resave(base_folder, adapter, folder)
     inputs = load_file(base_folder / "inputs.safetensors")
     golden = outputs(fixture)
-    base = open_base(base_folder)
-
+    # First, since some things PEFT says only once.
+    known = load(base_folder, adapter)[1]
     logs = watch_logs()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        # PEFT asks transformers under a name that is going away, whatever the adapter.
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
-        # What PEFT says of every layer that its LN_TUNING is made for.
-        warnings.filterwarnings("ignore", message="Unsupported layer type .*(LayerNorm|RMSNorm)")
-        # What it says of its own files, too: that such a bias cannot be merged, that there is no
-        # compiler for BOFT's kernels, and that ranks fit no module, where they are of parameters.
-        warnings.filterwarnings("ignore", message="`lora_bias=True` was passed")
-        warnings.filterwarnings("ignore", message="Failed to load the CUDA extension")
-        warnings.filterwarnings("ignore", message="Setting boft_n_butterfly_factor to 1")
-        if PeftConfig.from_pretrained(folder).to_dict().get("target_parameters"):
-            warnings.filterwarnings("ignore", message="The following rank_pattern keys did not match")
-            warnings.filterwarnings("ignore", message="The following alpha_pattern keys did not match")
-        model = PeftModel.from_pretrained(base, folder).eval()
-        ours, theirs = PeftConfig.from_pretrained(folder), PeftConfig.from_pretrained(adapter)
+    model, warned = load(base_folder, folder)
+    assert warned <= known, warned - known
+    ours, theirs = PeftConfig.from_pretrained(folder), PeftConfig.from_pretrained(adapter)
     assert not logs.messages, logs.messages
     ours, theirs = ours.to_dict(), theirs.to_dict()
     for config in [ours, theirs]:
