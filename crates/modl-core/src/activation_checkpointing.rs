@@ -14,11 +14,9 @@ use std::cell::RefCell;
 use std::fmt::Debug;
 use std::rc::Rc;
 
-use crate::{
-    Backbone, Context, Error, Layers, Modular, Result, ResultExt, Signal, Tensor, Tensors, no_grad,
-};
+use crate::{Context, Error, Layers, Modular, Result, ResultExt, Signal, Tensor, Tensors, no_grad};
 
-/// A backbone that can be run piece by piece: what [`Backbone::forward`] does is `enter`, each
+/// A backbone that can be run piece by piece: what [`Backbone::forward`](crate::Backbone::forward) does is `enter`, each
 /// `segment`, `leave`.
 pub trait Segments: Debug {
     /// The number of segments.
@@ -58,12 +56,19 @@ impl ActivationCheckpoints {
     /// A pass that keeps the hidden states between segments.
     pub(crate) fn forward(
         &self,
-        backbone: &dyn Backbone,
-        layers: &Layers,
+        model: &Modular,
         inputs: &Tensors,
         cx: &Context,
     ) -> Result<Tensors> {
-        let segments = backbone.segments().ok_or_else(|| {
+        // A segment that is computed again would not find what the first site decided.
+        if matches!(model.router, Some((_, true))) {
+            return Err(Error::unsupported(
+                "activation checkpointing with one router for all sites",
+                "give each site its own, or train without `activation_checkpointing`",
+            ));
+        }
+        let layers = &model.layers;
+        let segments = model.backbone().segments().ok_or_else(|| {
             Error::unsupported(
                 "activation checkpointing on this backbone",
                 "train without `activation_checkpointing`",

@@ -161,18 +161,8 @@ impl Modular {
                 slot.get_or_insert_with(|| ModularLayer::new(Bank::new(), Undecided, Undecided));
             layer.bank.insert(name, module)?;
         }
-        self.params.absorb(room.routers.params);
-        self.params.absorb(room.aggregators.params);
-        for (index, router) in room.routers.parts {
-            if let Some(layer) = self.layers.nth(index) {
-                layer.set_router(router);
-            }
-        }
-        for (index, aggregator) in room.aggregators.parts {
-            if let Some(layer) = self.layers.nth(index) {
-                layer.set_aggregator(aggregator);
-            }
-        }
+        self.seat_routers(room.routers);
+        self.seat_aggregators(room.aggregators);
         let attached = Attached { config, targets: targets.clone(), sites };
         self.attached.insert(name.to_owned(), attached);
         Ok(())
@@ -209,10 +199,9 @@ impl Modular {
 
     /// Takes a module out and leaves the routers.
     pub(crate) fn take_out(&mut self, name: &str) -> Result<Removed> {
-        self.attachment(name)?;
-        let Some(attached) = self.attached.remove(name) else {
-            return Err(Error::unknown("module", name, self.attached.keys()));
-        };
+        let attached = self.attached.remove(name);
+        let attached =
+            attached.ok_or_else(|| Error::unknown("module", name, self.attached.keys()))?;
         let (mut modules, mut layers) = (Vec::new(), Vec::new());
         for index in &attached.sites {
             let Some(layer) = self.layers.nth(*index) else { continue };

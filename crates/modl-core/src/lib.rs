@@ -92,5 +92,5 @@ pub use routing::{Level, Routing, Weights};
 pub use scope::Scope;
 pub use site::{Host, HostFn, STACK_DOWN, STACK_UP, Signal, Site, SiteKind};
 pub use targets::{Names, Targets};
-pub use tensor::{Device, Kind, Tensor, no_grad, with_grad};
+pub use tensor::{Device, Kind, Tensor, is_float, no_grad, with_grad};
 pub use tensors::Tensors;

@@ -125,16 +125,10 @@ impl Modular {
     /// # Errors
     /// With the site's path where something does not fit there.
     pub fn forward(&self, inputs: &Tensors, cx: &Context) -> Result<Tensors> {
-        let Some(kept) = cx.activation_checkpoints() else {
-            return self.backbone.forward(inputs, &self.layers, cx);
-        };
-        if matches!(self.router, Some((_, true))) {
-            return Err(Error::unsupported(
-                "activation checkpointing with one router for all sites",
-                "give each site its own, or train without `activation_checkpointing`",
-            ));
+        match cx.activation_checkpoints() {
+            None => self.backbone.forward(inputs, &self.layers, cx),
+            Some(kept) => kept.forward(self, inputs, cx),
         }
-        kept.forward(self.backbone.as_ref(), &self.layers, inputs, cx)
     }
 
     /// One pass of the backbone alone.

@@ -102,13 +102,18 @@ impl Modular {
         made: Made<dyn Router>,
     ) {
         self.params.take_under(ROUTERS);
+        self.seat_routers(made);
+        self.router = Some((config, global));
+    }
+
+    /// Puts routers in the places of those before, with their parameters.
+    pub(crate) fn seat_routers(&mut self, made: Made<dyn Router>) {
         self.params.absorb(made.params);
         for (index, router) in made.parts {
             if let Some(layer) = self.layers.nth(index) {
                 layer.set_router(router);
             }
         }
-        self.router = Some((config, global));
     }
 
     /// Gives every modular site an aggregator, and forgets the ones before.
@@ -151,12 +156,17 @@ impl Modular {
         made: Made<dyn Aggregator>,
     ) {
         self.params.take_under(AGGREGATORS);
+        self.seat_aggregators(made);
+        self.aggregator = Some(config);
+    }
+
+    /// Puts aggregators in the places of those before, with their parameters.
+    pub(crate) fn seat_aggregators(&mut self, made: Made<dyn Aggregator>) {
         self.params.absorb(made.params);
         for (index, aggregator) in made.parts {
             if let Some(layer) = self.layers.nth(index) {
                 layer.set_aggregator(aggregator);
             }
         }
-        self.aggregator = Some(config);
     }
 }

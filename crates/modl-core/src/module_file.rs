@@ -110,11 +110,8 @@ impl Modular {
             targets: targets.clone(),
             base: self.backbone().fingerprint()?,
         };
-        let prefix = format!("modules.{name}.");
-        let select = Select::new(format!("{prefix}*"));
-        let params = self.params().select(&select);
-        let tensors: Vec<_> =
-            params.map(|(n, t)| (n.strip_prefix(&prefix).unwrap_or(n), t)).collect();
+        let params = self.params().below(&format!("modules.{name}."));
+        let tensors = params.iter().map(|(n, p)| (n, p.tensor()));
         checkpoint::save(path, tensors, metadata(&header)?)
     }
 

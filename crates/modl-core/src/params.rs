@@ -132,8 +132,7 @@ impl ParamStore {
 
     /// Removes all parameters whose names start with `prefix`, and says how many.
     pub fn remove_below(&mut self, prefix: &str) -> usize {
-        let names: Vec<String> = self.range(prefix).map(|(name, _)| name.clone()).collect();
-        names.iter().filter(|name| self.params.remove(*name).is_some()).count()
+        self.take_under(prefix).params.len()
     }
 
     /// Names and parameters in the names' order.

@@ -14,6 +14,11 @@ pub use tch::Device;
 /// Element types: `Kind::Float`, `Kind::BFloat16`, `Kind::Int64`.
 pub use tch::Kind;
 
+/// Whether the elements of that kind are floats, which libtorch computes with.
+pub fn is_float(kind: Kind) -> bool {
+    matches!(kind, Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16)
+}
+
 /// Runs `f` without recording gradients.
 pub fn no_grad<T>(f: impl FnOnce() -> T) -> T {
     tch::no_grad(f)

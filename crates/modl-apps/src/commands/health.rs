@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use modl_core::checkpoint::Checkpoint;
-use modl_core::{Device, Kind, Tensor};
+use modl_core::{Device, Kind, Tensor, is_float};
 
 use crate::report::Table;
 
@@ -16,7 +16,7 @@ pub(crate) fn report(file: &Checkpoint) -> Result<(Table, Vec<String>)> {
     let mut table = Table::new(["tensor", "kind", "shape", "norm", "largest"]);
     for name in file.names() {
         let (shape, kind) = file.info(&name)?;
-        if !matches!(kind, Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16) {
+        if !is_float(kind) {
             continue;
         }
         let t = file.tensor(&name, Device::Cpu)?;
