@@ -4,8 +4,8 @@
 use modl_core::{Error, Result, Targets};
 use serde_json::{Map, Value, json};
 
-use super::{Fields, Header, Method, Param, Places, Read, Standing, table};
-use crate::peft::number;
+use super::{Fields, Header, Method, Param, Places, Read, Standing};
+use crate::peft::{number, object};
 use crate::{Bottleneck, Patterns};
 
 pub(super) const BOTTLENECK: Method = Method {
@@ -153,7 +153,7 @@ fn write(config: Value, standing: &Standing) -> Result<Map<String, Value>> {
     }
     let mut fields = usual();
     fields.extend(write_places(standing)?);
-    fields.extend(table(json!({
+    fields.extend(object(json!({
         "dropout": config.dropout,
         "init_weights": config.init_weights,
         "is_parallel": config.is_parallel,
@@ -180,7 +180,7 @@ pub(super) fn write_places(standing: &Standing) -> Result<Map<String, Value>> {
             "AdapterHub has them at `attention.output` and `output`; use Modular::save_module",
         ));
     }
-    Ok(table(json!({
+    Ok(object(json!({
         "leave_out": places.leave_out,
         "mh_adapter": places.ends.contains(ATTENTION),
         "output_adapter": places.ends.contains(OUTPUT),
@@ -189,7 +189,7 @@ pub(super) fn write_places(standing: &Standing) -> Result<Map<String, Value>> {
 
 /// All settings, as the library writes them where nothing was said.
 pub(super) fn usual() -> Map<String, Value> {
-    table(json!({
+    object(json!({
         "adapter_residual_before_ln": false,
         "cross_adapter": false,
         "dropout": 0.0,

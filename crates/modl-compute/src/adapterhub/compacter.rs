@@ -4,9 +4,9 @@ use modl_core::Result;
 use serde_json::{Map, Value, json};
 
 use super::bottleneck::{self, BOTTLENECK, activation, has_phm, has_places};
-use super::{Fields, Header, Method, Read, Standing, table};
+use super::{Fields, Header, Method, Read, Standing};
 use crate::Compacter;
-use crate::peft::number;
+use crate::peft::{number, object};
 
 pub(super) const COMPACTER: Method = Method {
     asked: |settings| has_places(settings) && has_phm(settings),
@@ -77,7 +77,7 @@ fn write(config: Value, standing: &Standing) -> Result<Map<String, Value>> {
     let mut fields = bottleneck::usual();
     fields.extend(bottleneck::write_places(standing)?);
     fields.extend(FIXED.map(|(name, value)| (name.to_owned(), value)));
-    fields.extend(table(json!({
+    fields.extend(object(json!({
         "dropout": config.dropout,
         "non_linearity": config.non_linearity,
         "original_ln_before": config.original_ln_before,

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use modl_core::checkpoint;
-use modl_core::{Error, Modular, Result, ResultExt, Select, Tensors, no_grad};
+use modl_core::{Error, Modular, Result, ResultExt, Tensors, no_grad};
 use serde_json::Value;
 
 use super::header::{CONFIG_FILE, Header, check_family};
@@ -61,11 +61,9 @@ pub fn save(model: &Modular, name: &str, dir: impl AsRef<Path>) -> Result<()> {
     check_family(model.backbone())?;
     let parts = Parts::new(module, targets, name, model.backbone())?;
     let header = Header::write(name, parts.settings()?, model.backbone());
-    let prefix = format!("modules.{name}.");
-    let select = Select::new(format!("{prefix}*"));
     let mut tensors = Tensors::new();
-    for (full, t) in model.params().select(&select) {
-        tensors.set(parts.key(full.strip_prefix(&prefix).unwrap_or(full))?, t.clone());
+    for (full, p) in model.params().below(&format!("modules.{name}.")).iter() {
+        tensors.set(parts.key(full)?, p.tensor().clone());
     }
     let tensors = no_grad(|| parts.pack(tensors))?;
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);

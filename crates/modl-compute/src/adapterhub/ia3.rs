@@ -6,7 +6,8 @@ use modl_core::{Error, Names, Result};
 use serde_json::{Map, Value, json};
 
 use super::lora::{LORA, read_common, scales, write_common};
-use super::{Fields, Header, Method, Read, Standing, table};
+use super::{Fields, Header, Method, Read, Standing};
+use crate::peft::object;
 use crate::{Ia3, Ia3Init};
 
 pub(super) const IA3: Method = Method {
@@ -41,7 +42,7 @@ fn write(config: Value, standing: &Standing) -> Result<Map<String, Value>> {
             ));
         }
     }
-    let own = table(json!({
+    let own = object(json!({
         "alpha": 1,
         "composition_mode": "scale",
         "init_weights": "ia3",

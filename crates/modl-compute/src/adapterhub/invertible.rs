@@ -9,8 +9,8 @@ use serde_json::{Map, Value, json};
 
 use super::bottleneck::{self, activation, has_places};
 use super::places::EMBEDDINGS;
-use super::{Fields, Header, Method, Read, Standing, table};
-use crate::peft::number;
+use super::{Fields, Header, Method, Read, Standing};
+use crate::peft::{number, object};
 use crate::{Invertible, InvertibleBlock};
 
 pub(super) const INVERTIBLE: Method = Method {
@@ -62,7 +62,7 @@ fn write(config: Value, _: &Standing) -> Result<Map<String, Value>> {
         ));
     }
     let mut fields = bottleneck::usual();
-    fields.extend(table(json!({
+    fields.extend(object(json!({
         "inv_adapter": "nice",
         "inv_adapter_reduction_factor": number(config.reduction_factor),
         "non_linearity": config.non_linearity,

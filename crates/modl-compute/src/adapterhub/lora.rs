@@ -4,9 +4,9 @@
 use modl_core::{Error, Result, Targets};
 use serde_json::{Map, Value, json};
 
-use super::{Fields, Header, Method, Places, Read, Standing, table};
+use super::{Fields, Header, Method, Places, Read, Standing};
 use crate::Lora;
-use crate::peft::number;
+use crate::peft::{number, object};
 
 pub(super) const LORA: Method = Method {
     architecture: Some("lora"),
@@ -107,7 +107,7 @@ pub(super) fn write_factors(lora: &Lora) -> Result<Map<String, Value>> {
             "save it as a PEFT folder",
         ));
     }
-    Ok(table(json!({ "alpha": number(lora.alpha), "dropout": lora.dropout, "r": lora.r })))
+    Ok(object(json!({ "alpha": number(lora.alpha), "dropout": lora.dropout, "r": lora.r })))
 }
 
 /// All settings, with those of the sites, and `own` in place of the usual ones.
@@ -133,7 +133,7 @@ pub(super) fn write_common(
         .filter(|(_, m)| places.ends.contains(*m))
         .map(|(short, _)| *short)
         .collect();
-    let mut fields = table(json!({
+    let mut fields = object(json!({
         "alpha": 8,
         "architecture": "lora",
         "attn_matrices": matrices,

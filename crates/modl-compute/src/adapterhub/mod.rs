@@ -88,11 +88,3 @@ struct Param<'a> {
     /// The adapter's name.
     adapter: &'a str,
 }
-
-/// The table that a literal is.
-fn table(literal: Value) -> Map<String, Value> {
-    match literal {
-        Value::Object(fields) => fields,
-        _ => Map::new(),
-    }
-}

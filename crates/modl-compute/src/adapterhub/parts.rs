@@ -21,8 +21,7 @@ struct Part {
 pub(super) struct Parts(Vec<Part>);
 
 /// What `read` found as one module with its sites.
-pub(super) fn join(read: Vec<Read>) -> Result<Read> {
-    let mut read = read;
+pub(super) fn join(mut read: Vec<Read>) -> Result<Read> {
     if read.len() == 1
         && let Some(only) = read.pop()
     {

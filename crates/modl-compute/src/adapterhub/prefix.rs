@@ -6,8 +6,9 @@
 use modl_core::{Error, Result, SiteKind, Tensors};
 use serde_json::{Map, Value, json};
 
-use super::{Fields, Header, Method, Places, Read, Standing, table};
+use super::{Fields, Header, Method, Places, Read, Standing};
 use crate::PrefixTuning;
+use crate::peft::object;
 
 pub(super) const PREFIX_TUNING: Method = Method {
     architecture: Some("prefix_tuning"),
@@ -101,7 +102,7 @@ fn write(config: Value, standing: &Standing) -> Result<Map<String, Value>> {
              or train the prefix at `all-attention` alone",
         ));
     }
-    Ok(table(json!({
+    Ok(object(json!({
         "architecture": "prefix_tuning",
         "bottleneck_size": prefix.encoder_hidden_size,
         "cross_prefix": true,

@@ -4,9 +4,10 @@
 use modl_core::{Error, Result};
 use serde_json::{Map, Value, json};
 
-use super::{Fields, Header, Method, Read, Standing, table};
+use super::{Fields, Header, Method, Read, Standing};
 use crate::PromptTuning;
 use crate::input::entrance;
+use crate::peft::object;
 
 pub(super) const PROMPT_TUNING: Method = Method {
     architecture: Some("prompt_tuning"),
@@ -44,7 +45,7 @@ fn write(config: Value, _: &Standing) -> Result<Map<String, Value>> {
              PEFT's format",
         ));
     }
-    Ok(table(json!({
+    Ok(object(json!({
         "architecture": "prompt_tuning",
         "combine": "prefix",
         "init_weights_seed": null,

@@ -7,8 +7,9 @@ use modl_core::{Error, Result, SiteKind, Targets, Tensor, Tensors};
 use serde_json::{Map, Value, json};
 
 use super::places::split;
-use super::{Fields, Header, Method, Read, Standing, table};
+use super::{Fields, Header, Method, Read, Standing};
 use crate::function::{BASE, ORIGINAL};
+use crate::peft::object;
 use crate::{Orthonormal, Reft};
 
 pub(super) const REFT: Method = Method {
@@ -135,7 +136,7 @@ fn write(config: Value, standing: &Standing) -> Result<Map<String, Value>> {
     let all = standing.all.iter().filter(|s| s.kind == SiteKind::Block).count();
     let layers: Vec<Value> = standing.sites.iter().filter_map(number).collect();
     let layers = if standing.sites.len() == all { json!("all") } else { json!(layers) };
-    Ok(table(json!({
+    Ok(object(json!({
         "architecture": "reft",
         "dropout": reft.dropout,
         "dtype": null,

@@ -5,10 +5,10 @@ use modl_core::{Error, Result, Tensor};
 use serde_json::{Map, Value, json};
 
 use super::lora::{LORA, has_vera, read_common, read_factors, write_common};
-use super::{Fields, Header, Method, Read, Standing, table};
+use super::{Fields, Header, Method, Read, Standing};
 use crate::Vera;
 use crate::low_rank::{VERA_D, VERA_SHARED};
-use crate::peft::number;
+use crate::peft::{number, object};
 
 pub(super) const VERA: Method = Method {
     asked: has_vera,
@@ -66,7 +66,7 @@ fn write(config: Value, standing: &Standing) -> Result<Map<String, Value>> {
             "AdapterHub shares its matrices among sites of one shape only; save it for PEFT",
         ));
     }
-    let own = table(json!({
+    let own = object(json!({
         "alpha": number(vera.scaling * vera.r as f64),
         "dropout": vera.dropout,
         "init_weights": "vera",

@@ -12,9 +12,9 @@ use modl_core::{Attachment, Module, ModuleConfig, Result, Scope, Targets};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::Condition;
 use super::builder::{Builder, Whose};
-use crate::{Bottleneck, BottleneckInit, Nested};
+use super::{Condition, pfeiffer_without_effect};
+use crate::Nested;
 
 /// Configuration of Hyper-X. A row's language is its label `language`
 /// ([`with_labels`](modl_core::Context::with_labels)), or a feature.
@@ -39,10 +39,7 @@ pub struct HyperX {
 impl Default for HyperX {
     fn default() -> Self {
         HyperX {
-            config: Nested::new(Bottleneck {
-                init_weights: BottleneckInit::MamAdapter,
-                ..Bottleneck::pfeiffer()
-            }),
+            config: pfeiffer_without_effect(),
             tasks: Condition::default(),
             languages: Condition::default(),
             source_dim: 64,

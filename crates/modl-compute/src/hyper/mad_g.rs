@@ -10,9 +10,9 @@ use modl_core::{Attachment, Module, ModuleConfig, Result, Scope, Targets};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::Condition;
 use super::builder::{Builder, Whose};
-use crate::{Bottleneck, BottleneckInit, Nested};
+use super::{Condition, pfeiffer_without_effect};
+use crate::Nested;
 
 /// Configuration of MAD-G.
 #[derive(Debug, Serialize, Deserialize)]
@@ -33,10 +33,7 @@ pub struct MadG {
 impl Default for MadG {
     fn default() -> Self {
         MadG {
-            config: Nested::new(Bottleneck {
-                init_weights: BottleneckInit::MamAdapter,
-                ..Bottleneck::pfeiffer()
-            }),
+            config: pfeiffer_without_effect(),
             languages: Condition::feature("typology", 289),
             language_dim: 32,
             projected_dim: 32,

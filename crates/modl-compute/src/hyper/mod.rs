@@ -31,6 +31,15 @@ pub use hyperformer_plus_plus::HyperFormerPlusPlus;
 pub use mad_g::MadG;
 pub use source::Condition;
 
+use crate::{Bottleneck, BottleneckInit, Nested};
+
+/// What language and task adapters are generated as by default: bottleneck adapters after Pfeiffer
+/// et al. which change nothing at the start.
+fn pfeiffer_without_effect() -> Nested {
+    let init_weights = BottleneckInit::MamAdapter;
+    Nested::new(Bottleneck { init_weights, ..Bottleneck::pfeiffer() })
+}
+
 pub(crate) fn register(r: &mut Catalog<dyn ModuleConfig>) -> Result<()> {
     r.register::<HyperNetwork>("Static hypernetwork", "Ha et al. 2016, arXiv 1609.09106", "3.4")?;
     r.register::<Cpg>(

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use modl_core::{
     Attachment, Context, Error, Host, Init, Module, ModuleConfig, Result, Scope, Signal, Targets,
-    Tensor, Tensors,
+    Tensor, Tensors, is_float,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -71,7 +71,7 @@ impl ModuleConfig for Retrieval {
             let problem = format!("holds values of shape {shape:?}, not token vectors");
             return Err(Error::file(&self.store, problem));
         };
-        if !kind_of_vectors(kind) {
+        if !is_float(kind) {
             return Err(Error::file(&self.store, format!("holds values of kind {kind:?}")));
         }
         let dim = at.site.input;
@@ -84,11 +84,6 @@ impl ModuleConfig for Retrieval {
         let (neighbours, query) = (self.neighbours, self.query.clone());
         Ok(Box::new(Retrieved { store: Arc::new(store), projection, neighbours, query }))
     }
-}
-
-fn kind_of_vectors(kind: modl_core::Kind) -> bool {
-    use modl_core::Kind;
-    matches!(kind, Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16)
 }
 
 /// The store of a module of some `kind`.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use modl_core::checkpoint;
-use modl_core::{Error, Modular, Result, Select, Site, Tensors, no_grad};
+use modl_core::{Error, Modular, Result, Site, Tensors, no_grad};
 
 use super::beside::{narrow, refuse_tied_tokens};
 use super::config::{CONFIG_FILE, parse, read_config, read_fields, render, write_config};
@@ -77,12 +77,10 @@ pub fn save(model: &Modular, name: &str, dir: impl AsRef<Path>) -> Result<()> {
     if let Some(only) = stands(module, all)? {
         same_sites(layout.of.name, &targets.select(all)?, &only.select(all)?)?;
     }
-    let prefix = format!("modules.{name}.");
-    let select = Select::new(format!("{prefix}*"));
     let (mut tensors, mut beside) = (Tensors::new(), Tensors::new());
-    for (param, t) in model.params().select(&select) {
-        let (key, own) = layout.key(param.strip_prefix(&prefix).unwrap_or(param));
-        (if own { &mut tensors } else { &mut beside }).set(key, t.clone());
+    for (param, p) in model.params().below(&format!("modules.{name}.")).iter() {
+        let (key, own) = layout.key(param);
+        (if own { &mut tensors } else { &mut beside }).set(key, p.tensor().clone());
     }
     if let Some(pack) = layout.of.pack {
         tensors = no_grad(|| pack(tensors, &mut fields))?;

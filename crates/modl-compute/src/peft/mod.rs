@@ -62,7 +62,7 @@ type Pack = fn(Tensors, &mut Map<String, Value>) -> Result<Tensors>;
 type Read = (Box<dyn ModuleConfig>, Targets);
 
 /// The table that a literal is.
-fn object(literal: Value) -> Map<String, Value> {
+pub(crate) fn object(literal: Value) -> Map<String, Value> {
     match literal {
         Value::Object(fields) => fields,
         _ => Map::new(),

@@ -1,6 +1,8 @@
 //! A difference of weights as a sparse one: the K largest changes of all sites together, as LT-SFT
 //! keeps them, and what that loses.
 
+use std::collections::BTreeSet;
+
 use modl_core::{
     Backbone, Error, Kind, Modular, Result, ResultExt, Select, Site, Targets, Tensor, Tensors,
     no_grad,
@@ -37,7 +39,7 @@ pub fn attach_difference(
 ) -> Result<Difference> {
     check_share("density", density)?;
     let base = model.backbone();
-    let (mut changes, mut seen, mut left_out) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut changes, mut seen, mut left_out) = (Vec::new(), BTreeSet::new(), Vec::new());
     for site in base.sites() {
         let (old, new) = (base.theta(site)?, tuned.theta(site).at("the fine-tuned model")?);
         seen.extend(old.names().map(|short| format!("{}.{short}", site.path)));
@@ -45,7 +47,7 @@ pub fn attach_difference(
             changes.push((site.clone(), change));
         }
     }
-    for (full, p) in base.params().iter().filter(|(n, _)| !seen.iter().any(|s| s == n)) {
+    for (full, p) in base.params().iter().filter(|(n, _)| !seen.contains(*n)) {
         let new = tuned.params().get(full).at("the fine-tuned model")?;
         if !p.tensor().bit_equal(new)? {
             left_out.push((full.to_owned(), norm(&minus(new, p.tensor())?)?));
