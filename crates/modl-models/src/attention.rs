@@ -75,6 +75,12 @@ impl Place {
     }
 }
 
+/// x `[batch, seq, heads · d]` as `[batch, heads, seq, d]`.
+pub(crate) fn split(x: &Tensor, heads: i64) -> Result<Tensor> {
+    let (batch, seq) = (x.len_of(0), x.len_of(1));
+    x.reshape(&[batch, seq, heads, x.len_of(-1) / heads.max(1)])?.transpose(1, 2)
+}
+
 /// Keys or values `[batch, groups, keys, d]` repeated for all heads.
 fn for_heads(t: &Tensor, heads: i64) -> Result<Tensor> {
     let size = t.size();

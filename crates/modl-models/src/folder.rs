@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 
 use modl_core::checkpoint::{self, TensorFile};
-use modl_core::{Error, Kind, Mismatch, ParamStore, Result, ResultExt, nearest};
+use modl_core::{Error, Kind, Mismatch, ParamStore, Result, ResultExt, is_float, nearest};
 use serde_json::Value;
 
 use crate::LoadOptions;
@@ -95,7 +95,7 @@ impl Weights {
             Some(kind) => kind,
             None => self.info(leading)?.1,
         };
-        if !matches!(kind, Kind::Float | Kind::BFloat16 | Kind::Half | Kind::Double) {
+        if !is_float(kind) {
             return Err(Error::unsupported(
                 format!("computing in {kind:?}"),
                 "set LoadOptions::kind to Kind::Float or Kind::BFloat16",

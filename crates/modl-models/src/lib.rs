@@ -5,6 +5,7 @@ mod bert;
 mod decoder;
 mod dropout;
 mod efficientnet;
+mod encoder;
 mod folder;
 mod generate;
 mod gguf;

@@ -1,6 +1,6 @@
 //! Attention masks: from 1 for real tokens and 0 for padding to what is added to the scores.
 
-use modl_core::{Error, Kind, Result, Tensor};
+use modl_core::{Context, Error, Kind, Result, Signal, Tensor};
 
 /// Checks a mask `[batch, seq]` of ones and zeros and brings it into `kind`; ones where there is
 /// none.
@@ -41,6 +41,11 @@ pub(crate) fn causal(mask: &Tensor, queries: i64) -> Result<Tensor> {
     let hidden = padding.logical_or(&ahead)?;
     let zeros = Tensor::zeros(&hidden.size(), mask.kind(), mask.device())?;
     zeros.masked_fill(&hidden, smallest(mask.kind()))
+}
+
+/// The context in which layers run, with the mask of the tokens that modules have put in.
+pub(crate) fn with_mask(x: &Signal, cx: &Context) -> Result<Context> {
+    Ok(cx.clone().with_feature("mask", x.with.need("mask")?.clone()))
 }
 
 /// The smallest finite number of a kind. Unlike −∞ it makes no NaN of a row that is all padding.

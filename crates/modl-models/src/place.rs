@@ -107,6 +107,24 @@ impl Place {
         Ok(pass.layers.run(&self.site, theta, &Signal::from(x.clone()), pass.cx, host)?.x)
     }
 
+    /// f at a sub-layer site and its residual connection: residual + f(x).
+    pub(crate) fn sublayer(
+        &self,
+        x: &Tensor,
+        residual: &Tensor,
+        pass: Pass,
+        f: impl Fn(&Tensor, Pass) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let y = if self.modular(pass) {
+            let host: &HostFn = &|_, s, cx| Ok(s.replace(f(&s.x, pass.of(cx))?));
+            let with = Tensors::new().with("residual", residual.clone());
+            self.run(&Signal { x: x.clone(), with }, pass, host)?.x
+        } else {
+            f(x, pass)?
+        };
+        residual.add(&y).at(&self.site.path)
+    }
+
     /// x Wᵀ + b.
     pub(crate) fn linear(&self, x: &Tensor, pass: Pass) -> Result<Tensor> {
         self.simple(x, pass, |theta, x| x.linear(theta.need("weight")?, theta.get("bias")))

@@ -54,6 +54,16 @@ pub(crate) fn check_positive(sizes: &[(&str, i64)]) -> Result<()> {
     }
 }
 
+/// Checks that layers are not more than [`MOST_LAYERS`].
+pub(crate) fn check_layers(name: &str, n: usize) -> Result<()> {
+    if n > MOST_LAYERS { refuse(name, n, "are too many") } else { Ok(()) }
+}
+
+/// Checks that a width, by its name, can be cut into so many heads.
+pub(crate) fn check_heads(name: &str, heads: i64, (width, n): (&str, i64)) -> Result<()> {
+    if n % heads == 0 { Ok(()) } else { refuse(name, heads, &format!("has to divide {width}")) }
+}
+
 /// Checks that probabilities of dropout are in [0, 1).
 pub(crate) fn check_dropout(all: &[(&str, f64)]) -> Result<()> {
     match all.iter().find(|(_, p)| !(0.0..1.0).contains(p)) {

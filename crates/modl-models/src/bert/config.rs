@@ -4,7 +4,9 @@ use modl_core::{Activation, Result};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::settings::{self, Fixed, MOST_LAYERS, check_dropout, check_positive, refuse};
+use crate::settings::{
+    self, Fixed, check_dropout, check_heads, check_layers, check_positive, refuse,
+};
 
 /// The settings of BERT that count for its computation, with the defaults of transformers'
 /// `BertConfig`.
@@ -90,16 +92,9 @@ impl BertConfig {
             ("max_position_embeddings", self.max_position_embeddings),
             ("type_vocab_size", self.type_vocab_size),
         ])?;
-        if self.num_hidden_layers > MOST_LAYERS {
-            return refuse("num_hidden_layers", self.num_hidden_layers, "are too many");
-        }
-        if self.hidden_size % self.num_attention_heads != 0 {
-            return refuse(
-                "num_attention_heads",
-                self.num_attention_heads,
-                "has to divide hidden_size",
-            );
-        }
+        check_layers("num_hidden_layers", self.num_hidden_layers)?;
+        let width = ("hidden_size", self.hidden_size);
+        check_heads("num_attention_heads", self.num_attention_heads, width)?;
         check_dropout(&[
             ("hidden_dropout_prob", self.hidden_dropout_prob),
             ("attention_probs_dropout_prob", self.attention_probs_dropout_prob),

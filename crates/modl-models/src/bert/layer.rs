@@ -5,7 +5,6 @@ use modl_core::{Error, HostFn, Result, ResultExt, Signal, SiteKind, Tensor, Tens
 
 use super::BertConfig;
 use crate::dropout::dropout;
-use crate::mask::additive;
 use crate::place::{Pass, Place, Surveyor};
 
 /// A dense layer with dropout (the site), the residual connection and a normalisation.
@@ -108,16 +107,8 @@ impl Layer {
         hidden_keys: Option<&Tensor>,
         pass: Pass,
     ) -> Result<Tensor> {
-        if !self.block.modular(pass) {
-            return self.inner(x, hidden_keys, pass);
-        }
-        // Modules may send some of the rows only, so that the mask is read from the signal.
-        let host: &HostFn = &|_, s, cx| {
-            let hidden_keys = additive(s.with.need("mask")?)?;
-            Ok(s.replace(self.inner(&s.x, hidden_keys.as_ref(), pass.of(cx))?))
-        };
-        let with = Tensors::new().with("mask", mask.clone());
-        Ok(self.block.run(&Signal { x: x.clone(), with }, pass, host)?.x)
+        self.block
+            .masked_block(x, mask, hidden_keys, pass, |x, keys, pass| self.inner(x, keys, pass))
     }
 
     fn inner(&self, x: &Tensor, hidden_keys: Option<&Tensor>, pass: Pass) -> Result<Tensor> {

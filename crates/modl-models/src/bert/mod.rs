@@ -46,7 +46,7 @@ use names::{Names, shapes};
 use crate::LoadOptions;
 use crate::dropout::dropout;
 use crate::folder::{Weights, read_config};
-use crate::mask::{additive, read_mask};
+use crate::mask::{additive, read_mask, with_mask};
 use crate::place::{Pass, Place, Surveyor, theta_of};
 
 const WORDS: &str = "embeddings.word_embeddings";
@@ -242,14 +242,7 @@ impl Bert {
         if let Some(types) = types {
             with.set("token_type_ids", types.clone());
         }
-        let y = self.tokens.run(&Signal { x, with }, pass, host)?;
-        let mask = y.with.need("mask").at("embeddings")?.clone();
-        let (hidden, covered) = (y.x.size(), mask.size());
-        if hidden.len() != 3 || hidden.get(..2) != Some(covered.as_slice()) {
-            let problem = format!("modules made hidden states {hidden:?} with a mask {covered:?}");
-            return Err(Error::invalid("embeddings", problem));
-        }
-        Ok((y.x, mask))
+        self.tokens.masked_tokens("embeddings", &Signal { x, with }, pass, host)
     }
 }
 
@@ -280,20 +273,13 @@ impl Backbone for Bert {
 
     fn forward(&self, inputs: &Tensors, layers: &Layers, cx: &Context) -> Result<Tensors> {
         let mut x = self.enter(inputs, layers, cx)?;
-        let cx = &self.with_mask(&x, cx)?;
+        let cx = &with_mask(&x, cx)?;
         let (mask, pass) = (x.with.need("mask")?.clone(), Pass { layers, cx });
         let hidden_keys = additive(&mask)?;
         for layer in &self.layers {
             x.x = layer.forward(&x.x, &mask, hidden_keys.as_ref(), pass)?;
         }
         self.leave(&x, inputs, layers, cx)
-    }
-}
-
-impl Bert {
-    /// The context in which layers run, with the mask of the tokens that modules have put in.
-    fn with_mask(&self, x: &Signal, cx: &Context) -> Result<Context> {
-        Ok(cx.clone().with_feature("mask", x.with.need("mask")?.clone()))
     }
 }
 
@@ -314,7 +300,7 @@ impl Segments for &Bert {
     }
 
     fn segment(&self, n: usize, x: &Signal, layers: &Layers, cx: &Context) -> Result<Signal> {
-        let cx = &self.with_mask(x, cx)?;
+        let cx = &with_mask(x, cx)?;
         let mask = x.with.need("mask")?;
         let hidden_keys = additive(mask)?;
         let layer = self.layers.get(n).ok_or_else(|| Error::invalid("segment", "is not there"))?;
@@ -329,7 +315,7 @@ impl Segments for &Bert {
         layers: &Layers,
         cx: &Context,
     ) -> Result<Tensors> {
-        let cx = &self.with_mask(x, cx)?;
+        let cx = &with_mask(x, cx)?;
         let pass = Pass { layers, cx };
         let (ids, mask, x) = (inputs.need("input_ids")?, x.with.need("mask")?, &x.x);
         let mut outputs = Tensors::new().with("last_hidden_state", x.clone());

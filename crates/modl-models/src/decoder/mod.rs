@@ -5,20 +5,17 @@ mod pass;
 
 use std::fmt::Debug;
 
-use modl_core::{
-    Cache, Context, Error, HostFn, Kind, ParamStore, Result, ResultExt, Signal, Site, SiteKind,
-    Tensor, Tensors,
-};
+use modl_core::{Cache, Context, Error, Kind, ParamStore, Result, Site, SiteKind, Tensor, Tensors};
 use serde_json::Value;
 
 pub(crate) use pass::DecoderPass;
 
-use crate::attention::attend;
 use crate::dropout::Drop;
 use crate::ids::{check_shape, in_range};
 use crate::mask::{causal, read_mask};
 use crate::place::{Pass, Place, Surveyor, theta, theta_of};
 use crate::rope::Rotation;
+use crate::settings;
 
 /// The output layer.
 pub(crate) const HEAD: &str = "lm_head";
@@ -44,8 +41,7 @@ impl Naming {
         bare: &str,
         headed: &str,
     ) -> Result<Self> {
-        let class = config.get("architectures").and_then(|a| a.get(0)).and_then(Value::as_str);
-        match class.unwrap_or(headed) {
+        match settings::class(config, headed) {
             class if class == bare => Ok(Naming { prefix, head: false }),
             class if class == headed => Ok(Naming { prefix, head: true }),
             class => Err(Error::unsupported(
@@ -248,44 +244,11 @@ pub(crate) fn attention(
         Some(cache) => cache.extend(path, &key, &value)?,
         None => (key, value),
     };
-    let mask = seen.hidden_keys.clone();
-    let context = if place.modular(pass) {
-        let with = Tensors::new().with("key", key).with("value", value).with("mask", mask);
-        let host: &HostFn = &|_, s, _| {
-            let (key, value) = (s.with.need("key")?, s.with.need("value")?);
-            attend(&s.x, key, value, s.with.get("mask"), scale, drop).map(Signal::from)
-        };
-        place.run(&Signal { x: query, with }, pass, host)?.x
-    } else {
-        attend(&query, &key, &value, Some(&mask), scale, drop).at(path)?
-    };
+    let mask = Some(&seen.hidden_keys);
+    let context = place.attend([query, key, value], mask, scale, drop, pass)?;
     let size = context.size();
     let &[batch, heads, seq, width] = size.as_slice() else {
         return Err(Error::invalid(path, format!("modules made {size:?} of attention")));
     };
     context.transpose(1, 2)?.reshape(&[batch, seq, heads * width])
-}
-
-/// x `[batch, seq, heads · d]` as `[batch, heads, seq, d]`.
-pub(crate) fn split(x: &Tensor, heads: i64) -> Result<Tensor> {
-    let (batch, seq) = (x.len_of(0), x.len_of(1));
-    x.reshape(&[batch, seq, heads, x.len_of(-1) / heads.max(1)])?.transpose(1, 2)
-}
-
-/// A sub-layer before its residual connection: f(x), where `residual` will be added.
-pub(crate) fn sublayer(
-    place: &Place,
-    x: &Tensor,
-    residual: &Tensor,
-    pass: Pass,
-    f: impl Fn(&Tensor, Pass) -> Result<Tensor>,
-) -> Result<Tensor> {
-    let y = if place.modular(pass) {
-        let host: &HostFn = &|_, s, cx| Ok(s.replace(f(&s.x, pass.of(cx))?));
-        let with = Tensors::new().with("residual", residual.clone());
-        place.run(&Signal { x: x.clone(), with }, pass, host)?.x
-    } else {
-        f(x, pass)?
-    };
-    residual.add(&y).at(&place.site.path)
 }

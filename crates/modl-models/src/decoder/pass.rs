@@ -5,6 +5,7 @@ use modl_core::{
 };
 
 use super::{Architecture, Decoder, Seen};
+use crate::mask::with_mask;
 use crate::place::{Pass, Place};
 
 /// A pass of a decoder.
@@ -117,9 +118,4 @@ impl Segments for DecoderPass<'_> {
         }
         Ok(outputs)
     }
-}
-
-/// The context in which layers run, with the mask of the tokens that modules have put in.
-fn with_mask(x: &Signal, cx: &Context) -> Result<Context> {
-    Ok(cx.clone().with_feature("mask", x.with.need("mask")?.clone()))
 }

@@ -4,7 +4,7 @@ use modl_core::{Activation, Result};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::settings::{self, Fixed, MOST_LAYERS, check_dropout, check_positive, refuse};
+use crate::settings::{self, Fixed, check_dropout, check_heads, check_layers, check_positive};
 
 /// The settings of GPT-2 that count for its computation, with the defaults of transformers'
 /// `GPT2Config`.
@@ -88,12 +88,8 @@ impl Gpt2Config {
             ("n_head", self.n_head),
             ("n_inner", self.n_inner.unwrap_or(1)),
         ])?;
-        if self.n_layer > MOST_LAYERS {
-            return refuse("n_layer", self.n_layer, "are too many");
-        }
-        if self.n_embd % self.n_head != 0 {
-            return refuse("n_head", self.n_head, "has to divide n_embd");
-        }
+        check_layers("n_layer", self.n_layer)?;
+        check_heads("n_head", self.n_head, ("n_embd", self.n_embd))?;
         check_dropout(&[
             ("resid_pdrop", self.resid_pdrop),
             ("embd_pdrop", self.embd_pdrop),

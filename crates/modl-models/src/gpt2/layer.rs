@@ -3,7 +3,8 @@
 use modl_core::{Error, Result, SiteKind, Tensor};
 
 use super::Gpt2Config;
-use crate::decoder::{Seen, attention, split, sublayer};
+use crate::attention::split;
+use crate::decoder::{Seen, attention};
 use crate::dropout::dropout;
 use crate::place::{Pass, Place, Surveyor};
 
@@ -51,14 +52,14 @@ impl Layer {
         let residual =
             |place: &Place, pass: Pass| pass.dropout(&place.site.path, self.settings.resid_pdrop);
         let context = self.attend(&self.first_norm.layer_norm(x, eps, pass)?, seen, pass)?;
-        let x = sublayer(&self.attention_output, &context, x, pass, |context, pass| {
+        let x = self.attention_output.sublayer(&context, x, pass, |context, pass| {
             dropout(
                 self.attention_dense.conv1d(context, pass)?,
                 residual(&self.attention_output, pass),
             )
         })?;
         let normal = self.second_norm.layer_norm(&x, eps, pass)?;
-        sublayer(&self.feed_forward, &normal, &x, pass, |x, pass| {
+        self.feed_forward.sublayer(&normal, &x, pass, |x, pass| {
             let inner = self.settings.activation_function.apply(&self.inner.conv1d(x, pass)?)?;
             dropout(self.outer.conv1d(&inner, pass)?, residual(&self.feed_forward, pass))
         })

@@ -6,7 +6,9 @@ use serde_json::Value;
 
 use crate::moe::MixtureConfig;
 use crate::rope::Rope;
-use crate::settings::{self, Fixed, MOST_LAYERS, check_dropout, check_positive, refuse};
+use crate::settings::{
+    self, Fixed, check_dropout, check_heads, check_layers, check_positive, refuse,
+};
 
 /// The settings of Llama that count for its computation, with the defaults of transformers'
 /// `LlamaConfig`.
@@ -112,16 +114,9 @@ impl LlamaConfig {
             ("num_key_value_heads", self.groups()),
             ("head_dim", self.head_width()),
         ])?;
-        if self.num_hidden_layers > MOST_LAYERS {
-            return refuse("num_hidden_layers", self.num_hidden_layers, "are too many");
-        }
-        if self.num_attention_heads % self.groups() != 0 {
-            return refuse(
-                "num_key_value_heads",
-                self.groups(),
-                "has to divide num_attention_heads",
-            );
-        }
+        check_layers("num_hidden_layers", self.num_hidden_layers)?;
+        let heads = ("num_attention_heads", self.num_attention_heads);
+        check_heads("num_key_value_heads", self.groups(), heads)?;
         if self.head_dim.is_none() && self.hidden_size % self.num_attention_heads != 0 {
             let problem = "has to divide hidden_size where there is no head_dim";
             return refuse("num_attention_heads", self.num_attention_heads, problem);

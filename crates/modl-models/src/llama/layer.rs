@@ -4,7 +4,8 @@
 use modl_core::{Result, SiteKind, Tensor};
 
 use super::LlamaConfig;
-use crate::decoder::{Seen, attention, split, sublayer};
+use crate::attention::split;
+use crate::decoder::{Seen, attention};
 use crate::moe::Mixture;
 use crate::place::{Pass, Place, Surveyor};
 
@@ -92,11 +93,11 @@ impl Layer {
     pub(super) fn forward(&self, x: &Tensor, seen: &Seen, pass: Pass) -> Result<Tensor> {
         let eps = self.settings.rms_norm_eps;
         let context = self.attend(&self.first_norm.rms_norm(x, eps, pass)?, seen, pass)?;
-        let x = sublayer(&self.attention_output, &context, x, pass, |context, pass| {
+        let x = self.attention_output.sublayer(&context, x, pass, |context, pass| {
             self.attention_dense.linear(context, pass)
         })?;
         let normal = self.second_norm.rms_norm(&x, eps, pass)?;
-        sublayer(&self.feed_forward, &normal, &x, pass, |x, pass| match &self.network {
+        self.feed_forward.sublayer(&normal, &x, pass, |x, pass| match &self.network {
             Network::Gated { gate, up, down } => {
                 let gate = self.settings.hidden_act.apply(&gate.linear(x, pass)?)?;
                 down.linear(&gate.mul(&up.linear(x, pass)?)?, pass)

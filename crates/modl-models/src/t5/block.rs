@@ -35,14 +35,9 @@ impl Sublayer {
         pass: Pass,
         f: impl Fn(&Tensor, Pass) -> Result<Tensor>,
     ) -> Result<Tensor> {
-        let inner =
-            |x: &Tensor, pass: Pass| dropout(f(x, pass)?, pass.dropout(&self.draw, self.dropout));
-        if !self.place.modular(pass) {
-            return residual.add(&inner(&x, pass)?).at(&self.place.site.path);
-        }
-        let host: &HostFn = &|_, s, cx| Ok(s.replace(inner(&s.x, pass.of(cx))?));
-        let with = Tensors::new().with("residual", residual.clone());
-        residual.add(&self.place.run(&Signal { x, with }, pass, host)?.x).at(&self.place.site.path)
+        self.place.sublayer(&x, residual, pass, |x, pass| {
+            dropout(f(x, pass)?, pass.dropout(&self.draw, self.dropout))
+        })
     }
 }
 

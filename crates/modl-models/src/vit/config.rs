@@ -4,7 +4,9 @@ use modl_core::{Activation, Result};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::settings::{self, Fixed, MOST_LAYERS, check_dropout, check_positive, refuse};
+use crate::settings::{
+    self, Fixed, check_dropout, check_heads, check_layers, check_positive, refuse,
+};
 
 /// The settings of ViT that count for its computation, with the defaults of transformers'
 /// `ViTConfig`.
@@ -86,13 +88,9 @@ impl VitConfig {
             ("num_channels", self.num_channels),
             ("pooler_output_size", self.pooler_width()),
         ])?;
-        if self.num_hidden_layers > MOST_LAYERS {
-            return refuse("num_hidden_layers", self.num_hidden_layers, "are too many");
-        }
-        if self.hidden_size % self.num_attention_heads != 0 {
-            let problem = "has to divide hidden_size";
-            return refuse("num_attention_heads", self.num_attention_heads, problem);
-        }
+        check_layers("num_hidden_layers", self.num_hidden_layers)?;
+        let width = ("hidden_size", self.hidden_size);
+        check_heads("num_attention_heads", self.num_attention_heads, width)?;
         if self.patch_size > self.image_size {
             return refuse("patch_size", self.patch_size, "is larger than image_size");
         }

@@ -1,12 +1,11 @@
 //! One layer of ViT: attention and a feed-forward network, each of a normalised copy of the residual
 //! stream and added to it.
 
-use modl_core::{Error, HostFn, Result, ResultExt, Signal, SiteKind, Tensor, Tensors};
+use modl_core::{Error, Result, ResultExt, SiteKind, Tensor};
 
 use super::VitConfig;
-use crate::decoder::{split, sublayer};
+use crate::attention::split;
 use crate::dropout::dropout;
-use crate::mask::additive;
 use crate::place::{Pass, Place, Surveyor};
 
 /// A layer with all its sites.
@@ -61,16 +60,8 @@ impl Layer {
         hidden_keys: Option<&Tensor>,
         pass: Pass,
     ) -> Result<Tensor> {
-        if !self.block.modular(pass) {
-            return self.inner(x, hidden_keys, pass);
-        }
-        // Modules may send some of the rows only, so that the mask is read from the signal.
-        let host: &HostFn = &|_, s, cx| {
-            let hidden_keys = additive(s.with.need("mask")?)?;
-            Ok(s.replace(self.inner(&s.x, hidden_keys.as_ref(), pass.of(cx))?))
-        };
-        let with = Tensors::new().with("mask", mask.clone());
-        Ok(self.block.run(&Signal { x: x.clone(), with }, pass, host)?.x)
+        self.block
+            .masked_block(x, mask, hidden_keys, pass, |x, keys, pass| self.inner(x, keys, pass))
     }
 
     fn inner(&self, x: &Tensor, hidden_keys: Option<&Tensor>, pass: Pass) -> Result<Tensor> {
@@ -79,12 +70,12 @@ impl Layer {
         let residual = |place: &Place, pass: Pass| pass.dropout(&place.site.path, *p);
         let normal = self.first_norm.layer_norm(x, *eps, pass)?;
         let context = self.attend(&normal, hidden_keys, pass)?;
-        let x = sublayer(&self.attention_output, &context, x, pass, |context, pass| {
+        let x = self.attention_output.sublayer(&context, x, pass, |context, pass| {
             let y = self.attention_dense.linear(context, pass)?;
             dropout(y, residual(&self.attention_output, pass))
         })?;
         let normal = self.second_norm.layer_norm(&x, *eps, pass)?;
-        sublayer(&self.feed_forward, &normal, &x, pass, |x, pass| {
+        self.feed_forward.sublayer(&normal, &x, pass, |x, pass| {
             let inner = hidden_act.apply(&self.inner.linear(x, pass)?)?;
             dropout(self.outer.linear(&inner, pass)?, residual(&self.feed_forward, pass))
         })

@@ -30,7 +30,7 @@ use std::path::Path;
 
 use modl_core::{
     Backbone, Context, Error, HostFn, Kind, Layers, ParamStore, Result, ResultExt, Segments,
-    Signal, Site, SiteKind, Tensor, Tensors,
+    Signal, Site, SiteKind, Tensor, Tensors, is_float,
 };
 use serde_json::Value;
 
@@ -41,7 +41,7 @@ use names::{Names, shapes};
 use crate::LoadOptions;
 use crate::dropout::dropout;
 use crate::folder::{Weights, read_config};
-use crate::mask::additive;
+use crate::mask::{additive, with_mask};
 use crate::place::{Pass, Place, Surveyor, theta_of};
 
 const PATCHES: &str = "embeddings.patch_embeddings.projection";
@@ -160,9 +160,7 @@ impl Vit {
         };
         let shape = pixels.size();
         let fits = matches!(*shape.as_slice(), [n, c, h, w] if n > 0 && [c, h, w] == [channels, side, side]);
-        let float =
-            matches!(pixels.kind(), Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16);
-        if !fits || !float {
+        if !fits || !is_float(pixels.kind()) {
             let problem = format!("{pixels:?}; wanted are floats of shape {}", wanted());
             return Err(Error::invalid("pixel_values", problem));
         }
@@ -206,14 +204,7 @@ impl Vit {
         let host: &HostFn = &|_, s, cx| Ok(s.replace(self.place_tokens(&s.x, pass.of(cx))?));
         let positions = Tensor::arange(x.len_of(1), x.device())?.expand(&mask.size())?;
         let with = Tensors::new().with("mask", mask).with("positions", positions);
-        let y = self.tokens.run(&Signal { x, with }, pass, host)?;
-        let mask = y.with.need("mask").at(path)?.clone();
-        let (hidden, covered) = (y.x.size(), mask.size());
-        if hidden.len() != 3 || hidden.get(..2) != Some(covered.as_slice()) {
-            let problem = format!("modules made hidden states {hidden:?} with a mask {covered:?}");
-            return Err(Error::invalid(path, problem));
-        }
-        Ok((y.x, mask))
+        self.tokens.masked_tokens(path, &Signal { x, with }, pass, host)
     }
 
     /// Whether modules have put tokens in.
@@ -289,7 +280,7 @@ impl Segments for &Vit {
 
     fn segment(&self, n: usize, x: &Signal, layers: &Layers, cx: &Context) -> Result<Signal> {
         let mask = x.with.need("mask")?;
-        let cx = &cx.clone().with_feature("mask", mask.clone());
+        let cx = &with_mask(x, cx)?;
         let hidden_keys = if self.lengthened(mask) { additive(mask)? } else { None };
         let layer = self.layers.get(n).ok_or_else(|| Error::invalid("segment", "is not there"))?;
         let y = layer.forward(&x.x, mask, hidden_keys.as_ref(), Pass { layers, cx })?;
@@ -304,7 +295,7 @@ impl Segments for &Vit {
         cx: &Context,
     ) -> Result<Tensors> {
         let mask = x.with.need("mask")?;
-        let cx = &cx.clone().with_feature("mask", mask.clone());
+        let cx = &with_mask(x, cx)?;
         let pass = Pass { layers, cx };
         let x = self.norm.layer_norm(&x.x, self.settings.layer_norm_eps, pass)?;
         let class = self.class_state(&x, mask)?;
