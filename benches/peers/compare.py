@@ -142,11 +142,15 @@ class Modl:
         self.process.wait()
 
 
+def summary(ratios):
+    """Median, lower and upper quartile."""
+    ratios = sorted(ratios)
+    return statistics.median(ratios), ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
+
+
 def dora_over_lora(label, lora, dora, n):
     """How much longer `dora` takes than `lora`, in pairs."""
-    ratios = sorted(dora() / lora() for _ in range(n + 2))[1:-1]
-    low, high = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
-    mid = statistics.median(ratios)
+    mid, low, high = summary(sorted(dora() / lora() for _ in range(n + 2))[1:-1])
     print(f"DoRA forward over LoRA forward, {label:6} {mid:6.2f} [{low:.2f}, {high:.2f}]", flush=True)
     return mid
 
@@ -207,12 +211,10 @@ def main():
             theirs()
             pairs.append(((time.perf_counter() - start) * 1e3, ours.step()))
         ours.close()
-        ratios = sorted(p / m for p, m in pairs)
-        mid = statistics.median
-        p, m = mid(x for x, _ in pairs), mid(x for _, x in pairs)
-        low, high = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
-        figures[name] = dict(peer_ms=p, modl_ms=m, ratio=mid(ratios), quartiles=[low, high], pairs=pairs)
-        print(f"{name:26} {p:18.1f} {m:18.1f} {mid(ratios):8.2f} [{low:.2f}, {high:.2f}]", flush=True)
+        p, m = (statistics.median(side) for side in zip(*pairs))
+        mid, low, high = summary(p / m for p, m in pairs)
+        figures[name] = dict(peer_ms=p, modl_ms=m, ratio=mid, quartiles=[low, high], pairs=pairs)
+        print(f"{name:26} {p:18.1f} {m:18.1f} {mid:8.2f} [{low:.2f}, {high:.2f}]", flush=True)
     if a.rows in "DoRA over LoRA":
         rows = [ROWS["LoRA forward f32"], ROWS["DoRA forward f32"]]
         theirs = dora_over_lora("PEFT", *(timed(peer(*row)) for row in rows), a.n)
