@@ -81,6 +81,8 @@ fn forms() -> Vec<(&'static str, Weights, Option<Tensor>)> {
         (name, Weights::Sparse { index, weight: weight.clone() }, Some(weight))
     };
     let tokens: Vec<i64> = (0..ROWS * LEN).flat_map(|u| [u % 3, 3 - u % 2]).collect();
+    let dropped: Vec<i64> = (0..ROWS * LEN).flat_map(|u| [u % 5 - 1, -(u % 3)]).collect();
+    let dropped: Vec<i64> = dropped.into_iter().map(|j| j.max(-1)).collect();
     vec![
         fixed("no module", &[]),
         fixed("one module", &[(2, 1.0)]),
@@ -105,6 +107,8 @@ fn forms() -> Vec<(&'static str, Weights, Option<Tensor>)> {
         dense("tokens", &[ROWS, LEN, MODULES]),
         sparse("sparse rows", &[0, 1, 1, 3, 3, 0, 1, 0], &[ROWS, 2]),
         sparse("sparse tokens", &tokens, &[ROWS, LEN, 2]),
+        sparse("rows without a choice", &[0, -1, -1, -1, 3, 0, -1, 2], &[ROWS, 2]),
+        sparse("dropped tokens", &dropped, &[ROWS, LEN, 2]),
     ]
 }
 
@@ -126,10 +130,13 @@ fn spelled_out(weights: &Weights) -> Result<Tensor> {
             _ => w.clone(),
         },
         Weights::Sparse { index, weight } => {
-            let hot = index.one_hot(MODULES)?.to_kind(Kind::Double)?;
+            // A place before the first for −1, which is nobody.
+            let hot = index.shift(1)?.one_hot(MODULES + 1)?.narrow(-1, 1, MODULES)?;
+            let hot = hot.to_kind(Kind::Double)?;
             let dense = hot.mul(&weight.unsqueeze(-1)?)?.sum_dims(&[-2], false)?;
             dense.reshape(&[ROWS, if index.dim() == 2 { 1 } else { LEN }, MODULES])?
         }
+        Weights::Slots { .. } => panic!("mixtures of tokens have a test of their own"),
     };
     alpha.expand(&[ROWS, LEN, MODULES])
 }
@@ -201,6 +208,44 @@ fn every_form_of_alpha_gives_what_the_formula_gives() -> Result<()> {
             }
         }
     }
+    Ok(())
+}
+
+#[test]
+fn slots_are_mixtures_of_tokens_and_tokens_of_slots() -> Result<()> {
+    let (site, theta) = (site(SiteKind::Linear), theta());
+    let x = Signal::from(draw("x", &[ROWS, LEN, IN]));
+    let cx = Context::eval();
+    const SLOTS: i64 = 3;
+    let shape = [ROWS, LEN, MODULES, SLOTS];
+    let (dispatch, combine) = (leaf("dispatch", &shape), leaf("combine", &shape));
+    let slots = Weights::Slots { dispatch: dispatch.clone(), combine: combine.clone() };
+    for low_rank in [true, false] {
+        let (bank, leaves) = bank(low_rank);
+        let host = Host::new(&site, &theta, &linear);
+        let routing = Routing::new(slots.clone(), MODULES as usize);
+        let active = bank.select(&routing, ROWS)?;
+        // y[b, t] = Σⱼ Σₛ C[b, t, j, s] hⱼ(Σᵤ D[b, u, j, s] x[b, u]), and what α leaves to f.
+        let mixed = Tensor::einsum("bujs,bui->bjsi", &[&dispatch, &x.x])?;
+        let mut replaced = Tensor::zeros(&[ROWS, LEN, OUT], Kind::Double, Device::Cpu)?;
+        for j in 0..MODULES {
+            let x = Signal::from(mixed.select(1, j)?);
+            let h = bank.module(j as usize).unwrap().forward(&host, &x, &cx)?.x;
+            let own = Tensor::einsum("bts,bso->bto", &[&combine.select(2, j)?, &h])?;
+            replaced = replaced.add(&own)?;
+        }
+        let left = combine.sum_dims(&[-1, -2], false)?.neg()?.add_scalar(1.0)?.unsqueeze(-1)?;
+        let kept = replaced.add(&host.call(&x, &cx)?.x.mul(&left)?)?;
+        let wanted: Vec<&Tensor> = leaves.iter().chain([&dispatch, &combine]).collect();
+        for (base, expected) in [(Base::Replaced, replaced), (Base::Kept, kept)] {
+            let y = active.compute(&host, &x, &cx).weighted_sum(base)?.x;
+            assert!(y.all_close(&expected, 1e-12, 1e-12)?, "{base:?}");
+            assert_same_gradients(&y, &expected, &wanted, &format!("slots, {base:?}"))?;
+        }
+    }
+    let (bank, _) = bank(false);
+    let fewer = Routing::new(slots, MODULES as usize).select_rows(&[2, 0])?;
+    assert!(bank.select(&fewer, 2).is_ok() && bank.select(&fewer, ROWS).is_err());
     Ok(())
 }
 

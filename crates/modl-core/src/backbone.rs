@@ -43,6 +43,12 @@ pub trait Backbone: Debug + Send {
     /// (`last_hidden_state`). At each site it runs [`Layers::run`].
     fn forward(&self, inputs: &Tensors, layers: &Layers, cx: &Context) -> Result<Tensors>;
 
+    /// Whether what stands at a site may depend on the tokens before each token alone, as in a
+    /// decoder.
+    fn causal(&self, _site: &Site) -> bool {
+        false
+    }
+
     /// Itself in pieces, where it can be run so.
     fn segments(&self) -> Option<Box<dyn Segments + '_>> {
         None

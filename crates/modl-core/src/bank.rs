@@ -194,7 +194,7 @@ impl<'a> Active<'a> {
         let mut parts = Vec::with_capacity(groups.len());
         for (rows, weights) in groups.into_iter().chain(nobody) {
             let index = Tensor::from_slice(&rows, &[rows.len() as i64], x.x.device())?;
-            let routing = Routing { weights, losses: Vec::new(), ..self.routing };
+            let routing = self.routing.with_weights(weights);
             let active = self.bank.select(&routing, rows.len() as i64)?;
             let y = work(&active, &x.select_rows(&index)?, &cx.select_rows(&rows)?)?;
             parts.push((rows, y));

@@ -127,9 +127,10 @@ impl Context {
         Context { trace: Rc::default(), cache: Rc::default(), ..self.clone() }
     }
 
-    /// Whether a router has given a loss of its own so far.
+    /// Whether a router has given a loss or a note so far.
     pub(crate) fn has_losses(&self) -> bool {
-        self.trace.borrow().routings.iter().any(|(_, r)| !r.losses.is_empty())
+        let more = |r: &Routing| !(r.losses.is_empty() && r.noted.is_empty());
+        self.trace.borrow().routings.iter().any(|(_, r)| more(r))
     }
 
     /// The task name of each row.
@@ -225,8 +226,8 @@ impl Context {
         work: impl FnOnce() -> Result<Routing>,
     ) -> Result<Routing> {
         if let Some(known) = self.cache.borrow().get(key) {
-            // Its losses were counted at the first site.
-            return Ok(Routing { losses: Vec::new(), ..known.clone() });
+            // Its losses and notes were counted at the first site.
+            return Ok(known.with_weights(known.weights.clone()));
         }
         let routing = work()?;
         self.cache.borrow_mut().insert(key.to_owned(), routing.clone());

@@ -105,6 +105,9 @@ impl<'a> Outputs<'a> {
     /// Σ αⱼ hⱼ against `base` as the formula says it: every module on everything.
     pub fn plain_sum(&self, base: Base) -> Result<Signal> {
         self.check_level()?;
+        if let Weights::Slots { dispatch, combine } = &self.routing().weights {
+            return self.by_slots(dispatch, combine, base);
+        }
         let alpha = self.routing().dense(self.f.kind(self.x), self.x.x.device())?;
         let with_base = base == Base::Kept && !self.routing().normalised;
         let mut sum: Option<Signal> = None;
@@ -137,6 +140,7 @@ impl<'a> Outputs<'a> {
         let tokens = match &self.routing().weights {
             Weights::Dense(w) if w.dim() == 3 => w.len_of(1),
             Weights::Sparse { index, .. } if index.dim() == 3 => index.len_of(1),
+            Weights::Slots { dispatch, .. } => dispatch.len_of(1),
             _ => return Ok(()),
         };
         let x = &self.x.x;
@@ -215,6 +219,52 @@ impl<'a> Outputs<'a> {
         let y = self.scatter(&flat, &groups, base, seq)?;
         let unflatten = |t: &Tensor| t.reshape(&[batch, seq, t.len_of(-1)]);
         Ok(Signal { x: unflatten(&y.x)?, with: y.with.map(|_, t| unflatten(t))? })
+    }
+
+    /// Every module on its slots, which are mixtures of a row's tokens.
+    fn by_slots(&self, dispatch: &Tensor, combine: &Tensor, base: Base) -> Result<Signal> {
+        let site = self.f.site();
+        if !site.kind.token_wise() {
+            return Err(Error::unsupported(
+                format!("mixing tokens at a site of kind {:?}", site.kind),
+                "choose sites that take each token by itself: linear layers, sub-layers",
+            ));
+        }
+        let (kind, &[_, seq, _, _]) = (self.f.kind(self.x), dispatch.size().as_slice()) else {
+            return Err(Error::invalid("slots", format!("are filled by {dispatch:?}")));
+        };
+        if let Some((name, t)) =
+            self.x.with.iter().find(|(_, t)| t.dim() != 3 || t.len_of(1) != seq)
+        {
+            let problem =
+                format!("`{name}` {t:?} is no vector for each token, which could be mixed");
+            return Err(Error::invalid("slots", problem));
+        }
+        let mut sum: Option<Tensor> = None;
+        for (j, _, module) in self.active.modules() {
+            let fill = dispatch.select(2, j as i64)?.transpose(1, 2)?; // [batch, slots, seq]
+            let mixed = |t: &Tensor| fill.to_kind(t.kind())?.bmm(t);
+            let x = Signal { x: mixed(&self.x.x)?, with: self.x.with.map(|_, t| mixed(t))? };
+            let h = module.forward(self.f, &x, self.cx)?;
+            let y = combine.select(2, j as i64)?.to_kind(kind)?.bmm(&h.x)?; // [batch, seq, dim]
+            sum = Some(sum.map_or(Ok(y.clone()), |s| s.add(&y))?);
+        }
+        let keep = base == Base::Kept && !self.routing().normalised;
+        match sum {
+            Some(sum) if !keep => Ok(sum.into()),
+            sum => {
+                let y = self.f.call(self.x, self.cx)?;
+                let left = match base {
+                    Base::Kept => {
+                        let alpha = self.routing().dense(kind, y.x.device())?;
+                        let rest = alpha.sum_dims(&[-1], true)?.neg()?.add_scalar(1.0)?;
+                        y.x.mul(&rest)?
+                    }
+                    Base::Replaced => y.x.zeros_like()?,
+                };
+                Ok(y.replace(sum.map_or(Ok(left.clone()), |s| s.add(&left))?))
+            }
+        }
     }
 
     /// The units of each active module by `index` and `weight` `[units, k]`; −1 stands for none.

@@ -87,7 +87,7 @@ pub use params::{Param, ParamStore, Select};
 pub use random::{Init, Seed, dropout, dropout_mask};
 pub use registry::{Catalog, Entry, Registry, from_json, to_json};
 pub use residents::Residents;
-pub use router::{Router, RouterConfig, Shared};
+pub use router::{Outcome, Router, RouterConfig, Shared};
 pub use routing::{Level, Routing, Weights};
 pub use scope::Scope;
 pub use site::{Host, HostFn, STACK_DOWN, STACK_UP, Signal, Site, SiteKind};

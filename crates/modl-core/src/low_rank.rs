@@ -7,7 +7,8 @@ impl Outputs<'_> {
     /// y = f_θ(x) + ((x Aᵀ) ⊙ α) Bᵀ, where each column of x Aᵀ has its module's αⱼ·scaleⱼ.
     pub(crate) fn low_rank_sum(&self, base: Base) -> Result<Option<Signal>> {
         let kept = base == Base::Kept || self.routing().normalised;
-        if !kept || self.host().site().kind != SiteKind::Linear {
+        let mixed = matches!(self.routing().weights, Weights::Slots { .. });
+        if !kept || mixed || self.host().site().kind != SiteKind::Linear {
             return Ok(None);
         }
         let found: Option<Vec<(usize, LowRank)>> = self

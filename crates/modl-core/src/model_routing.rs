@@ -1,10 +1,12 @@
 //! Routers and aggregators of a model. All are made before the first one is put in its place, so
 //! that a call that is refused has changed nothing.
 
+use std::collections::BTreeMap;
+
 use crate::undecided::Undecided;
 use crate::{
-    Aggregator, AggregatorConfig, Error, Modular, ParamStore, Result, ResultExt, Router,
-    RouterConfig, Shared, Site,
+    Aggregator, AggregatorConfig, Error, Modular, Outcome, ParamStore, Result, ResultExt, Router,
+    RouterConfig, Routing, Shared, Site, Tensor, Trace,
 };
 
 /// The key and the path of the one router for all sites.
@@ -90,6 +92,15 @@ impl Modular {
                 (true, _) => Box::new(Shared::follow(GLOBAL_ROUTER)),
                 (false, _) => build()?,
             };
+            if router.looks_ahead() && self.backbone().causal(site) {
+                return Err(Error::unsupported(
+                    format!(
+                        "a `{}` router, which looks at later tokens, in a decoder",
+                        config.kind()
+                    ),
+                    "choose one that routes each token by itself: `top_k`, `soft`",
+                ));
+            }
             made.parts.push((site.index, router));
         }
         Ok(made)
@@ -114,6 +125,51 @@ impl Modular {
                 layer.set_router(router);
             }
         }
+    }
+
+    /// All that routers add to the loss of a pass in training, added up by name: their auxiliary
+    /// losses, and what they derive from its outcome.
+    ///
+    /// # Errors
+    /// With the path of the site where a router fails.
+    pub fn router_losses(
+        &self,
+        trace: &Trace,
+        outcome: &Outcome,
+    ) -> Result<BTreeMap<String, Tensor>> {
+        let mut sums = trace.losses()?;
+        self.decided(trace, |router, routing| {
+            let Some((name, loss)) = router.credit(routing, outcome)? else { return Ok(()) };
+            let sum = sums.get(&name).map_or(Ok(loss.clone()), |s| s.add(&loss))?;
+            sums.insert(name, sum);
+            Ok(())
+        })?;
+        Ok(sums)
+    }
+
+    /// Lets all routers learn without gradients what became of a pass, after the step.
+    ///
+    /// # Errors
+    /// With the path of the site where a router fails.
+    pub fn routers_learn(&self, trace: &Trace, outcome: &Outcome) -> Result<()> {
+        crate::no_grad(|| self.decided(trace, |router, routing| router.learn(routing, outcome)))
+    }
+
+    /// `work` for each time that a router decided.
+    fn decided(
+        &self,
+        trace: &Trace,
+        mut work: impl FnMut(&dyn Router, &Routing) -> Result<()>,
+    ) -> Result<()> {
+        let sites: BTreeMap<&str, &Site> =
+            self.backbone().sites().iter().map(|s| (s.path.as_str(), s)).collect();
+        for (path, routing) in &trace.routings {
+            let layer = sites.get(path.as_str()).and_then(|site| self.layer(site));
+            if let Some(layer) = layer {
+                work(layer.router(), routing).at(path)?;
+            }
+        }
+        Ok(())
     }
 
     /// Gives every modular site an aggregator, and forgets the ones before.

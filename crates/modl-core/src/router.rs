@@ -4,7 +4,7 @@ use std::fmt::Debug;
 
 use serde_json::Value;
 
-use crate::{Bank, Context, Error, Result, Routing, Scope, Signal, Site};
+use crate::{Bank, Context, Error, Result, Routing, Scope, Signal, Site, Tensor};
 
 /// α = r_ρ(x, t).
 pub trait Router: Debug + Send {
@@ -13,6 +13,26 @@ pub trait Router: Debug + Send {
 
     /// Scores for the modules of `bank`, in its order.
     fn route(&self, x: &Signal, bank: &Bank, cx: &Context) -> Result<Routing>;
+
+    /// Whether α of a token depends on tokens that follow it. Such a router is refused where the
+    /// backbone is [causal](crate::Backbone::causal).
+    fn looks_ahead(&self) -> bool {
+        false
+    }
+
+    /// A loss by its name that takes knowing what became of a choice: that of REINFORCE. It is
+    /// asked for in training, before gradients are computed, once for each time that this router
+    /// decided. `routing` is what it decided, with what it noted.
+    fn credit(&self, _routing: &Routing, _outcome: &Outcome) -> Result<Option<(String, Tensor)>> {
+        Ok(None)
+    }
+
+    /// Learns without gradients what became of a choice: a table, a count, a bias. It is called in
+    /// training after each step, in the order of the choices. What is learned has to survive a
+    /// restart, and so is a [buffer](Scope::buffer), which is written in place.
+    fn learn(&self, _routing: &Routing, _outcome: &Outcome) -> Result<()> {
+        Ok(())
+    }
 
     /// This router for a bank that has grown to `modules` modules, with what was learned about the
     /// first ones. The parameters of this one are in `scope`, to be [replaced](Scope::replace).
@@ -24,6 +44,26 @@ pub trait Router: Debug + Send {
             format!("adding a module under a `{}` router", self.kind()),
             "attach all modules before the router is made",
         ))
+    }
+}
+
+/// What became of a forward pass in training.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct Outcome<'a> {
+    /// The loss of each row, `[batch]`, without its graph.
+    pub loss: &'a Tensor,
+    /// What the pass knew.
+    pub cx: &'a Context,
+    /// 1 for each row whose loss counts and 0 for the others, `[batch]`, where of several passes
+    /// the best is taken; `None` where all count.
+    pub chosen: Option<&'a Tensor>,
+}
+
+impl<'a> Outcome<'a> {
+    /// Of a pass with such losses, `[batch]`.
+    pub fn new(loss: &'a Tensor, cx: &'a Context) -> Self {
+        Outcome { loss, cx, chosen: None }
     }
 }
 
@@ -71,6 +111,19 @@ impl Router for Shared {
                 "its first site was not passed in this forward pass",
             )),
         })
+    }
+
+    fn looks_ahead(&self) -> bool {
+        self.leader.as_ref().is_some_and(|r| r.looks_ahead())
+    }
+
+    // What followers took over has no notes: the leader hears of it once.
+    fn credit(&self, routing: &Routing, outcome: &Outcome) -> Result<Option<(String, Tensor)>> {
+        self.leader.as_ref().map_or(Ok(None), |r| r.credit(routing, outcome))
+    }
+
+    fn learn(&self, routing: &Routing, outcome: &Outcome) -> Result<()> {
+        self.leader.as_ref().map_or(Ok(()), |r| r.learn(routing, outcome))
     }
 
     fn grown(&self, modules: usize, scope: &mut Scope) -> Result<Box<dyn Router>> {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Device, Error, Kind, Result, Tensor};
+use crate::{Device, Error, Kind, Result, Tensor, Tensors};
 
 /// What gets an α of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -19,7 +19,7 @@ pub enum Level {
     Token,
 }
 
-/// The scores α over `m` modules in one of four forms.
+/// The scores α over `m` modules in one of five forms.
 #[derive(Debug, Clone)]
 pub enum Weights {
     /// The same modules with the same weights for all: `[(module, weight)]`.
@@ -28,12 +28,21 @@ pub enum Weights {
     Rows(Vec<Vec<(usize, f64)>>),
     /// All modules: `[m]`, `[batch, m]` or `[batch, seq, m]`, through which gradients flow.
     Dense(Tensor),
-    /// `k` modules each: indices (i64) and weights, `[batch, k]` or `[batch, seq, k]`.
+    /// Up to `k` modules each: indices (i64) and weights, `[batch, k]` or `[batch, seq, k]`.
     Sparse {
-        /// Which modules.
+        /// Which modules; −1 stands for none, as where a full module has dropped a token.
         index: Tensor,
         /// With which weights; gradients flow through them.
         weight: Tensor,
+    },
+    /// Modules see mixtures of a row's tokens (Soft MoE): module j computes hⱼ(x̃ⱼ) with its slots
+    /// x̃ⱼ = dispatchⱼᵀ x, and y = Σⱼ combineⱼ hⱼ(x̃ⱼ). Both are `[batch, seq, m, slots]`, and
+    /// gradients flow through both.
+    Slots {
+        /// How much of each token goes into each slot.
+        dispatch: Tensor,
+        /// How much of each slot's output each token gets: its sum over the slots is α.
+        combine: Tensor,
     },
 }
 
@@ -48,6 +57,10 @@ pub struct Routing {
     pub normalised: bool,
     /// Auxiliary losses by name (balance, z-loss), which the trainer weighs and adds.
     pub losses: Vec<(String, Tensor)>,
+    /// What the router wants to have at hand when it hears what became of its choice
+    /// ([`crate::Router::credit`]), and what others may look at: the logarithm of the probability
+    /// of what was chosen, the scores.
+    pub noted: Tensors,
 }
 
 impl Routing {
@@ -58,9 +71,9 @@ impl Routing {
         let normalised = match &weights {
             Weights::Fixed(all) => one(all),
             Weights::Rows(rows) => rows.iter().all(|r| one(r)),
-            Weights::Dense(_) | Weights::Sparse { .. } => false,
+            Weights::Dense(_) | Weights::Sparse { .. } | Weights::Slots { .. } => false,
         };
-        Routing { weights, modules, normalised, losses: Vec::new() }
+        Routing { weights, modules, normalised, losses: Vec::new(), noted: Tensors::new() }
     }
 
     /// Declares that each α sums to 1.
@@ -74,6 +87,24 @@ impl Routing {
         self
     }
 
+    /// Notes a tensor under a name.
+    pub fn note(mut self, name: impl Into<String>, t: Tensor) -> Self {
+        self.noted.set(name.into(), t);
+        self
+    }
+
+    /// The same α for the modules of a part of the batch or of the sites: losses and notes stay with
+    /// the whole.
+    pub(crate) fn with_weights(&self, weights: Weights) -> Self {
+        Routing {
+            weights,
+            modules: self.modules,
+            normalised: self.normalised,
+            losses: Vec::new(),
+            noted: Tensors::new(),
+        }
+    }
+
     /// What has an α of its own.
     pub fn level(&self) -> Level {
         match &self.weights {
@@ -85,7 +116,7 @@ impl Routing {
                 _ => Level::Token,
             },
             Weights::Sparse { index, .. } if index.dim() == 2 => Level::Example,
-            Weights::Sparse { .. } => Level::Token,
+            Weights::Sparse { .. } | Weights::Slots { .. } => Level::Token,
         }
     }
 
@@ -114,9 +145,15 @@ impl Routing {
                 if let Some(last) = shape.last_mut() {
                     *last = m;
                 }
+                let first = Tensor::zeros(&[1], Kind::Int64, index.device())?;
+                let none = first.greater(index)?;
+                let weight = weight.to_kind(kind)?.masked_fill(&none, 0.0)?;
                 Tensor::zeros(&shape, kind, index.device())?
-                    .scatter_add(-1, index, &weight.to_kind(kind)?)?
+                    .scatter_add(-1, &index.maximum(&first)?, &weight)?
                     .to_device(device)
+            }
+            Weights::Slots { combine, .. } => {
+                combine.sum_dims(&[-1], false)?.to_kind(kind)?.to_device(device)
             }
         }
     }
@@ -126,15 +163,15 @@ impl Routing {
         let set: BTreeSet<usize> = match &self.weights {
             Weights::Fixed(all) => active(all).collect(),
             Weights::Rows(rows) => rows.iter().flat_map(|r| active(r)).collect(),
-            Weights::Dense(_) => (0..self.modules).collect(),
+            Weights::Dense(_) | Weights::Slots { .. } => (0..self.modules).collect(),
             Weights::Sparse { index, .. } => {
-                index.to_vec::<i64>()?.into_iter().map(|j| j.max(0) as usize).collect()
+                index.to_vec::<i64>()?.into_iter().flat_map(usize::try_from).collect()
             }
         };
         Ok(set.into_iter().collect())
     }
 
-    /// α of some rows of the batch only. Auxiliary losses stay with the whole.
+    /// α of some rows of the batch only. Losses and notes stay with the whole.
     pub fn select_rows(&self, rows: &[i64]) -> Result<Routing> {
         let at = |t: &Tensor| {
             t.index_select(0, &Tensor::from_slice(rows, &[rows.len() as i64], t.device())?)
@@ -149,8 +186,11 @@ impl Routing {
             Weights::Sparse { index, weight } => {
                 Weights::Sparse { index: at(index)?, weight: at(weight)? }
             }
+            Weights::Slots { dispatch, combine } => {
+                Weights::Slots { dispatch: at(dispatch)?, combine: at(combine)? }
+            }
         };
-        Ok(Routing { weights, losses: Vec::new(), ..*self })
+        Ok(self.with_weights(weights))
     }
 
     /// Checks that α fits a bank of `modules` modules and a batch of `rows` rows.
@@ -185,6 +225,15 @@ impl Routing {
             Weights::Sparse { index, .. } if index.len_of(0) != rows => {
                 wrong(format!("α is {index:?}, the batch has {rows} rows"))
             }
+            Weights::Slots { dispatch, combine } => match dispatch.size().as_slice() {
+                &[batch, _, m, _] if m == modules as i64 && batch == rows => {
+                    if combine.size() == dispatch.size() {
+                        return Ok(());
+                    }
+                    wrong(format!("slots are filled by {dispatch:?} and read by {combine:?}"))
+                }
+                _ => wrong(format!("slots are {dispatch:?} for {rows} rows, {modules} modules")),
+            },
             _ => Ok(()),
         }
     }

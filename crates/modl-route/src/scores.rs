@@ -164,7 +164,7 @@ impl Scorer {
     /// ℓ for each row or token.
     ///
     /// # Errors
-    /// Where a feature is missing or of another width.
+    /// Where a feature is missing or of another width, or a score is NaN or infinite.
     pub(crate) fn scores(&self, x: &Signal, cx: &Context) -> Result<Scored> {
         let (x, mask) = match &self.config.input {
             Input::Feature(name) => (cx.feature(name)?.clone(), None),
@@ -186,6 +186,10 @@ impl Scorer {
         let bias = self.bias.as_ref().map(|b| b.to_kind(kind)).transpose()?;
         let logits = x.linear(&self.weight.to_kind(kind)?, bias.as_ref())?;
         let logits = logits.mul_scalar(1.0 / self.config.temperature)?;
+        if logits.is_finite()?.all()?.item()? == 0.0 {
+            let problem = "are not all finite, since x or the router's weights are not";
+            return Err(Error::invalid(format!("scores of a `{}` router", self.method), problem));
+        }
         Ok(Scored { x, logits, mask })
     }
 }

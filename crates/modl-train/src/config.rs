@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use modl_core::{Error, Result, Select};
 use serde::{Deserialize, Serialize};
 
-use crate::{OptimizerConfig, Schedule};
+use crate::{OptimizerConfig, Passes, Schedule};
 
 /// How a model is trained.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -27,6 +27,8 @@ pub struct TrainConfig {
     /// computes the rest again: less memory, about a third more computation, the same gradients.
     /// Default: false.
     pub activation_checkpointing: bool,
+    /// How often each batch is passed, for routers that draw their choices. Default: once.
+    pub passes: Passes,
     /// The highest learning rate.
     pub lr: f64,
     /// How gradients change parameters.
@@ -56,6 +58,7 @@ impl Default for TrainConfig {
             batch_size: 16,
             split_by_length: false,
             activation_checkpointing: false,
+            passes: Passes::default(),
             lr: 1e-3,
             optimizer: OptimizerConfig::default(),
             schedule: Schedule::default(),
@@ -98,6 +101,7 @@ impl TrainConfig {
                 return Err(Error::invalid(format!("lr_scale.\"{pattern}\""), problem));
             }
         }
+        self.passes.check()?;
         self.schedule.check()?;
         self.optimizer.build().map(drop)
     }

@@ -17,8 +17,16 @@ pub trait Objective: Debug {
     /// What the model says of each row, `[batch]` f32.
     fn predict(&self, model: &Modular, batch: &Batch, cx: &Context) -> Result<Tensor>;
 
+    /// The loss of each row, `[batch]` f32, of what was predicted.
+    fn losses(&self, predicted: &Tensor, batch: &Batch) -> Result<Tensor>;
+
+    /// How far two predictions of the same rows are apart, `[batch]` f32: 0 where they are equal.
+    fn divergence(&self, a: &Tensor, b: &Tensor) -> Result<Tensor>;
+
     /// The mean loss of the batch, `[]` f32.
-    fn loss(&self, model: &Modular, batch: &Batch, cx: &Context) -> Result<Tensor>;
+    fn loss(&self, model: &Modular, batch: &Batch, cx: &Context) -> Result<Tensor> {
+        self.losses(&self.predict(model, batch, cx)?, batch)?.mean()
+    }
 }
 
 /// The mean of a model's last hidden states over the real tokens of a batch, `[batch, dim]` f32.
@@ -62,7 +70,11 @@ impl Objective for Regression {
         mean.linear(weight, Some(bias))?.squeeze(-1)
     }
 
-    fn loss(&self, model: &Modular, batch: &Batch, cx: &Context) -> Result<Tensor> {
-        self.predict(model, batch, cx)?.mse(&batch.targets)
+    fn losses(&self, predicted: &Tensor, batch: &Batch) -> Result<Tensor> {
+        predicted.sub(&batch.targets)?.square()
+    }
+
+    fn divergence(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        a.sub(b)?.square()
     }
 }

@@ -1,19 +1,18 @@
 //! The training loop, from batch to step, in one piece.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use modl_core::{
-    ActivationCheckpoints, Context, Error, Kind, Modular, ParamStore, Result, ResultExt, Seed,
-    Select, Tensor, Tensors,
+    ActivationCheckpoints, Error, Kind, Modular, ParamStore, Result, ResultExt, Seed, Select,
+    Tensor, Tensors,
 };
 
 use crate::clip::clip_grad_norm;
+use crate::passes::Passing;
 use crate::state::{self, RunState};
-use crate::{
-    Batch, Batches, Cursor, Dataset, Describe, Event, Objective, Optimizer, Sink, TrainConfig,
-};
+use crate::{Batches, Cursor, Dataset, Describe, Event, Objective, Optimizer, Sink, TrainConfig};
 
 /// A model in training.
 #[derive(Debug)]
@@ -124,11 +123,20 @@ impl<'a> Trainer<'a> {
             let clock = Instant::now();
             let batch = batches.advance()?;
             let kept = self.config.activation_checkpointing.then(ActivationCheckpoints::new);
-            let (loss, total, aux) = self.losses(&batch, describe, kept.as_ref())?;
+            let passing = Passing {
+                model: self.model,
+                objective: self.objective,
+                config: &self.config,
+                describe,
+                seed: self.seed,
+                done: self.step,
+            };
+            let losses = passing.step(&batch, kept.as_ref())?;
+            let (loss, total) = (&losses.loss, &losses.total);
             self.finite("loss", total.item()?)?;
             // Without any trained module in this batch there is nothing to differentiate.
             let mut grads = match (total.requires_grad(), &kept) {
-                (true, Some(kept)) => kept.gradients(self.model, &total, &leaves)?,
+                (true, Some(kept)) => kept.gradients(self.model, total, &leaves)?,
                 (true, None) => total.gradients(&leaves, false)?,
                 (false, _) => vec![None; leaves.len()],
             };
@@ -140,6 +148,7 @@ impl<'a> Trainer<'a> {
             for name in self.model.after_step(&self.named(&grads), self.step, steps)? {
                 self.optimizer.forget(&name);
             }
+            losses.teach(self.model)?;
 
             unused.retain(|i| grads.get(*i).is_some_and(Option::is_none));
             if cfg!(debug_assertions) && !frozen.is_empty() && self.step == 1 {
@@ -147,6 +156,7 @@ impl<'a> Trainer<'a> {
             }
             if every(self.config.log_every, self.step) {
                 let (loss, seconds) = (loss.item()?, clock.elapsed().as_secs_f64());
+                let aux = losses.aux;
                 sink.event(&Event::Step { step: self.step, loss, aux, lr, grad_norm, seconds })?;
             }
             if every(self.config.checkpoint_every, self.step) && self.step < steps {
@@ -159,74 +169,6 @@ impl<'a> Trainer<'a> {
         let name = |i: usize| self.params.get(i).map(|(n, _)| n.clone());
         let unused = unused.into_iter().filter_map(name).collect();
         sink.event(&Event::Finished { name: self.name.clone(), step: self.step, unused })
-    }
-
-    /// The objective's loss, that with all that is added to it, and what the routers added.
-    fn losses(
-        &self,
-        batch: &Batch,
-        describe: &Describe,
-        kept: Option<&ActivationCheckpoints>,
-    ) -> Result<(Tensor, Tensor, BTreeMap<String, f64>)> {
-        let parts = match self.config.split_by_length {
-            true => batch.by_length()?,
-            false => vec![batch.clone()],
-        };
-        let mut sums: Option<(Tensor, Tensor)> = None;
-        let mut aux: BTreeMap<String, f64> = BTreeMap::new();
-        let mut penalty = None;
-        for (i, part) in parts.iter().enumerate() {
-            // Each part draws its own dropout.
-            let seed = if i == 0 { self.seed } else { self.seed.child("part").nth(i as u64) };
-            let mut cx = describe(part, Context::train(seed, self.step))?;
-            if let Some(kept) = kept {
-                cx = cx.with_activation_checkpoints(kept.clone());
-            }
-            let loss = self.objective.loss(self.model, part, &cx)?;
-            let (total, own) = self.with_router_losses(&loss, &cx)?;
-            let share = part.tasks.len() as f64 / batch.tasks.len() as f64;
-            own.into_iter().for_each(|(n, v)| *aux.entry(n).or_default() += share * v);
-            if i == 0 {
-                penalty = self.model.penalty(&cx)?;
-            }
-            let (loss, total) = match parts.len() {
-                1 => (loss, total),
-                _ => (loss.mul_scalar(share)?, total.mul_scalar(share)?),
-            };
-            sums = Some(match sums {
-                None => (loss, total),
-                Some((l, t)) => (l.add(&loss)?, t.add(&total)?),
-            });
-        }
-        let (loss, mut total) = sums.ok_or_else(|| Error::invalid("batch", "has no rows"))?;
-        if let Some(penalty) = penalty {
-            total = total.add(&penalty.to_kind(total.kind())?)?;
-        }
-        Ok((loss, total, aux))
-    }
-
-    /// The objective's loss and the routers', each by its weight; and the latter by name.
-    fn with_router_losses(
-        &self,
-        loss: &Tensor,
-        cx: &Context,
-    ) -> Result<(Tensor, BTreeMap<String, f64>)> {
-        let mut total = loss.clone();
-        let mut aux = BTreeMap::new();
-        for (name, own) in cx.take_trace().losses()? {
-            let weight = self.config.loss_weights.get(&name).copied().ok_or_else(|| {
-                let advice = format!("say what it counts, for instance {name} = 0.01");
-                Error::invalid(
-                    format!("loss_weights.{name}"),
-                    format!("a router gives it; {advice}"),
-                )
-            })?;
-            if weight != 0.0 {
-                total = total.add(&own.to_kind(total.kind())?.mul_scalar(weight)?)?;
-            }
-            aux.insert(name, own.item()?);
-        }
-        Ok((total, aux))
     }
 
     /// Gradients by the names of what they are of.

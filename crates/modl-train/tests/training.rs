@@ -288,12 +288,16 @@ impl Objective for Breaks {
     }
 
     fn predict(&self, model: &Modular, batch: &Batch, cx: &Context) -> Result<Tensor> {
-        head().predict(model, batch, cx)
+        let said = head().predict(model, batch, cx)?;
+        if cx.step >= self.0 { said.mul_scalar(f64::NAN) } else { Ok(said) }
     }
 
-    fn loss(&self, model: &Modular, batch: &Batch, cx: &Context) -> Result<Tensor> {
-        let loss = head().loss(model, batch, cx)?;
-        if cx.step >= self.0 { loss.mul_scalar(f64::NAN) } else { Ok(loss) }
+    fn losses(&self, predicted: &Tensor, batch: &Batch) -> Result<Tensor> {
+        head().losses(predicted, batch)
+    }
+
+    fn divergence(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        head().divergence(a, b)
     }
 }
 

@@ -18,8 +18,14 @@ pub struct RouterClaims {
     pub learns: bool,
     /// α of a row depends on the other rows of the batch.
     pub looks_at_batch: bool,
+    /// In training choices are drawn: other seeds give other α.
+    pub draws: bool,
+    /// α of a token depends on later tokens.
+    pub looks_ahead: bool,
     /// The names of tasks that it knows, for routers that are told the task.
     pub tasks: Vec<String>,
+    /// The features that it reads: name, shape of one row.
+    pub features: Vec<(String, Vec<i64>)>,
 }
 
 impl RouterClaims {
@@ -30,7 +36,10 @@ impl RouterClaims {
             at_most: None,
             learns: true,
             looks_at_batch: false,
+            draws: false,
+            looks_ahead: false,
             tasks: Vec::new(),
+            features: Vec::new(),
         }
     }
 
@@ -52,9 +61,12 @@ const NAMES: [&str; 3] = ["a", "b", "c"];
 /// Puts a router through the laws of routing over three modules named `a`, `b` and `c`:
 /// α fits the bank, is finite, sums to 1 and is as sparse as claimed; the same input gives the same
 /// α; rows are routed alone as in a batch, and in any order, unless the router looks at the batch;
-/// an empty batch passes; gradients reach ρ if it learns; low precision does not change its
-/// arithmetic; growing works or is refused in words; a file brings back the same routing, by the
-/// name under which `registry` has the router.
+/// an empty batch and one of a single token pass, and one module to choose from is enough or too few
+/// in words; a seed gives the same draws in training, and evaluation draws nothing; an α of a token
+/// knows no later token unless that is claimed; scores that are no numbers are an error; gradients
+/// reach ρ if it learns; low precision does not change its arithmetic; growing works or is refused
+/// in words; a file brings back the same routing, by the name under which `registry` has the
+/// router.
 ///
 /// # Panics
 /// With all that does not hold.
@@ -70,6 +82,11 @@ pub fn check_router(
     findings.expect("the same input gives the same α", t.deterministic());
     findings.expect("a row alone is routed as in a batch, in any order", t.row_by_row());
     findings.expect("an empty batch passes", t.empty_batch());
+    findings.expect("a single token passes", t.single_token());
+    findings.expect("one module is enough, or refused in words", t.one_module());
+    findings.expect("training draws by its seed, as claimed", t.draws());
+    findings.expect("a token is routed without later ones, unless claimed", t.looks_ahead());
+    findings.expect("scores that are no numbers are an error", t.not_a_number());
     findings.expect("gradients reach the router's parameters, as claimed", t.gradients());
     findings.expect("bf16 input is routed with f32 arithmetic", t.low_precision());
     findings.expect("growing works or is refused", t.growing());
@@ -113,8 +130,12 @@ impl Laws<'_> {
     }
 
     fn made(&self) -> Result<Made> {
+        self.made_over(&NAMES)
+    }
+
+    fn made_over(&self, names: &[&str]) -> Result<Made> {
         let mut params = ParamStore::new();
-        let bank = bank(&NAMES)?;
+        let bank = bank(names)?;
         let mut scope = Scope::at(&mut params, "router", SEED);
         let router = (self.make)().build(&self.site(), &bank, &mut scope)?;
         for (name, p) in params.iter() {
@@ -130,12 +151,21 @@ impl Laws<'_> {
         noise_like(&[rows, 5, DIM], &like, SEED.child("x"))?.to_kind(kind)
     }
 
-    fn context(&self, rows: i64) -> Context {
+    fn context(&self, rows: i64) -> Result<Context> {
+        self.described(Context::eval(), rows)
+    }
+
+    fn described(&self, mut cx: Context, rows: i64) -> Result<Context> {
         let known = &self.claims.tasks;
-        if known.is_empty() {
-            return Context::eval();
+        if !known.is_empty() {
+            cx = cx.with_tasks((0..rows).map(|r| known[r as usize % known.len()].as_str()));
         }
-        Context::eval().with_tasks((0..rows).map(|r| known[r as usize % known.len()].as_str()))
+        let like = Tensor::zeros(&[1], Kind::Float, Device::Cpu)?;
+        for (name, shape) in &self.claims.features {
+            let shape: Vec<i64> = [rows].iter().chain(shape).copied().collect();
+            cx = cx.with_feature(name, noise_like(&shape, &like, SEED.child(name))?);
+        }
+        Ok(cx)
     }
 
     fn routed(&self, made: &Made, x: &Tensor, cx: &Context) -> Result<Routing> {
@@ -151,7 +181,7 @@ impl Laws<'_> {
 
     fn fits(&self) -> Result<bool> {
         let made = self.made()?;
-        let routing = self.routed(&made, &self.input(6, Kind::Float)?, &self.context(6))?;
+        let routing = self.routed(&made, &self.input(6, Kind::Float)?, &self.context(6)?)?;
         let alpha = self.dense(&routing)?.reshape(&[-1, NAMES.len() as i64])?.to_vec::<f64>()?;
         for row in alpha.chunks(NAMES.len()) {
             let active = row.iter().filter(|w| **w != 0.0).count();
@@ -167,7 +197,7 @@ impl Laws<'_> {
 
     fn deterministic(&self) -> Result<bool> {
         let x = self.input(6, Kind::Float)?;
-        let once = || self.dense(&self.routed(&self.made()?, &x, &self.context(6))?);
+        let once = || self.dense(&self.routed(&self.made()?, &x, &self.context(6)?)?);
         once()?.bit_equal(&once()?)
     }
 
@@ -175,7 +205,7 @@ impl Laws<'_> {
         if self.claims.looks_at_batch {
             return Ok(true);
         }
-        let (made, x, cx) = (self.made()?, self.input(6, Kind::Float)?, self.context(6));
+        let (made, x, cx) = (self.made()?, self.input(6, Kind::Float)?, self.context(6)?);
         let all = self.routed(&made, &x, &cx)?;
         if all.level() == Level::Static {
             return Ok(true);
@@ -198,13 +228,78 @@ impl Laws<'_> {
     }
 
     fn empty_batch(&self) -> Result<bool> {
-        let routing = self.routed(&self.made()?, &self.input(0, Kind::Float)?, &self.context(0))?;
+        let routing =
+            self.routed(&self.made()?, &self.input(0, Kind::Float)?, &self.context(0)?)?;
         Ok(routing.level() == Level::Static || self.dense(&routing)?.len_of(0) == 0)
+    }
+
+    fn single_token(&self) -> Result<bool> {
+        let x = self.input(1, Kind::Float)?.narrow(1, 0, 1)?;
+        self.routed(&self.made()?, &x, &self.context(1)?).map(|_| true)
+    }
+
+    fn one_module(&self) -> Result<bool> {
+        let (x, cx) = (self.input(6, Kind::Float)?, self.context(6)?);
+        match self.made_over(&NAMES[..1]).and_then(|made| self.routed(&made, &x, &cx)) {
+            Err(Error::Invalid { .. } | Error::Unknown { .. } | Error::Unsupported { .. }) => {
+                Ok(true)
+            }
+            other => other.map(|_| true),
+        }
+    }
+
+    fn draws(&self) -> Result<bool> {
+        let (made, x) = (self.made()?, self.input(6, Kind::Float)?);
+        let drawn = |seed: u64| {
+            let cx = self.described(Context::train(Seed(seed), 3), 6)?;
+            self.dense(&self.routed(&made, &x, &cx)?)
+        };
+        let first = drawn(1)?;
+        let mut differs = false;
+        for seed in 2..8 {
+            differs |= !drawn(seed)?.bit_equal(&first)?;
+        }
+        Ok(drawn(1)?.bit_equal(&first)? && differs == self.claims.draws)
+    }
+
+    fn looks_ahead(&self) -> Result<bool> {
+        let made = self.made()?;
+        if made.router.looks_ahead() != self.claims.looks_ahead {
+            return Ok(false);
+        }
+        let x = self.input(6, Kind::Float)?;
+        let (cx, last) = (self.context(6)?, x.len_of(1) - 1);
+        let before = self.routed(&made, &x, &cx)?;
+        if before.level() != Level::Token || self.claims.looks_at_batch {
+            return Ok(true);
+        }
+        let earlier = x.narrow(1, 0, last)?;
+        let changed = Tensor::cat(&[earlier, x.narrow(1, last, 1)?.mul_scalar(-7.0)?], 1)?;
+        let after = self.dense(&self.routed(&made, &changed, &cx)?)?.narrow(1, 0, last)?;
+        let same = self.dense(&before)?.narrow(1, 0, last)?.all_close(&after, 1e-6, 1e-6)?;
+        Ok(same != self.claims.looks_ahead)
+    }
+
+    /// Where x is read at all.
+    fn not_a_number(&self) -> Result<bool> {
+        let made = self.made()?;
+        let (x, cx) = (self.input(6, Kind::Float)?, self.context(6)?);
+        let known = self.dense(&self.routed(&made, &x, &cx)?)?;
+        let other = self.dense(&self.routed(&made, &x.mul_scalar(-3.0)?, &cx)?)?;
+        if known.bit_equal(&other)? {
+            return Ok(true);
+        }
+        for bad in [f64::NAN, f64::INFINITY] {
+            if self.routed(&made, &x.mul_scalar(bad)?, &cx).is_ok() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     fn gradients(&self) -> Result<bool> {
         let made = self.made()?;
-        let routing = self.routed(&made, &self.input(6, Kind::Float)?, &self.context(6))?;
+        let routing = self.routed(&made, &self.input(6, Kind::Float)?, &self.context(6)?)?;
         let alpha = routing.dense(Kind::Float, Device::Cpu)?;
         let parameters: Vec<&Tensor> = made.params.iter().map(|(_, p)| p.tensor()).collect();
         if !alpha.requires_grad() {
@@ -221,7 +316,7 @@ impl Laws<'_> {
 
     fn low_precision(&self) -> Result<bool> {
         let made = self.made()?;
-        let (x, cx) = (self.input(6, Kind::BFloat16)?, self.context(6));
+        let (x, cx) = (self.input(6, Kind::BFloat16)?, self.context(6)?);
         let low = self.routed(&made, &x, &cx)?;
         let high = self.routed(&made, &x.to_kind(Kind::Float)?, &cx)?;
         let kind = match &low.weights {
@@ -240,7 +335,7 @@ impl Laws<'_> {
             Ok(grown) => {
                 made.router = grown;
                 made.bank = bank(&["a", "b", "c", "d"])?;
-                self.routed(&made, &self.input(6, Kind::Float)?, &self.context(6)).map(|_| true)
+                self.routed(&made, &self.input(6, Kind::Float)?, &self.context(6)?).map(|_| true)
             }
         }
     }
@@ -258,7 +353,7 @@ impl Laws<'_> {
         let output = |model: &mut Modular| {
             model.aggregate(Box::new(Sum::default()))?;
             let inputs = TinyBackbone::inputs(6, 5, SEED)?;
-            model.forward(&inputs, &self.context(6))?.need("logits").cloned()
+            model.forward(&inputs, &self.context(6)?)?.need("logits").cloned()
         };
         let mut first = model(SEED)?;
         perturb(&first, &Select::new("routers.*"), 1.0, SEED)?;

@@ -164,6 +164,10 @@ macro_rules! backbone {
                 self.decoder.naming.canonical(path)
             }
 
+            fn causal(&self, _: &Site) -> bool {
+                true
+            }
+
             fn segments(&self) -> Option<Box<dyn modl_core::Segments + '_>> {
                 Some(Box::new($crate::decoder::DecoderPass(self)))
             }

@@ -194,6 +194,10 @@ impl Backbone for T5 {
         &self.config
     }
 
+    fn causal(&self, site: &Site) -> bool {
+        site.path.starts_with("decoder.") || site.path == HEAD
+    }
+
     fn canonical(&self, path: &str) -> String {
         names::path(path).to_owned()
     }

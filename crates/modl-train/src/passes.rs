@@ -1,0 +1,285 @@
+//! The loss of a step: what one or several passes of a batch give, with all that is added to it.
+//!
+//! Several passes are for routers that draw their choices. Their losses ℓ₁ … ℓₙ of each row become
+//!
+//! - `mean`: Σ ℓᵢ ⁄ n, a Monte-Carlo estimate of the expected loss;
+//! - `best`: minᵢ (ℓᵢ − ln pᵢ), where pᵢ is the probability of what the routers chose in pass i: the
+//!   Viterbi step of Kirsch, Kunze, Barber 2018, *Modular networks: learning to decompose neural
+//!   computation*, arXiv 1811.05249, with −ln p(y|x) as the loss; routers note `log_prob`;
+//! - `consistent`: Σ ℓᵢ ⁄ n and by its weight the mean divergence of consecutive passes'
+//!   predictions: THOR (Zuo et al. 2022, arXiv 2110.04260) and AdaMix (Wang et al. 2022,
+//!   arXiv 2205.12410).
+
+use std::collections::BTreeMap;
+
+use modl_core::{
+    ActivationCheckpoints, Context, Error, Modular, Outcome, Result, Seed, Tensor, Trace, no_grad,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{Batch, Describe, Objective, TrainConfig};
+
+/// How often a batch is passed, and what becomes of the losses.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Passes {
+    /// The number of passes, each with its own draws. Default: 1.
+    pub count: u64,
+    /// What becomes of their losses. Default: `mean`.
+    pub combine: Combine,
+}
+
+impl Default for Passes {
+    fn default() -> Self {
+        Passes { count: 1, combine: Combine::Mean }
+    }
+}
+
+/// What becomes of the losses of several passes.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Combine {
+    /// Their mean.
+    #[default]
+    Mean,
+    /// For each row that of the pass with the most probable loss and choices together.
+    Best,
+    /// Their mean, and by this weight how far predictions are apart.
+    Consistent(f64),
+}
+
+impl Passes {
+    /// Checks the numbers.
+    ///
+    /// # Errors
+    /// By name.
+    pub fn check(&self) -> Result<()> {
+        if self.count == 0 {
+            return Err(Error::invalid("passes.count", "is to be 1 or more"));
+        }
+        match self.combine {
+            Combine::Consistent(w) if !(w >= 0.0 && w.is_finite()) => {
+                Err(Error::invalid("passes.combine.consistent", "is to be 0 or above"))
+            }
+            Combine::Consistent(_) | Combine::Best if self.count < 2 => {
+                Err(Error::invalid("passes.count", "is to be 2 or more for what compares passes"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// One pass that has been made.
+#[derive(Debug)]
+struct Passed {
+    cx: Context,
+    trace: Trace,
+    /// `[batch]`, in the graph.
+    predicted: Tensor,
+    /// `[batch]`, in the graph.
+    losses: Tensor,
+    /// `[batch]`, outside the graph.
+    known: Tensor,
+}
+
+/// The loss of a step.
+#[derive(Debug)]
+pub(crate) struct StepLoss {
+    /// The objective's.
+    pub(crate) loss: Tensor,
+    /// With all that is added.
+    pub(crate) total: Tensor,
+    /// What was added, by name.
+    pub(crate) aux: BTreeMap<String, f64>,
+    passed: Vec<Passed>,
+}
+
+impl StepLoss {
+    /// Lets routers learn from what became of their choices, after the step.
+    pub(crate) fn teach(&self, model: &Modular) -> Result<()> {
+        for p in &self.passed {
+            model.routers_learn(&p.trace, &Outcome::new(&p.known, &p.cx))?;
+        }
+        Ok(())
+    }
+}
+
+/// Passes batches of one model.
+pub(crate) struct Passing<'a> {
+    pub(crate) model: &'a Modular,
+    pub(crate) objective: &'a dyn Objective,
+    pub(crate) config: &'a TrainConfig,
+    pub(crate) describe: &'a Describe<'a>,
+    pub(crate) seed: Seed,
+    /// The number of steps that are done.
+    pub(crate) done: u64,
+}
+
+impl Passing<'_> {
+    /// The loss of a batch.
+    pub(crate) fn step(
+        &self,
+        batch: &Batch,
+        kept: Option<&ActivationCheckpoints>,
+    ) -> Result<StepLoss> {
+        let parts = match self.config.split_by_length {
+            true => batch.by_length()?,
+            false => vec![batch.clone()],
+        };
+        let mut sum: Option<StepLoss> = None;
+        let mut penalty = None;
+        for (i, part) in parts.iter().enumerate() {
+            let share = part.tasks.len() as f64 / batch.tasks.len() as f64;
+            // Each part draws its own dropout.
+            let seed = if i == 0 { self.seed } else { self.seed.child("part").nth(i as u64) };
+            let own = self.part(part, seed, kept, share)?;
+            if i == 0 {
+                penalty = own.passed.first().map(|p| self.model.penalty(&p.cx)).transpose()?;
+            }
+            sum = Some(match sum {
+                None => own,
+                Some(s) => s.and(own)?,
+            });
+        }
+        let mut sum = sum.ok_or_else(|| Error::invalid("batch", "has no rows"))?;
+        if let Some(penalty) = penalty.flatten() {
+            sum.total = sum.total.add(&penalty.to_kind(sum.total.kind())?)?;
+        }
+        Ok(sum)
+    }
+
+    /// The loss of a part of a batch, which counts `share`.
+    fn part(
+        &self,
+        part: &Batch,
+        seed: Seed,
+        kept: Option<&ActivationCheckpoints>,
+        share: f64,
+    ) -> Result<StepLoss> {
+        let Passes { count, combine } = self.config.passes;
+        let mut passed = Vec::new();
+        for n in 0..count {
+            let seed = if n == 0 { seed } else { seed.child("pass").nth(n) };
+            let mut cx = (self.describe)(part, Context::train(seed, self.done))?;
+            if let Some(kept) = kept {
+                cx = cx.with_activation_checkpoints(kept.clone());
+            }
+            let predicted = self.objective.predict(self.model, part, &cx)?;
+            let losses = self.objective.losses(&predicted, part)?;
+            let known = losses.detach()?;
+            passed.push(Passed { trace: cx.take_trace(), cx, predicted, losses, known });
+        }
+        let chosen = match combine {
+            Combine::Best => Some(best(&passed)?),
+            _ => None,
+        };
+        let mut aux: BTreeMap<String, f64> = BTreeMap::new();
+        let mut loss: Option<Tensor> = None;
+        let mut more: Option<Tensor> = None;
+        for (n, p) in passed.iter().enumerate() {
+            let mean = match &chosen {
+                Some(chosen) => {
+                    let mine = chosen.select(0, n as i64)?;
+                    let (own, rows) = (p.losses.mul(&mine)?.sum()?, p.losses.len_of(0).max(1));
+                    own.mul_scalar(share / rows as f64)?
+                }
+                None if count == 1 && share == 1.0 => p.losses.mean()?,
+                None => p.losses.mean()?.mul_scalar(share / count as f64)?,
+            };
+            loss = Some(plus(loss, mean)?);
+            let mine = chosen.as_ref().map(|c| c.select(0, n as i64)).transpose()?;
+            let mut outcome = Outcome::new(&p.known, &p.cx);
+            outcome.chosen = mine.as_ref();
+            for (name, own) in self.model.router_losses(&p.trace, &outcome)? {
+                let share = if chosen.is_some() { share } else { share / count as f64 };
+                more = self.weighed(&name, &own, share, more)?;
+                *aux.entry(name).or_default() += share * own.item()?;
+            }
+        }
+        if let Combine::Consistent(weight) = combine {
+            let apart = self.apart(&passed)?;
+            *aux.entry("consistency".into()).or_default() += share * apart.item()?;
+            more = Some(plus(more, apart.mul_scalar(share * weight)?)?);
+        }
+        let loss = loss.ok_or_else(|| Error::invalid("batch", "was not passed"))?;
+        let total = match more {
+            Some(more) => loss.add(&more.to_kind(loss.kind())?)?,
+            None => loss.clone(),
+        };
+        Ok(StepLoss { loss, total, aux, passed })
+    }
+
+    /// `sum` and a router's loss by its weight.
+    fn weighed(
+        &self,
+        name: &str,
+        own: &Tensor,
+        share: f64,
+        sum: Option<Tensor>,
+    ) -> Result<Option<Tensor>> {
+        let weight = self.config.loss_weights.get(name).copied().ok_or_else(|| {
+            let advice = format!("say what it counts, for instance {name} = 0.01");
+            let problem = format!("a router gives it; {advice}");
+            Error::invalid(format!("loss_weights.{name}"), problem)
+        })?;
+        if weight == 0.0 {
+            return Ok(sum);
+        }
+        plus(sum, own.mul_scalar(share * weight)?).map(Some)
+    }
+
+    /// How far the predictions of consecutive passes are apart, the mean over rows.
+    fn apart(&self, passed: &[Passed]) -> Result<Tensor> {
+        let mut sum = None;
+        for (a, b) in passed.iter().zip(passed.iter().skip(1)) {
+            let own = self.objective.divergence(&a.predicted, &b.predicted)?.mean()?;
+            sum = Some(plus(sum, own)?);
+        }
+        let sum = sum.ok_or_else(|| Error::invalid("passes.count", "is to be 2 or more"))?;
+        sum.mul_scalar(1.0 / (passed.len() as f64 - 1.0).max(1.0))
+    }
+}
+
+impl StepLoss {
+    /// The sum of two parts of a step.
+    fn and(mut self, other: StepLoss) -> Result<StepLoss> {
+        self.loss = self.loss.add(&other.loss)?;
+        self.total = self.total.add(&other.total)?;
+        other.aux.into_iter().for_each(|(name, v)| *self.aux.entry(name).or_default() += v);
+        self.passed.extend(other.passed);
+        Ok(self)
+    }
+}
+
+fn plus(sum: Option<Tensor>, own: Tensor) -> Result<Tensor> {
+    match sum {
+        Some(s) => s.add(&own.to_kind(s.kind())?),
+        None => Ok(own),
+    }
+}
+
+/// 1 where a pass is the best of a row and 0 elsewhere, `[passes, batch]`; the first of equal ones.
+fn best(passed: &[Passed]) -> Result<Tensor> {
+    no_grad(|| {
+        let costs: Vec<Tensor> = passed
+            .iter()
+            .map(|p| {
+                let mut cost = p.known.clone();
+                for (site, routing) in &p.trace.routings {
+                    let Some(log_prob) = routing.noted.get("log_prob") else { continue };
+                    let rows = cost.len_of(0);
+                    if log_prob.len_of(0) != rows {
+                        let problem = format!("log_prob is {log_prob:?} for {rows} rows");
+                        return Err(Error::invalid(site, problem));
+                    }
+                    let of_rows = log_prob.reshape(&[rows, -1])?.sum_dims(&[-1], false)?;
+                    cost = cost.sub(&of_rows.to_kind(cost.kind())?)?;
+                }
+                Ok(cost)
+            })
+            .collect::<Result<_>>()?;
+        let costs = Tensor::stack(&costs, 0)?; // [passes, batch]
+        let (_, first) = costs.t()?.neg()?.max_dim(-1)?;
+        first.one_hot(costs.len_of(0))?.t()?.to_kind(costs.kind())
+    })
+}
