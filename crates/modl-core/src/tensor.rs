@@ -292,6 +292,17 @@ impl Tensor {
         Ok(a.iter().zip(&b).map(|(x, y)| (x - y).abs()).fold(0.0, f64::max))
     }
 
+    /// Checks that every element is a number.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] of `what` where one is NaN or infinite.
+    pub fn check_finite(&self, what: &str) -> Result<()> {
+        if self.detach()?.is_finite()?.all()?.item()? == 0.0 {
+            return Err(Error::invalid(what, "are not all finite numbers"));
+        }
+        Ok(())
+    }
+
     /// Whether |self − other| ≤ `abs` + `rel`·|other| everywhere; false where the shapes differ or
     /// a number is NaN.
     pub fn all_close(&self, other: &Tensor, abs: f64, rel: f64) -> Result<bool> {

@@ -186,10 +186,7 @@ impl Scorer {
         let bias = self.bias.as_ref().map(|b| b.to_kind(kind)).transpose()?;
         let logits = x.linear(&self.weight.to_kind(kind)?, bias.as_ref())?;
         let logits = logits.mul_scalar(1.0 / self.config.temperature)?;
-        if logits.is_finite()?.all()?.item()? == 0.0 {
-            let problem = "are not all finite, since x or the router's weights are not";
-            return Err(Error::invalid(format!("scores of a `{}` router", self.method), problem));
-        }
+        logits.check_finite(&format!("scores of a `{}` router", self.method))?;
         Ok(Scored { x, logits, mask })
     }
 }

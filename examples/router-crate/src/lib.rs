@@ -63,6 +63,7 @@ impl Router for PrototypeRouter {
         }
         let sum = tokens.sum_dims(&[1], false)?; // points where the mean points
         let cosine = unit(&sum)?.linear(&unit(&self.prototypes)?, None)?; // [batch, modules]
+        cosine.check_finite("cosines with the prototypes")?;
         let alpha = cosine.mul_scalar(1.0 / self.temperature)?.softmax(-1)?;
         Ok(Routing::new(Weights::Dense(alpha), bank.len()).normalised())
     }

@@ -232,6 +232,7 @@ impl Router for BalancedHalvesRouter {
         let rows = x.rows();
         let mean = x.x.to_kind(self.direction.kind())?.mean_dims(&[1], false)?;
         let score = mean.matmul(&self.direction)?; // [rows, 1]
+        score.check_finite("scores")?;
         let order = score.detach()?.squeeze(-1)?.sort(0, false)?.1.to_vec::<i64>()?;
         let mut choice = vec![0i64; rows as usize];
         for (rank, row) in order.iter().enumerate() {

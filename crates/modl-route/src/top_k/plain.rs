@@ -30,6 +30,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::Scores;
+use crate::losses::{balance, z};
 use crate::scores::{Scored, Scorer};
 
 /// The k most probable modules.
@@ -152,30 +153,4 @@ impl TopKRouter {
         })?;
         order.gather(-1, &ranked)?.narrow(-1, 0, self.config.k as i64)
     }
-}
-
-/// m · Σ f P over the real units.
-fn balance(p: &Tensor, index: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
-    let m = p.len_of(-1);
-    let chosen = index.one_hot(m)?.to_kind(p.kind())?.mean_dims(&[-2], false)?;
-    let f = mean_of_units(&chosen, mask)?;
-    f.mul(&mean_of_units(p, mask)?)?.sum()?.mul_scalar(m as f64)
-}
-
-/// Mean of (ln Σ exp ℓ)² over the real units.
-fn z(scored: &Scored) -> Result<Tensor> {
-    let squares = scored.logits.logsumexp(-1)?.square()?.unsqueeze(-1)?;
-    mean_of_units(&squares, scored.mask.as_ref())?.sum()
-}
-
-/// The mean of `[…, n]` over all but the last dimension, and there over what the mask calls real;
-/// 0 for an empty batch.
-fn mean_of_units(t: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
-    let flat = t.reshape(&[t.numel() as i64 / t.len_of(-1).max(1), t.len_of(-1)])?;
-    let real = match mask {
-        Some(mask) => mask.to_kind(t.kind())?.reshape(&[flat.len_of(0), 1])?,
-        None => Tensor::ones(&[flat.len_of(0), 1], t.kind(), t.device())?,
-    };
-    let count = real.sum()?.clamp(1.0, f64::INFINITY)?;
-    flat.mul(&real)?.sum_dims(&[0], false)?.div(&count)
 }
