@@ -1,13 +1,18 @@
 #![doc = include_str!("../README.md")]
 
+mod balanced;
 mod fixed;
 mod losses;
+mod post_hoc;
 mod scores;
 mod soft;
 mod stats;
+mod ties;
 mod top_k;
 
+pub use balanced::*;
 pub use fixed::*;
+pub use post_hoc::*;
 pub use scores::{Input, Scores};
 pub use soft::*;
 pub use stats::RoutingStats;
@@ -20,7 +25,9 @@ use modl_core::{Registry, Result};
 /// # Errors
 /// Where one of their names is taken.
 pub fn register(r: &mut Registry) -> Result<()> {
+    balanced::register(r)?;
     fixed::register(r)?;
+    post_hoc::register(r)?;
     soft::register(r)?;
     top_k::register(r)
 }

@@ -88,6 +88,26 @@ impl Scores {
         modules: usize,
         scope: &mut Scope,
     ) -> Result<Scorer> {
+        let modules = modules as i64;
+        let mut scorer =
+            self.over(method, site, |w| scope.param("weight", &[modules, w], self.init()))?;
+        if self.bias {
+            scorer.bias = Some(scope.param("bias", &[modules], Init::Zeros)?);
+        }
+        Ok(scorer)
+    }
+
+    /// [`Scores::build`] without a b and with a W of the router's own, `[modules, width]` for the
+    /// width that `weight` is given.
+    ///
+    /// # Errors
+    /// As there, and what `weight` gives.
+    pub(crate) fn over(
+        &self,
+        method: &'static str,
+        site: &Site,
+        weight: impl FnOnce(i64) -> Result<Tensor>,
+    ) -> Result<Scorer> {
         let wrong =
             |key: &str, problem: &str| Err(Error::invalid(format!("{method}.{key}"), problem));
         let width = self.width.unwrap_or(site.input);
@@ -113,10 +133,7 @@ impl Scores {
             }
             _ => {}
         }
-        let modules = modules as i64;
-        let weight = scope.param("weight", &[modules, width], self.init())?;
-        let bias = self.bias.then(|| scope.param("bias", &[modules], Init::Zeros)).transpose()?;
-        Ok(Scorer { config: self.clone(), method, weight, bias })
+        Ok(Scorer { config: self.clone(), method, weight: weight(width)?, bias: None })
     }
 }
 

@@ -1,10 +1,12 @@
 //! The laws of routing.
 
-use super::{Findings, Sum, TinyBackbone, noise_like, perturb, standins};
+use serde_json::{Value, json};
+
+use super::{Findings, Sum, TinyBackbone, noise_like, perturb};
 use crate::{
-    Bank, Context, Device, Error, Kind, Level, LowRank, Modular, ParamStore, Registry, Result,
-    Router, RouterConfig, Routing, Scope, Seed, Select, Signal, Site, SiteKind, Targets, Tensor,
-    Weights,
+    Attachment, Bank, Context, Device, Error, Init, Kind, Level, LowRank, Modular, Module,
+    ModuleConfig, ParamStore, Registry, Result, Router, RouterConfig, Routing, Scope, Seed, Select,
+    Signal, Site, SiteKind, Targets, Tensor, Weights,
 };
 
 /// What a router claims, and [`check_router`] puts to the test.
@@ -92,6 +94,26 @@ pub fn check_router(
     findings.expect("growing works or is refused", t.growing());
     findings.expect("save and load bring back the same routing", t.save_and_load());
     findings.conclude(&format!("router `{kind}`"));
+}
+
+/// A low-rank module, since some routers look at their modules' factors.
+#[derive(Debug)]
+struct Thin;
+
+impl ModuleConfig for Thin {
+    fn kind(&self) -> &'static str {
+        "thin"
+    }
+
+    fn to_json(&self) -> Result<Value> {
+        Ok(json!({}))
+    }
+
+    fn build(&self, at: &Attachment, scope: &mut Scope) -> Result<Box<dyn Module>> {
+        let down = scope.param("down", &[2, at.site.input], Init::Normal(0.5))?;
+        let up = scope.param("up", &[at.site.output, 2], Init::Zeros)?;
+        Ok(Box::new(LowRank { down, up, scale: 1.0 }))
+    }
 }
 
 struct Laws<'a> {
@@ -344,7 +366,7 @@ impl Laws<'_> {
         let model = |seed: Seed| -> Result<Modular> {
             let mut model = Modular::new(TinyBackbone::new(SEED, Kind::Float)?, seed)?;
             for name in NAMES {
-                model.attach(name, Box::new(standins::Scale), &Targets::names(["query"]))?;
+                model.attach(name, Box::new(Thin), &Targets::names(["query"]))?;
             }
             perturb(&model, &Select::new("modules.*"), 0.5, SEED)?;
             model.route((self.make)(), false)?;

@@ -3,7 +3,15 @@
 //! Everything is differentiable, and every module is run. Mixtures of experts: Jacobs, Jordan,
 //! Nowlan, Hinton 1991, Neural Computation 3(1), "Adaptive mixtures of local experts"; survey
 //! §4.2.3. With an aggregator of parameters it is the soft merging of experts of SMEAR (Muqeeth,
-//! Liu, Raffel 2023, arXiv 2306.03745), at the cost of one module.
+//! Liu, Raffel 2023, arXiv 2306.03745), at the cost of one module:
+//!
+//! ```toml
+//! router = { type = "soft" }
+//! aggregator = { type = "average" }
+//! ```
+//!
+//! Parameters are merged once for each row, so the input is a `mean` or a feature there. Otherwise
+//! it may be `tokens`:
 //!
 //! ```toml
 //! router = { type = "soft", input = "tokens", temperature = 0.5 }
