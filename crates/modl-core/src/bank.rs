@@ -185,7 +185,11 @@ impl<'a> Active<'a> {
                 ));
             }
             _ => {
-                let alpha = self.routing.dense(Kind::Float, x.x.device())?;
+                let kind = match &self.routing.weights {
+                    Weights::Dense(w) | Weights::Sparse { weight: w, .. } => w.kind(),
+                    _ => Kind::Float,
+                };
+                let alpha = self.routing.dense(kind, x.x.device())?;
                 let row = |r: i64| Ok((vec![r], Weights::Dense(alpha.select(0, r)?)));
                 (0..x.rows()).map(row).collect::<Result<_>>()?
             }
