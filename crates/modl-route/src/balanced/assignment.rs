@@ -29,7 +29,7 @@ pub fn balanced_assignment(affinity: &[f64], modules: usize) -> Result<Vec<usize
     if affinity.is_empty() {
         return Ok(Vec::new());
     }
-    if modules == 0 || affinity.len() % modules != 0 {
+    if !affinity.len().is_multiple_of(modules) {
         let problem = format!("are {}, which is no multiple of {modules} modules", affinity.len());
         return Err(Error::invalid("affinities", problem));
     }
