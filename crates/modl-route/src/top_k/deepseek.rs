@@ -246,7 +246,8 @@ impl DeepSeekRouter {
         let ids = |of: &[i64]| -> Result<Tensor> {
             Tensor::from_slice(of, &[of.len() as i64], Device::Cpu)?.to_device(index.device())
         };
-        let routed = ids(&self.routed)?.index_select(0, &index.reshape(&[index.numel() as i64])?)?;
+        let routed =
+            ids(&self.routed)?.index_select(0, &index.reshape(&[index.numel() as i64])?)?;
         let mut always = index.size();
         if let Some(last) = always.last_mut() {
             *last = self.shared.len() as i64;

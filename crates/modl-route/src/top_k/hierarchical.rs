@@ -141,8 +141,7 @@ impl Router for HierarchicalRouter {
         let mut routing = Routing::new(alpha, bank.len());
         if cx.train {
             let joint = p.unsqueeze(-1)?.mul(&q)?.reshape(&of_unit(&[m]))?;
-            routing =
-                routing.with_loss("balance", balance(&joint, &index, scored.mask.as_ref())?);
+            routing = routing.with_loss("balance", balance(&joint, &index, scored.mask.as_ref())?);
         }
         let whole = self.renormalises(k_groups) && self.renormalises(k);
         Ok(if whole { routing.normalised() } else { routing })
