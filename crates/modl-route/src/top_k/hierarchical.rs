@@ -65,7 +65,7 @@ impl RouterConfig for Hierarchical {
 
     fn build(&self, site: &Site, bank: &Bank, scope: &mut Scope) -> Result<Box<dyn Router>> {
         let m = bank.len();
-        if self.groups == 0 || m == 0 || m % self.groups != 0 {
+        if m == 0 || !m.is_multiple_of(self.groups) {
             let problem = format!("is {}, which does not divide {m} modules", self.groups);
             return Err(Error::invalid("hierarchical.groups", problem));
         }
