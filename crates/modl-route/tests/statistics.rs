@@ -210,9 +210,8 @@ fn each_real_token_counts_under_the_label_of_its_row() {
         }
         let stats = site.by_label[*name].stats();
         assert_eq!(stats.units, n);
-        for j in 0..m {
-            assert!(close(stats.importance[j], sum[j] / n as f64), "{name}");
-        }
+        let means: Vec<f64> = sum.iter().map(|s| s / n as f64).collect();
+        assert!(stats.importance.iter().zip(&means).all(|(a, b)| close(*a, *b)), "{name}");
     }
     assert_eq!(site.stats().units, 7);
     let n: f64 = table.iter().flatten().sum();
@@ -354,8 +353,10 @@ fn a_trace_comes_back_from_its_file_as_it_was() {
     }
 }
 
+type Row<'a> = &'a [(usize, f64)];
+
 /// A site at which each label has these rows of α.
-fn site(modules: usize, by_label: &[(&str, &[&[(usize, f64)]])]) -> SiteUse {
+fn site(modules: usize, by_label: &[(&str, &[Row])]) -> SiteUse {
     let names = (0..modules).map(|j| format!("m{j}")).collect();
     let mut site = SiteUse::new(vec!["site".into()], names);
     for (label, all) in by_label {
@@ -368,8 +369,7 @@ fn site(modules: usize, by_label: &[(&str, &[&[(usize, f64)]])]) -> SiteUse {
 #[test]
 fn collapse_is_seen_and_a_router_that_works_is_left_alone() {
     let limits = Thresholds::default();
-    let (m0, m1, m2): (&[(usize, f64)], &[(usize, f64)], &[(usize, f64)]) =
-        (&[(0, 1.0)], &[(1, 1.0)], &[(2, 1.0)]);
+    let [m0, m1, m2]: [Row; 3] = [&[(0, 1.0)], &[(1, 1.0)], &[(2, 1.0)]];
     let even = &[(0, 1.0 / 3.0), (1, 1.0 / 3.0), (2, 1.0 / 3.0)][..];
     let good = site(3, &[("a", &[m0, m0]), ("b", &[m1, m1]), ("c", &[m2, m2])]);
     assert_eq!(signs(&good, &limits), []);

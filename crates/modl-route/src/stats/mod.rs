@@ -21,6 +21,21 @@
 //! site and by a label of the rows (their tasks), from which it has the mutual information of modules
 //! and labels and the metrics of [`Mittal`] as well; [`signs`] reads off it what is wrong. A
 //! [`Recorder`] keeps the choices themselves, which a [`RoutingTrace`] brings to a file and back.
+//!
+//! ```
+//! use modl_core::{Routing, Trace, Weights};
+//! use modl_route::stats::RoutingReport;
+//!
+//! // What `cx.take_trace()` gives after a forward pass over two rows.
+//! let rows = vec![vec![(0, 1.0)], vec![(1, 1.0)]];
+//! let routings = vec![("layer.0".to_owned(), Routing::new(Weights::Rows(rows), 2))];
+//! let mut report = RoutingReport::default();
+//! report.add(&Trace { routings }, &["news", "tweets"], None)?;
+//! let site = &report.sites()[0];
+//! assert_eq!(site.stats().max_violation, 0.0);
+//! assert!((site.mutual_information() - 2f64.ln()).abs() < 1e-12);
+//! # Ok::<(), modl_core::Error>(())
+//! ```
 
 mod hungarian;
 mod information;
