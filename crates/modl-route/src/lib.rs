@@ -6,8 +6,7 @@ mod losses;
 mod post_hoc;
 mod scores;
 mod soft;
-mod stats;
-mod ties;
+pub mod stats;
 mod top_k;
 
 pub use balanced::*;
@@ -15,7 +14,7 @@ pub use fixed::*;
 pub use post_hoc::*;
 pub use scores::{Input, Scores};
 pub use soft::*;
-pub use stats::RoutingStats;
+pub use stats::{Mittal, RoutingStats};
 pub use top_k::*;
 
 use modl_core::{Registry, Result};

@@ -1,12 +1,10 @@
 //! The laws of routing.
 
-use serde_json::{Value, json};
-
-use super::{Findings, Sum, TinyBackbone, noise_like, perturb};
+use super::{Findings, Sum, TinyBackbone, noise_like, perturb, standins};
 use crate::{
-    Attachment, Bank, Context, Device, Error, Init, Kind, Level, LowRank, Modular, Module,
-    ModuleConfig, ParamStore, Registry, Result, Router, RouterConfig, Routing, Scope, Seed, Select,
-    Signal, Site, SiteKind, Targets, Tensor, Weights,
+    Bank, Context, Device, Error, Kind, Level, LowRank, Modular, ParamStore, Registry, Result,
+    Router, RouterConfig, Routing, Scope, Seed, Select, Signal, Site, SiteKind, Targets, Tensor,
+    Weights,
 };
 
 /// What a router claims, and [`check_router`] puts to the test.
@@ -94,26 +92,6 @@ pub fn check_router(
     findings.expect("growing works or is refused", t.growing());
     findings.expect("save and load bring back the same routing", t.save_and_load());
     findings.conclude(&format!("router `{kind}`"));
-}
-
-/// A low-rank module, since some routers look at their modules' factors.
-#[derive(Debug)]
-struct Thin;
-
-impl ModuleConfig for Thin {
-    fn kind(&self) -> &'static str {
-        "thin"
-    }
-
-    fn to_json(&self) -> Result<Value> {
-        Ok(json!({}))
-    }
-
-    fn build(&self, at: &Attachment, scope: &mut Scope) -> Result<Box<dyn Module>> {
-        let down = scope.param("down", &[2, at.site.input], Init::Normal(0.5))?;
-        let up = scope.param("up", &[at.site.output, 2], Init::Zeros)?;
-        Ok(Box::new(LowRank { down, up, scale: 1.0 }))
-    }
 }
 
 struct Laws<'a> {
@@ -297,9 +275,18 @@ impl Laws<'_> {
         }
         let earlier = x.narrow(1, 0, last)?;
         let changed = Tensor::cat(&[earlier, x.narrow(1, last, 1)?.mul_scalar(-7.0)?], 1)?;
-        let after = self.dense(&self.routed(&made, &changed, &cx)?)?.narrow(1, 0, last)?;
-        let same = self.dense(&before)?.narrow(1, 0, last)?.all_close(&after, 1e-6, 1e-6)?;
+        let after = self.routed(&made, &changed, &cx)?;
+        let earlier = |r: &Routing| self.shares(r)?.narrow(1, 0, last);
+        let same = earlier(&before)?.all_close(&earlier(&after)?, 1e-6, 1e-6)?;
         Ok(same != self.claims.looks_ahead)
+    }
+
+    /// α, or how much of each token goes where.
+    fn shares(&self, routing: &Routing) -> Result<Tensor> {
+        match &routing.weights {
+            Weights::Slots { dispatch, .. } => dispatch.detach(),
+            _ => self.dense(routing),
+        }
     }
 
     /// Where x is read at all.
@@ -323,7 +310,8 @@ impl Laws<'_> {
         let made = self.made()?;
         let routing = self.routed(&made, &self.input(6, Kind::Float)?, &self.context(6)?)?;
         let alpha = routing.dense(Kind::Float, Device::Cpu)?;
-        let parameters: Vec<&Tensor> = made.params.iter().map(|(_, p)| p.tensor()).collect();
+        let trained = made.params.iter().filter(|(_, p)| !p.is_buffer());
+        let parameters: Vec<&Tensor> = trained.map(|(_, p)| p.tensor()).collect();
         if !alpha.requires_grad() {
             return Ok(!self.claims.learns);
         }
@@ -366,7 +354,7 @@ impl Laws<'_> {
         let model = |seed: Seed| -> Result<Modular> {
             let mut model = Modular::new(TinyBackbone::new(SEED, Kind::Float)?, seed)?;
             for name in NAMES {
-                model.attach(name, Box::new(Thin), &Targets::names(["query"]))?;
+                model.attach(name, Box::new(standins::Thin), &Targets::names(["query"]))?;
             }
             perturb(&model, &Select::new("modules.*"), 0.5, SEED)?;
             model.route((self.make)(), false)?;

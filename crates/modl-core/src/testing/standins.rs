@@ -164,6 +164,20 @@ impl Module for ScaleModule {
     }
 }
 
+/// A low-rank change of a linear layer, for routers and aggregators that look at factors.
+#[derive(Debug, Clone, Copy)]
+pub struct Thin;
+
+impl Thin {
+    fn make(&self, site: &Site, scope: &mut Scope) -> Result<crate::LowRank> {
+        let down = scope.param("down", &[2, site.input], Init::Normal(0.5))?;
+        let up = scope.param("up", &[site.output, 2], Init::Zeros)?;
+        Ok(crate::LowRank { down, up, scale: 1.0 })
+    }
+}
+
+recipe!(Thin, "thin");
+
 /// A hypernetwork: each row's shift of the output is generated from its task vector of 3 numbers,
 /// δ = z G with G = 0 at the start.
 #[derive(Debug, Clone, Copy)]

@@ -25,7 +25,7 @@ use serde_json::Value;
 
 use super::{Places, at, balanced_assignment, without_padding};
 use crate::scores::{Scored, Scorer};
-use crate::ties::Ties;
+use crate::top_k::ties::Ties;
 use crate::{Input, Scores};
 
 /// A module for each token, all with the same load.
@@ -76,7 +76,7 @@ impl RouterConfig for Base {
         let scorer = scores.over(self.kind(), site, |width| {
             scope.param_drawn("weight", &[m, width], || orthogonal(m, width, self.gain, seed))
         })?;
-        let ties = Ties::new(self.seed, scope.path(), &scorer.weight)?;
+        let ties = Ties::new(self.seed, &scorer, scope.path())?;
         Ok(Box::new(BaseRouter { scorer, ties, seed: self.seed }))
     }
 }
@@ -108,7 +108,7 @@ impl Router for BaseRouter {
         let scored = self.scorer.scores(x, cx)?;
         let index = match cx.train {
             true => assigned(&scored)?,
-            false => self.ties.largest(&scored.logits, &scored.x, 1)?,
+            false => self.ties.largest(&scored, 1)?,
         };
         let index = without_padding(index, &scored)?; // [batch, (seq,) 1]
         let weight = at(&scored.logits, &index)?.sigmoid()?;
@@ -118,7 +118,7 @@ impl Router for BaseRouter {
 
     fn grown(&self, modules: usize, scope: &mut Scope) -> Result<Box<dyn Router>> {
         let scorer = self.scorer.grown(modules, scope)?;
-        let ties = Ties::new(self.seed, scope.path(), &scorer.weight)?;
+        let ties = Ties::new(self.seed, &scorer, scope.path())?;
         Ok(Box::new(BaseRouter { scorer, ties, seed: self.seed }))
     }
 }

@@ -25,7 +25,8 @@ use serde_json::Value;
 
 use super::{Places, at, without_padding};
 use crate::scores::Scorer;
-use crate::ties::{Ties, check_k};
+use crate::top_k::check_k;
+use crate::top_k::ties::{Ties, largest};
 use crate::{Input, Scores};
 
 /// The k modules with the largest shares of a balanced plan.
@@ -79,7 +80,7 @@ impl RouterConfig for Sinkhorn {
 
     fn build(&self, site: &Site, bank: &Bank, scope: &mut Scope) -> Result<Box<dyn Router>> {
         let wrong = |key: &str, problem: &str| Err(Error::invalid(key, problem));
-        check_k(self.kind(), self.k, bank.len())?;
+        check_k("sinkhorn.k", self.k, bank.len())?;
         if !(self.temperature > 0.0 && self.temperature.is_finite()) {
             return wrong("sinkhorn.temperature", "is to be above 0");
         }
@@ -97,7 +98,7 @@ impl RouterConfig for Sinkhorn {
             ..Scores::default()
         };
         let scorer = scores.build(self.kind(), site, bank.len(), scope)?;
-        let ties = Ties::new(self.seed, scope.path(), &scorer.weight)?;
+        let ties = Ties::new(self.seed, &scorer, scope.path())?;
         Ok(Box::new(SinkhornRouter { config: self.clone(), scorer, ties }))
     }
 }
@@ -118,7 +119,7 @@ impl Router for SinkhornRouter {
         let scored = self.scorer.scores(x, cx)?;
         let p = scored.logits.softmax(-1)?; // [batch, (seq,) modules]
         let (index, plan) = match cx.train {
-            false => (self.ties.largest(&scored.logits, &scored.x, self.config.k)?, None),
+            false => (self.ties.largest(&scored, self.config.k)?, None),
             true => {
                 let places = Places::of(&scored)?;
                 let plan = self.config.plan(&places.scores)?; // [n, modules]
@@ -126,7 +127,7 @@ impl Router for SinkhornRouter {
                 let units = scored.x.reshape(&[-1, width.max(1)])?;
                 let x =
                     places.real.as_ref().map_or(Ok(units.clone()), |r| units.index_select(0, r))?;
-                let index = self.ties.largest(&plan, &x, self.config.k)?;
+                let index = largest(&plan, || self.ties.second(&x), self.config.k)?;
                 (places.spread(&index)?, Some(plan))
             }
         };
@@ -142,7 +143,7 @@ impl Router for SinkhornRouter {
 
     fn grown(&self, modules: usize, scope: &mut Scope) -> Result<Box<dyn Router>> {
         let scorer = self.scorer.grown(modules, scope)?;
-        let ties = Ties::new(self.config.seed, scope.path(), &scorer.weight)?;
+        let ties = Ties::new(self.config.seed, &scorer, scope.path())?;
         Ok(Box::new(SinkhornRouter { config: self.config.clone(), scorer, ties }))
     }
 }

@@ -30,7 +30,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::scores::Scorer;
-use crate::ties::{Ties, check_k};
+use crate::top_k::check_k;
+use crate::top_k::ties::{Ties, largest};
 use crate::{Input, Scores};
 
 /// The k modules whose singular vectors are nearest.
@@ -63,7 +64,7 @@ impl RouterConfig for Arrow {
     }
 
     fn build(&self, site: &Site, bank: &Bank, scope: &mut Scope) -> Result<Box<dyn Router>> {
-        check_k(self.kind(), self.k, bank.len())?;
+        check_k("arrow.k", self.k, bank.len())?;
         let scores = Scores {
             input: self.input.clone(),
             temperature: self.temperature,
@@ -77,7 +78,7 @@ impl RouterConfig for Arrow {
             let kind = if scope.kind() == Kind::Double { Kind::Double } else { Kind::Float };
             scope.buffer("prototypes", &Tensor::stack(&all, 0)?.to_kind(kind)?)
         })?;
-        let ties = Ties::new(self.seed, scope.path(), &scorer.weight)?;
+        let ties = Ties::new(self.seed, &scorer, scope.path())?;
         Ok(Box::new(ArrowRouter { k: self.k, scorer, ties }))
     }
 }
@@ -131,7 +132,7 @@ impl Router for ArrowRouter {
     fn route(&self, x: &Signal, bank: &Bank, cx: &Context) -> Result<Routing> {
         let scored = self.scorer.scores(x, cx)?;
         let scores = scored.logits.abs()?; // [batch, (seq,) modules]
-        let index = self.ties.largest(&scores, &scored.x, self.k)?; // [batch, (seq,) k]
+        let index = largest(&scores, || self.ties.second(&scored.x), self.k)?; // [batch, (seq,) k]
         let weight = scores.gather(-1, &index)?.softmax(-1)?;
         let routing = Routing::new(Weights::Sparse { index, weight }, bank.len());
         Ok(routing.normalised().note("logits", scores))

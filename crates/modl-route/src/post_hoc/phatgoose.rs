@@ -22,7 +22,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::scores::{Scored, Scorer};
-use crate::ties::{Ties, check_k};
+use crate::top_k::check_k;
+use crate::top_k::ties::{Ties, largest};
 use crate::{Input, Scores};
 
 /// Which of the two phases it is.
@@ -72,7 +73,7 @@ impl RouterConfig for Phatgoose {
 
     fn build(&self, site: &Site, bank: &Bank, scope: &mut Scope) -> Result<Box<dyn Router>> {
         if self.phase != Phase::Gate {
-            check_k(self.kind(), self.k, bank.len())?;
+            check_k("phatgoose.k", self.k, bank.len())?;
         }
         let scores = Scores {
             input: self.input.clone(),
@@ -81,7 +82,7 @@ impl RouterConfig for Phatgoose {
             ..Scores::default()
         };
         let scorer = scores.build(self.kind(), site, bank.len(), scope)?;
-        let ties = Ties::new(self.seed, scope.path(), &scorer.weight)?;
+        let ties = Ties::new(self.seed, &scorer, scope.path())?;
         Ok(Box::new(PhatgooseRouter { config: self.clone(), scorer, ties }))
     }
 }
@@ -109,7 +110,7 @@ impl Router for PhatgooseRouter {
 
     fn grown(&self, modules: usize, scope: &mut Scope) -> Result<Box<dyn Router>> {
         let scorer = self.scorer.grown(modules, scope)?;
-        let ties = Ties::new(self.config.seed, scope.path(), &scorer.weight)?;
+        let ties = Ties::new(self.config.seed, &scorer, scope.path())?;
         Ok(Box::new(PhatgooseRouter { config: self.config.clone(), scorer, ties }))
     }
 }
@@ -140,7 +141,7 @@ impl PhatgooseRouter {
         let width = x.len_of(-1).max(1) as f64;
         let gates = standardised(&self.scorer.weight.to_kind(x.kind())?)?;
         let logits = standardised(x)?.linear(&gates, None)?.mul_scalar(1.0 / width.sqrt())?;
-        let index = self.ties.largest(&logits, x, self.config.k)?; // [batch, (seq,) k]
+        let index = largest(&logits, || self.ties.second(x), self.config.k)?; // [batch, (seq,) k]
         let weight = logits.gather(-1, &index)?.softmax(-1)?;
         let routing = Routing::new(Weights::Sparse { index, weight }, bank.len());
         Ok(routing.normalised().note("logits", logits))

@@ -30,7 +30,8 @@ use modl_core::{
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::ties::{Ties, check_k};
+use crate::top_k::check_k;
+use crate::top_k::ties::{Ties, largest};
 
 /// Scalings by a network over hidden states.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -107,7 +108,7 @@ impl XLora {
             return wrong("x_lora.scale", "is to be a number".into());
         }
         if let Some(k) = self.k {
-            check_k(self.kind(), k, modules)?;
+            check_k("x_lora.k", k, modules)?;
         }
         if self.softmax_k && (self.softmax || self.k.is_none()) {
             let problem = "wants a `k`, and `softmax = false`: it is one over the k largest";
@@ -145,7 +146,7 @@ impl RouterConfig for XLora {
         let width = first.unwrap_or(site.input);
         let like = Tensor::zeros(&[bank.len() as i64, width], Kind::Float, scope.device())?;
         let path = scope.path().to_owned();
-        let ties = Ties::new(self.seed, &path, &like)?;
+        let ties = Ties::over(self.seed, &like, &path)?;
         Ok(Box::new(XLoraRouter { config: self.clone(), layers, width, ties, path }))
     }
 }
@@ -219,7 +220,7 @@ impl Router for XLoraRouter {
         let weights = match config.k {
             None => Weights::Dense(scalings.mul_scalar(config.scale)?),
             Some(k) => {
-                let index = self.ties.largest(&scalings, &hidden, k)?; // [batch, (seq,) k]
+                let index = largest(&scalings, || self.ties.second(&hidden), k)?; // [batch, (seq,) k]
                 let mut kept = scalings.gather(-1, &index)?;
                 if config.softmax_k {
                     (kept, sums_to_one) = (kept.softmax(-1)?, true);
