@@ -9,7 +9,7 @@ mod task_moe;
 
 pub use labels::TaskLabels;
 pub use multi_head::MultiHead;
-pub use polytropon::Polytropon;
+pub use polytropon::{Polytropon, SkillSettings};
 pub use sub_network::{Part, SubNetwork};
 pub use task_moe::TaskMoe;
 

@@ -1,7 +1,7 @@
 //! Multi-head routing: Polytropon with skills of its own for each head.
 //!
 //! A module is cut into h parts of equal width, and each part has its own ℓ: `[T, h, m]`. Part q of
-//! the merged module is Σⱼ α_qj of part q of module j, with α_q as in [`Polytropon`]. Page-Caccia,
+//! the merged module is Σⱼ α_qj of part q of module j, with α_q as in [`Polytropon`](super::Polytropon). Page-Caccia,
 //! Ponti, Su, Pereira, Le Roux, Sordoni 2023, arXiv 2211.03831; PEFT's `poly` with `n_splits`; survey
 //! §4.2.3.
 //!
@@ -19,7 +19,8 @@ use modl_core::{
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::polytropon::{Polytropon, Skills};
+use super::labels::TaskLabels;
+use super::polytropon::{SkillSettings, Skills};
 
 /// A subset of the modules for each task and head.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -27,14 +28,17 @@ use super::polytropon::{Polytropon, Skills};
 pub struct MultiHead {
     /// h, the number of parts of each module. Default: 4.
     pub heads: i64,
-    /// The rest, as it is for one head. In recipes its keys stand beside `type`.
+    /// The tasks.
     #[serde(flatten)]
-    pub skills: Polytropon,
+    pub labels: TaskLabels,
+    /// How skills are drawn and learned.
+    #[serde(flatten)]
+    pub skills: SkillSettings,
 }
 
 impl Default for MultiHead {
     fn default() -> Self {
-        MultiHead { heads: 4, skills: Polytropon::default() }
+        MultiHead { heads: 4, labels: TaskLabels::default(), skills: SkillSettings::default() }
     }
 }
 
@@ -51,7 +55,13 @@ impl RouterConfig for MultiHead {
         if self.heads < 1 {
             return Err(Error::invalid("multi_head.heads", "is to be 1 or more"));
         }
-        let skills = Skills::build("multi_head", &self.skills, self.heads, bank.len(), scope)?;
+        let skills = Skills::build(
+            "multi_head",
+            &self.labels,
+            &self.skills,
+            &[self.heads, bank.len() as i64],
+            scope,
+        )?;
         Ok(Box::new(MultiHeadRouter(skills)))
     }
 }

@@ -37,12 +37,21 @@ use serde_json::Value;
 use super::labels::{TaskLabels, look_up};
 
 /// A subset of the modules for each task.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Polytropon {
     /// The tasks.
     #[serde(flatten)]
     pub labels: TaskLabels,
+    /// How skills are drawn and learned.
+    #[serde(flatten)]
+    pub skills: SkillSettings,
+}
+
+/// How skills are drawn and learned, for one head or several.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SkillSettings {
     /// τ > 0 of the relaxed Bernoulli variables. Default: 1.
     pub temperature: f64,
     /// The bound of the uniform numbers with which ℓ starts. Default: 10⁻³.
@@ -52,10 +61,9 @@ pub struct Polytropon {
     pub ibp: Option<f64>,
 }
 
-impl Default for Polytropon {
+impl Default for SkillSettings {
     fn default() -> Self {
-        let labels = TaskLabels::default();
-        Polytropon { labels, temperature: 1.0, init_bound: 1e-3, ibp: None }
+        SkillSettings { temperature: 1.0, init_bound: 1e-3, ibp: None }
     }
 }
 
@@ -69,7 +77,13 @@ impl RouterConfig for Polytropon {
     }
 
     fn build(&self, _: &Site, bank: &Bank, scope: &mut Scope) -> Result<Box<dyn Router>> {
-        Ok(Box::new(PolytroponRouter(Skills::build("polytropon", self, 1, bank.len(), scope)?)))
+        Ok(Box::new(PolytroponRouter(Skills::build(
+            "polytropon",
+            &self.labels,
+            &self.skills,
+            &[1, bank.len() as i64],
+            scope,
+        )?)))
     }
 }
 
@@ -94,7 +108,8 @@ impl Router for PolytroponRouter {
 /// ℓ with what becomes of it, also for several heads.
 #[derive(Debug, Clone)]
 pub(crate) struct Skills {
-    config: Polytropon,
+    labels: TaskLabels,
+    config: SkillSettings,
     /// ℓ, `[tasks, heads, modules]`.
     logits: Tensor,
     /// Where draws are.
@@ -104,14 +119,14 @@ pub(crate) struct Skills {
 impl Skills {
     pub(crate) fn build(
         method: &'static str,
-        config: &Polytropon,
-        heads: i64,
-        modules: usize,
+        labels: &TaskLabels,
+        config: &SkillSettings,
+        heads_and_modules: &[i64; 2],
         scope: &mut Scope,
     ) -> Result<Skills> {
         let wrong =
             |key: &str, problem: &str| Err(Error::invalid(format!("{method}.{key}"), problem));
-        let tasks = config.labels.check(method)?;
+        let tasks = labels.check(method)?;
         if !(config.temperature > 0.0 && config.temperature.is_finite()) {
             return wrong("temperature", "is to be above 0");
         }
@@ -121,14 +136,16 @@ impl Skills {
         if config.ibp.is_some_and(|a| !(a > 0.0 && a.is_finite())) {
             return wrong("ibp", "is to be above 0");
         }
-        let shape = [tasks, heads, modules as i64];
+        let [heads, modules] = *heads_and_modules;
+        let shape = [tasks, heads, modules];
         let logits = scope.param("logits", &shape, Init::Uniform(config.init_bound))?;
-        Ok(Skills { config: config.clone(), logits, path: scope.path().to_owned() })
+        let (labels, config) = (labels.clone(), config.clone());
+        Ok(Skills { labels, config, logits, path: scope.path().to_owned() })
     }
 
     /// α, `[heads, modules]` where all rows share one and `[batch, heads, modules]` where not.
     pub(crate) fn alpha(&self, x: &Signal, cx: &Context) -> Result<Tensor> {
-        let tasks = self.config.labels.of_rows(x.rows(), cx)?;
+        let tasks = self.labels.of_rows(x.rows(), cx)?;
         self.logits.check_finite("logits of the skills of tasks")?;
         let z = match tasks.split_first() {
             Some((first, others)) if !cx.train && others.iter().all(|t| t == first) => {
