@@ -211,8 +211,7 @@ impl Backbone for T5 {
             return Err(Error::invalid("decoder_input_ids", problem));
         }
         // Routers of the decoder that read ids read its own.
-        let own = cx.find("input_ids").map(|_| cx.clone().with_feature("input_ids", ids.clone()));
-        let cx = own.as_ref().unwrap_or(cx);
+        let cx = &cx.clone().with_feature("input_ids", ids.clone());
         let decoded = self.decoder.forward(&ids, mask, Some(&encoded), layers, cx)?;
         let given = cx.clone().with_feature("mask", decoded.mask.clone());
         let mut outputs = Tensors::new();

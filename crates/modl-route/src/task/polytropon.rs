@@ -11,8 +11,8 @@
 //! Ponti, Sordoni, Bengio, Reddy 2023, arXiv 2202.13914; survey §4.2.3. The paper averages the factors
 //! of LoRAs and then multiplies, (Σ αᵢBᵢ)(Σ αⱼAⱼ): the aggregator `average`. Its other order,
 //! Σ αⱼBⱼAⱼ without cross terms, is `weighted_sum` (or `concat`). Skills as sparse changes, the paper's
-//! other kind, are modules of a sparse kind under `average`. Z is to learn faster than the modules;
-//! a training configuration says so by parameter: `routers.*` at 10⁻², modules at 10⁻⁴.
+//! other kind, are modules of a sparse kind under `average`. ℓ is to learn faster than the modules;
+//! the training configuration says so: `lr_scale = { "routers.*" = 100.0 }`.
 //!
 //! With `ibp` training emits the loss `ibp` = −ln P(\[Z\]) for Z = 1\[σ(ℓ) > ½\] under the Indian buffet
 //! process of concentration a (Griffiths, Ghahramani 2011, JMLR 12, eq. 14), N = T tasks:
