@@ -365,7 +365,7 @@ fn routers_read_the_ids_of_their_own_side() {
     let inputs = inputs.with("decoder_input_ids", target.clone());
     for (side, wanted) in [("encoder", source), ("decoder", target)] {
         let mut model = Modular::new(t5("base_t5"), Seed(1)).unwrap();
-        let targets = Targets::pattern(&format!(r"{side}\.block\.0\.layer\.0\.SelfAttention\.q"));
+        let targets = Targets::pattern(format!(r"{side}\.block\.0\.layer\.0\.SelfAttention\.q"));
         model.attach("a", Box::new(Scale), &targets).unwrap();
         model.aggregate(Box::new(Sum::default())).unwrap();
         model.route(Box::new(Reads(wanted)), false).unwrap();

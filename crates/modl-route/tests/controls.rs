@@ -130,7 +130,7 @@ fn balanced_hashes_spread_tokens_evenly_where_random_ones_do_not() -> Result<()>
     let loads = |config| -> Result<Vec<f64>> {
         let made = Made::new(config, &NAMES, 8)?;
         let table = made.chosen(&noise(&[1, 2000, 8], 1), &ids(&all, 1))?;
-        let mut loads = vec![0.0; 4];
+        let mut loads = [0.0; 4];
         table.iter().zip(&counts).for_each(|(j, c)| loads[*j as usize] += c);
         Ok(loads.iter().map(|l| l * 4.0 / counts.iter().sum::<f64>()).collect())
     };
@@ -168,14 +168,13 @@ fn clustered_hashes_find_clusters_and_are_a_fixed_point_of_k_means() -> Result<(
     assert_eq!(hash.assignment, Assignment::Given);
     let v = vectors.to_vec::<f64>()?;
     let row = |i: usize| &v[i * width as usize..][..width as usize];
-    let mut means = vec![vec![0.0; width as usize]; k];
-    for j in 0..k {
+    let mean = |j: usize| -> Vec<f64> {
         let own: Vec<usize> = (0..n as usize).filter(|i| hash.table[*i] == j as i64).collect();
         assert!(!own.is_empty());
-        for c in 0..width as usize {
-            means[j][c] = own.iter().map(|i| row(*i)[c]).sum::<f64>() / own.len() as f64;
-        }
-    }
+        let of = |c: usize| own.iter().map(|i| row(*i)[c]).sum::<f64>() / own.len() as f64;
+        (0..width as usize).map(of).collect()
+    };
+    let means: Vec<Vec<f64>> = (0..k).map(mean).collect();
     let far = |i: usize, j: usize| -> f64 {
         row(i).iter().zip(&means[j]).map(|(a, b)| (a - b).powi(2)).sum()
     };

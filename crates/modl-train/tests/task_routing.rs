@@ -88,7 +88,6 @@ fn tasks_that_contradict_one_another_are_learned_by_skills_and_not_by_a_shared_m
         let Some(Event::Finished { unused, .. }) = events.last() else { panic!() };
         assert!(unused.is_empty(), "{unused:?}");
         let found = error(&poly);
-        eprintln!("{found} with skills, {floor} shared");
         assert!(found < 0.7 * floor, "{found} with skills, {floor} shared");
     }
 }

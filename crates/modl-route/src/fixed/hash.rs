@@ -28,6 +28,9 @@ use serde_json::Value;
 
 use super::k_means::k_means;
 
+/// More ids than any vocabulary has, so that a file cannot ask for all of the memory.
+const MOST_IDS: i64 = 1 << 26;
+
 /// How ids come to their modules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -76,12 +79,12 @@ impl Hash {
         let seed = Seed(self.seed).child("hash");
         match self.assignment {
             Assignment::Random => match self.vocab {
-                Some(vocab) if vocab > 0 => {
+                Some(vocab) if (1..=MOST_IDS).contains(&vocab) => {
                     let lots = uniform(vocab, seed)?;
                     let last = modules.saturating_sub(1) as i64;
                     Ok(lots.iter().map(|u| ((u * modules as f64) as i64).min(last)).collect())
                 }
-                _ => wrong("vocab", "is to be the number of ids".into()),
+                _ => wrong("vocab", format!("is to be the number of ids, 1 to {MOST_IDS}")),
             },
             Assignment::Balanced => {
                 if self.counts.is_empty() || !self.counts.iter().all(|c| *c >= 0.0 && c.is_finite())
