@@ -47,34 +47,12 @@ impl Aggregator for MultiHead {
     }
 
     fn parameters(&self, phi: &Active, _: &Tensors) -> Result<Box<dyn Module>> {
-        let mut parts: Vec<(&str, i64, LowRank)> = Vec::with_capacity(phi.len());
-        for (j, name, module) in phi.modules() {
-            let refused = || {
-                Error::unsupported(
-                    format!("`multi_head` of module `{name}`, a `{}`", module.kind()),
-                    "choose the aggregator `average`, or low-rank modules such as LoRA",
-                )
-            };
-            parts.push((name, j as i64, module.low_rank(&Context::eval()).ok_or_else(refused)?));
-        }
-        let Some((first_name, _, first)) = parts.first() else { return Ok(Box::new(Unchanged)) };
-        let form = |m: &LowRank| (m.down.size(), m.up.size(), m.scale);
-        for (name, _, other) in &parts {
-            if form(other) != form(first) {
-                return Err(Error::unsupported(
-                    format!(
-                        "averaging `{first_name}`, {:?}, with `{name}`, {:?}",
-                        form(first),
-                        form(other)
-                    ),
-                    "give all modules one rank and one factor",
-                ));
-            }
-        }
-        let alpha = heads(phi, &parts)?; // [heads, k]
+        let parts = of_one_form("multi_head", phi)?;
+        let Some((_, first)) = parts.first() else { return Ok(Box::new(Unchanged)) };
+        let alpha = heads("multi_head", phi, &parts)?; // [heads, k]
         let down =
-            Tensor::stack(&parts.iter().map(|p| p.2.down.t()).collect::<Result<Vec<_>>>()?, 0)?;
-        let up = Tensor::stack(&parts.iter().map(|p| p.2.up.clone()).collect::<Vec<_>>(), 0)?;
+            Tensor::stack(&parts.iter().map(|p| p.1.down.t()).collect::<Result<Vec<_>>>()?, 0)?;
+        let up = Tensor::stack(&parts.iter().map(|p| p.1.up.clone()).collect::<Vec<_>>(), 0)?;
         Ok(Box::new(LowRank {
             down: blend(&alpha, &down, "inputs")?.t()?,
             up: blend(&alpha, &up, "outputs")?,
@@ -83,11 +61,39 @@ impl Aggregator for MultiHead {
     }
 }
 
+/// The active modules with their places in α, all low-rank and of one form.
+pub(crate) fn of_one_form(kind: &str, phi: &Active) -> Result<Vec<(i64, LowRank)>> {
+    let form = |m: &LowRank| (m.down.size(), m.up.size(), m.scale);
+    let mut parts: Vec<(i64, LowRank)> = Vec::with_capacity(phi.len());
+    let mut first_name = "";
+    for (j, name, module) in phi.modules() {
+        let own = module.low_rank(&Context::eval()).ok_or_else(|| {
+            Error::unsupported(
+                format!("`{kind}` of module `{name}`, a `{}`", module.kind()),
+                "choose the aggregator `average`, or low-rank modules such as LoRA",
+            )
+        })?;
+        match parts.first() {
+            None => first_name = name,
+            Some((_, first)) if form(first) != form(&own) => {
+                let (a, b) = (form(first), form(&own));
+                return Err(Error::unsupported(
+                    format!("averaging `{first_name}`, {a:?}, with `{name}`, {b:?}"),
+                    "give all modules one rank and one factor",
+                ));
+            }
+            Some(_) => {}
+        }
+        parts.push((j as i64, own));
+    }
+    Ok(parts)
+}
+
 /// α of the active modules for each head, each row of sum 1, `[heads, k]`.
-fn heads(phi: &Active, parts: &[(&str, i64, LowRank)]) -> Result<Tensor> {
+pub(crate) fn heads(kind: &str, phi: &Active, parts: &[(i64, LowRank)]) -> Result<Tensor> {
     let alpha = match &phi.routing().heads {
         Some(heads) => {
-            let active: Vec<i64> = parts.iter().map(|p| p.1).collect();
+            let active: Vec<i64> = parts.iter().map(|p| p.0).collect();
             let index = Tensor::from_slice(&active, &[active.len() as i64], heads.device())?;
             heads.index_select(-1, &index)?
         }
@@ -98,7 +104,7 @@ fn heads(phi: &Active, parts: &[(&str, i64, LowRank)]) -> Result<Tensor> {
     }
     let total = alpha.sum_dims(&[-1], true)?;
     if total.to_vec::<f64>()?.contains(&0.0) {
-        return Err(Error::invalid("multi_head", "the weights of a head sum to 0"));
+        return Err(Error::invalid(kind, "the weights of a head sum to 0"));
     }
     alpha.div(&total)
 }

@@ -41,6 +41,7 @@ fn concat() {
 #[test]
 fn multi_head() {
     check(json!({"type": "multi_head"}), lora(), AggregatorClaims::default());
+    check(json!({"type": "factors"}), lora(), AggregatorClaims::default());
 }
 
 #[test]
@@ -66,7 +67,7 @@ fn stack() -> Result<()> {
 #[test]
 fn every_aggregator_is_documented_and_reads_back_what_it_wrote() -> Result<()> {
     let registry = Registry::new().with(modl_aggregate::register)?;
-    assert_eq!(registry.aggregators.entries().len(), 5);
+    assert_eq!(registry.aggregators.entries().len(), 6);
     for entry in registry.aggregators.entries() {
         assert!(!entry.title.is_empty() && !entry.citation.is_empty() && !entry.section.is_empty());
         let config = registry.aggregators.parse(&json!({"type": entry.name}))?;

@@ -5,7 +5,7 @@
 mod low_rank;
 
 use low_rank::Lora;
-use modl_aggregate::{Average, MultiHead, Stack};
+use modl_aggregate::{Average, Factors, MultiHead, Stack};
 use modl_core::testing::{Given, TinyBackbone, perturb, standins};
 use modl_core::{
     Aggregator, AggregatorConfig, Bank, Context, Device, Init, Kind, LowRank, Modular, Result,
@@ -125,6 +125,49 @@ fn what_cannot_be_cut_or_averaged_is_refused() -> Result<()> {
     let e = told(&bank(&names), &routing().with_heads(t(&HEADS, &[3, 2])));
     assert!(e.contains("heads"), "{e}");
     Ok(())
+}
+
+#[test]
+fn factors_of_different_modules_are_joined_and_the_others_have_no_gradient() -> Result<()> {
+    let names = ["a", "b", "c"];
+    let (bank, modules) = (bank(&names), names.map(module));
+    let half = Weights::Fixed(vec![(2, 0.5), (0, 0.5)]);
+    let pair = t(&[0.0, 0.0, 1.0, 1.0, 0.0, 0.0], &[2, 3]);
+    let routing = Routing::new(half, 3).with_heads(pair);
+    let found = merged(&Factors {}, &bank, &routing)?;
+    assert!(found.down.bit_equal(&modules[2].down)? && found.up.bit_equal(&modules[0].up)?);
+    let leaves: Vec<Tensor> = bank_tensors(&bank);
+    leaves.iter().try_for_each(|t| t.set_requires_grad(true))?;
+    let wanted: Vec<&Tensor> = leaves.iter().collect();
+    let gradients = merged(&Factors {}, &bank, &routing)?.weight()?.sum()?;
+    let reached: Vec<bool> =
+        gradients.gradients(&wanted, false)?.iter().map(Option::is_some).collect();
+    // a: A, B; b: A, B; c: A, B.
+    assert_eq!(reached, [false, true, false, false, true, false]);
+    // Weights of both kinds.
+    let mixed = t(&HEADS, &[2, 3]);
+    let routing = Routing::new(Weights::Dense(t(&means(), &[3])), 3).normalised();
+    let found = merged(&Factors {}, &bank, &routing.with_heads(mixed))?;
+    let sum = |part: &dyn Fn(&LowRank) -> Tensor, q: usize| -> Vec<f64> {
+        let all: Vec<Vec<f64>> = modules.iter().map(|m| part(m).to_vec().unwrap()).collect();
+        (0..all[0].len()).map(|i| (0..3).map(|j| HEADS[3 * q + j] * all[j][i]).sum()).collect()
+    };
+    assert_close(&found.down, &sum(&|m| m.down.clone(), 0));
+    assert_close(&found.up, &sum(&|m| m.up.clone(), 1));
+    // Without heads it is the average.
+    let plain = Routing::new(Weights::Fixed(vec![(0, 0.3), (1, 0.9)]), 3);
+    let average = merged(&Average::default(), &bank, &plain)?;
+    assert!(merged(&Factors {}, &bank, &plain)?.weight()?.all_close(
+        &average.weight()?,
+        1e-14,
+        1e-14
+    )?);
+    Ok(())
+}
+
+fn bank_tensors(bank: &Bank) -> Vec<Tensor> {
+    let phi = (0..bank.len()).map(|j| bank.module(j).unwrap().phi());
+    phi.flat_map(|p| p.iter().map(|(_, t)| t.clone()).collect::<Vec<_>>()).collect()
 }
 
 /// A router with heads of their own for each row.

@@ -27,6 +27,7 @@ fn routers_by_lot_keep_the_laws() {
     }
     check(json!({"type": "random", "evaluation": "all"}), drawn(3));
     check(json!({"type": "adamix"}), drawn(3));
+    check(json!({"type": "adamix", "independent": true}), drawn(3));
 }
 
 /// χ² of counts against equal shares.
@@ -83,6 +84,27 @@ fn thor_and_adamix_run_one_module_in_training_and_all_in_evaluation() -> Result<
         assert!(chi_square(&counts) < 16.3, "{kind}: {counts:?}");
         assert_close(&made.alpha(&x, &Context::eval())?, &[0.25; 4], 1e-15);
     }
+    Ok(())
+}
+
+#[test]
+fn adamix_draws_in_and_out_independently_where_it_is_asked_to() -> Result<()> {
+    let made = Made::new(json!({"type": "adamix", "independent": true}), &NAMES, 8)?;
+    let x = noise(&[3, 5, 8], 1);
+    let mut pairs = [0usize; 16];
+    for step in 0..1600 {
+        let routing = made.route(&x, &Context::train(Seed(2), step))?;
+        let heads = routing.heads.as_ref().unwrap().to_vec::<f64>()?;
+        let at = |q: usize| (0..4).find(|j| heads[4 * q + j] == 1.0).unwrap();
+        assert_eq!(heads.iter().sum::<f64>(), 2.0);
+        // α of the module is the mean of its heads.
+        let mean: Vec<f64> = (0..4).map(|j| (heads[j] + heads[4 + j]) / 2.0).collect();
+        assert_eq!(routing.dense(Kind::Double, Device::Cpu)?.to_vec::<f64>()?, mean);
+        pairs[4 * at(0) + at(1)] += 1;
+    }
+    // 15 degrees of freedom, 0.999.
+    assert!(chi_square(&pairs) < 37.7, "{pairs:?}");
+    assert!(made.route(&x, &Context::eval())?.heads.is_none());
     Ok(())
 }
 

@@ -131,7 +131,7 @@ impl Router for RandomRouter {
 }
 
 /// k different ones of m modules for each of `units`, `[units, k]`: the largest of m uniform numbers.
-fn draw(units: i64, m: usize, k: usize, seed: Seed) -> Result<Tensor> {
+pub(super) fn draw(units: i64, m: usize, k: usize, seed: Seed) -> Result<Tensor> {
     let lots = Init::Uniform(1.0).tensor(&[units, m as i64], seed, Kind::Double, Device::Cpu)?;
     lots.topk(k as i64, -1).map(|(_, index)| index)
 }
