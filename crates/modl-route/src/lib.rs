@@ -7,6 +7,7 @@ mod post_hoc;
 mod scores;
 mod soft;
 pub mod stats;
+mod task;
 mod top_k;
 
 pub use balanced::*;
@@ -15,6 +16,7 @@ pub use post_hoc::*;
 pub use scores::{Input, Scores};
 pub use soft::*;
 pub use stats::{Mittal, RoutingStats};
+pub use task::*;
 pub use top_k::*;
 
 use modl_core::{Registry, Result};
@@ -28,5 +30,6 @@ pub fn register(r: &mut Registry) -> Result<()> {
     fixed::register(r)?;
     post_hoc::register(r)?;
     soft::register(r)?;
+    task::register(r)?;
     top_k::register(r)
 }
