@@ -47,7 +47,9 @@ fn the_table_of_modules_is_what_the_registry_says() {
 fn every_command_that_it_names_exists() {
     let readme = read("README.md");
     let cli = read("crates/modl-apps/src/cli.rs").to_lowercase();
-    for command in ["demo", "train", "eval", "forward", "convert", "diff", "inspect", "list"] {
+    for command in
+        ["demo", "train", "eval", "forward", "convert", "upcycle", "diff", "inspect", "list"]
+    {
         assert!(readme.contains(&format!("modl {command}")), "{command}");
         assert!(cli.contains(&format!("    {command}(")), "{command}");
     }

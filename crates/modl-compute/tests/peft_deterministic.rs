@@ -50,6 +50,28 @@ fn with_adapter(base: &str, folder: &Path) -> Modular {
     model
 }
 
+/// LoRA at attention, at the shared expert and its gate, and in the layer that has no mixture.
+#[test]
+fn a_lora_finds_the_sites_of_qwen2_moe() {
+    let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("../modl-models/tests/fixtures");
+    let base = base.join("tiny_qwen2_moe");
+    let mut model =
+        Modular::from_box(open(&base, &LoadOptions::default()).unwrap(), Seed(1)).unwrap();
+    peft::load(&mut model, base.join("lora"), Some("a")).unwrap();
+    model.aggregate(Box::new(Sum::default())).unwrap();
+    model.route(Given::only(0), false).unwrap();
+    let inputs = tensors(base.join("inputs.safetensors"));
+    let wanted = tensors(base.join("lora/outputs.safetensors"));
+    let wanted = wanted.need("logits").unwrap();
+    let found = model.forward(&inputs, &Context::eval()).unwrap();
+    assert!(found.need("logits").unwrap().all_close(wanted, 1e-5, 1e-5).unwrap());
+    let plain = model.forward_base(&inputs, &Context::eval()).unwrap();
+    assert!(plain.need("logits").unwrap().max_abs_diff(wanted).unwrap() > 1e-2);
+    model.merge("a").unwrap();
+    let merged = model.forward_base(&inputs, &Context::eval()).unwrap();
+    assert!(merged.need("logits").unwrap().all_close(wanted, 1e-5, 1e-5).unwrap());
+}
+
 #[test]
 fn logits_are_pefts_attached_and_merged() {
     for (base, folder) in adapters() {

@@ -8,6 +8,7 @@ mod health;
 pub(crate) mod inspect;
 pub(crate) mod list;
 pub(crate) mod train;
+pub(crate) mod upcycle;
 
 mod adapter;
 mod run_folder;
