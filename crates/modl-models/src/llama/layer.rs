@@ -28,8 +28,8 @@ pub(super) struct Layer {
 /// What stands in the feed-forward sub-layer.
 #[derive(Debug)]
 enum Network {
-    Gated(Gated),
-    Mixture(Mixture),
+    Gated(Box<Gated>),
+    Mixture(Box<Mixture>),
 }
 
 /// What stands in the attention sub-layer, but for its last linear layer.
@@ -118,8 +118,13 @@ impl Layer {
         let feed_forward = place(to, "mlp", Sublayer, width, width);
         let (path, act) = (format!("{path}.mlp"), settings.hidden_act);
         let network = match settings.mixture_at(number) {
-            None => Network::Gated(Gated::new(to, &path, [width, settings.intermediate_size], act)),
-            Some(mixture) => Network::Mixture(Mixture::new(to, &path, width, mixture, act)),
+            None => {
+                let sizes = [width, settings.intermediate_size];
+                Network::Gated(Box::new(Gated::new(to, &path, sizes, act)))
+            }
+            Some(mixture) => {
+                Network::Mixture(Box::new(Mixture::new(to, &path, width, mixture, act)))
+            }
         };
         let settings = settings.clone();
         Layer {

@@ -15,7 +15,10 @@ use super::MixtureConfig;
 
 /// Where routers leave their logits during a pass, if anybody wants them. Clones share it.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct RouterLogits(Option<Rc<RefCell<BTreeMap<usize, Vec<Tensor>>>>>);
+pub(crate) struct RouterLogits(Option<Rc<RefCell<ByLayer>>>);
+
+/// What was left for each layer, one after the other.
+type ByLayer = BTreeMap<usize, Vec<Tensor>>;
 
 impl RouterLogits {
     /// A place for them.
