@@ -9,7 +9,7 @@ For each model it writes a folder with `config.json` and `model.safetensors` as 
 wrote them, `inputs.safetensors` (the second row ends in padding) and `outputs.safetensors`: logits,
 last hidden states, the logits of each router by its place among them, and auxiliary losses. For the
 bases `deterministic_mixtral` and `deterministic_olmoe`, which are to be in the folder, it writes
-`masked_BASE` with inputs and outputs alone. `tiny_qwen2_moe/lora` is an adapter by PEFT.
+`masked_BASE` with inputs and outputs alone. `MODEL/lora` is an adapter by PEFT.
 `upcycled_llama` has a tokenizer for `base_llama`, a file as `mergekit-moe` reads it, and the gates
 that its documentation describes: of prompts of unequal length, padded on the left.
 """
@@ -189,12 +189,21 @@ def strip(path):
         json.dump(config, f, indent=2, sort_keys=True)
 
 
-def make_lora(model, folder, inputs):
-    names = ["q_proj", "shared_expert.up_proj", "shared_expert_gate", "mlp.gate_proj"]
+LORAS = {
+    "tiny_qwen2_moe": {
+        "target_modules": ["q_proj", "shared_expert.up_proj", "shared_expert_gate", "mlp.gate_proj"]
+    },
+    "tiny_deepseek_v3": {
+        "target_modules": ["q_a_proj", "kv_b_proj", "shared_experts.down_proj"],
+        "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
+    },
+}
+
+
+def make_lora(model, folder, inputs, targets):
     torch.manual_seed(5)
-    tuned = get_peft_model(
-        model, LoraConfig(r=2, lora_alpha=4, target_modules=names, task_type="CAUSAL_LM")
-    ).eval()
+    config = LoraConfig(r=2, lora_alpha=4, task_type="CAUSAL_LM", **targets)
+    tuned = get_peft_model(model, config).eval()
     with torch.no_grad():
         for name, p in tuned.named_parameters():
             if "lora_B" in name:
@@ -222,8 +231,8 @@ def make(out, name, config):
     save_file(inputs, os.path.join(folder, "inputs.safetensors"))
     save_file(recorded, os.path.join(folder, "outputs.safetensors"))
     print(name, {n: tuple(t.shape) for n, t in recorded.items()})
-    if name == "tiny_qwen2_moe":
-        make_lora(model, os.path.join(folder, "lora"), inputs)
+    if name in LORAS:
+        make_lora(model, os.path.join(folder, "lora"), inputs, LORAS[name])
 
 
 def make_masked(out, base):

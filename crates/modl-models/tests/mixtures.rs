@@ -11,7 +11,7 @@ use modl_core::{
     Backbone, Base, Context, Device, Kind, Layers, Modular, Seed, SiteKind, Targets, Tensor,
     Tensors, no_grad,
 };
-use modl_models::{LoadOptions, open};
+use modl_models::{Generation, LoadOptions, generate, open};
 use serde_json::{Value, json};
 
 const BOTH: [&str; 2] = ["deterministic_mixtral", "deterministic_olmoe"];
@@ -254,6 +254,22 @@ fn settings_that_would_change_the_result_are_refused_by_name() {
         let dir = copy(name, &all, json!({ key: value }));
         let e = open(dir.path(), &LoadOptions::default()).unwrap_err().to_string();
         assert!(e.contains(key), "{key}: {e}");
+    }
+}
+
+/// Continued token by token with a cache, or each time from the start; rows of unequal length.
+#[test]
+fn a_cache_changes_nothing() {
+    for name in TINY {
+        let inputs = read(fixture(name).join("inputs.safetensors"));
+        let model = Modular::from_box(load(&fixture(name)), Seed(1)).unwrap();
+        let with = |cache| {
+            let how = Generation { max_tokens: 6, cache, ..Generation::default() };
+            generate(&model, &inputs, &Context::eval(), &how).unwrap()
+        };
+        let texts = with(true);
+        assert_eq!(texts, with(false), "{name}");
+        assert!(texts.iter().all(|t| t.len() == 6) && texts[0] != texts[1], "{name}");
     }
 }
 
