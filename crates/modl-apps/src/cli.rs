@@ -37,6 +37,8 @@ enum Command {
     Diff(commands::diff::DiffArgs),
     /// Say what a model, an adapter, a tensor file or a run is.
     Inspect(commands::inspect::InspectArgs),
+    /// Say how a run's routers use its modules: statistics, signs of collapse, heat maps.
+    RouteReport(commands::route_report::RouteReportArgs),
     /// List the methods of an axis.
     List(commands::list::ListArgs),
 }
@@ -65,6 +67,7 @@ impl Cli {
             Command::Upcycle(args) => commands::upcycle::run(&args),
             Command::Diff(args) => commands::diff::run(&args),
             Command::Inspect(args) => commands::inspect::run(&args, methods),
+            Command::RouteReport(args) => commands::route_report::run(&args, methods),
             Command::List(args) => commands::list::run(&args, methods),
         }
     }
