@@ -185,7 +185,7 @@ impl Outputs<'_> {
                 }
                 self.host().call_with(theta, z, cx)
             };
-            let host = self.host().over(&f);
+            let host = self.host().around(self.host().theta(), &f);
             outputs.push(module.forward(&host, x, &self.context().select_rows(&rows)?)?);
             inputs.push(x);
         }

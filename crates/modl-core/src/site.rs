@@ -230,9 +230,12 @@ impl<'a> Host<'a> {
         Host { stages, ..self }
     }
 
-    /// The same site, θ and stages with another f.
-    pub(crate) fn over<'b>(&'b self, f: &'b HostFn<'b>) -> Host<'b> {
-        Host { f, memo: RefCell::new(None), ..*self }
+    /// This host with another function in the place of f, such as f with a module on it.
+    pub fn around<'b>(&self, theta: &'b Tensors, f: &'b HostFn<'b>) -> Host<'b>
+    where
+        'a: 'b,
+    {
+        Host { site: self.site, theta, f, stages: self.stages, memo: RefCell::new(None) }
     }
 
     /// The site.

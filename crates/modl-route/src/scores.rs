@@ -48,6 +48,31 @@ impl From<Input> for String {
     }
 }
 
+impl Input {
+    /// Checks that x at such a site has what is looked at.
+    pub(crate) fn check(&self, site: &Site) -> Result<()> {
+        let advice = "route by a feature of the row: input = \"feature:NAME\"";
+        match (self, site.kind) {
+            (Input::Mean | Input::Tokens, SiteKind::Embedding) => {
+                Err(Error::unsupported("routing by token ids, which are no vectors", advice))
+            }
+            (Input::Tokens, SiteKind::Attention) => {
+                Err(Error::unsupported("an α for each token of an attention", advice))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// x̄ and, where each token is looked at, the mask of the real ones.
+    pub(crate) fn of(&self, x: &Signal, cx: &Context) -> Result<(Tensor, Option<Tensor>)> {
+        Ok(match self {
+            Input::Feature(name) => (cx.feature(name)?.clone(), None),
+            Input::Tokens => (x.x.clone(), mask(&x.x, cx)?),
+            Input::Mean => (mean(&x.x, cx)?, None),
+        })
+    }
+}
+
 /// The configuration of the scores, a part of every learned router's.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -77,6 +102,14 @@ impl Scores {
         if self.init_std > 0.0 { Init::Normal(self.init_std) } else { Init::Zeros }
     }
 
+    /// With a variance of `scale` ⁄ width for W at the start, unless `init_std` says another.
+    pub(crate) fn starting(&self, scale: f64, site: &Site) -> Scores {
+        let width = self.width.unwrap_or(site.input).max(1);
+        let usual = (scale / width as f64).sqrt();
+        let init_std = if self.init_std == 0.0 { usual } else { self.init_std };
+        Scores { init_std, ..self.clone() }
+    }
+
     /// Makes W and b for the router `method` of `site`.
     ///
     /// # Errors
@@ -100,19 +133,7 @@ impl Scores {
         if width < 1 || (width != site.input && !matches!(self.input, Input::Feature(_))) {
             return wrong("width", "is to be the width of the feature; leave it out otherwise");
         }
-        let advice = "route by a feature of the row: input = \"feature:NAME\"";
-        match (&self.input, site.kind) {
-            (Input::Mean | Input::Tokens, SiteKind::Embedding) => {
-                return Err(Error::unsupported(
-                    "routing by token ids, which are no vectors",
-                    advice,
-                ));
-            }
-            (Input::Tokens, SiteKind::Attention) => {
-                return Err(Error::unsupported("an α for each token of an attention", advice));
-            }
-            _ => {}
-        }
+        self.input.check(site)?;
         let modules = modules as i64;
         let weight = scope.param("weight", &[modules, width], self.init())?;
         let bias = self.bias.then(|| scope.param("bias", &[modules], Init::Zeros)).transpose()?;
@@ -166,11 +187,16 @@ impl Scorer {
     /// # Errors
     /// Where a feature is missing or of another width, or a score is NaN or infinite.
     pub(crate) fn scores(&self, x: &Signal, cx: &Context) -> Result<Scored> {
-        let (x, mask) = match &self.config.input {
-            Input::Feature(name) => (cx.feature(name)?.clone(), None),
-            Input::Tokens => (x.x.clone(), mask(&x.x, cx)?),
-            Input::Mean => (mean(&x.x, cx)?, None),
-        };
+        let (x, mask) = self.seen(x, cx)?;
+        self.score(x, mask)
+    }
+
+    /// What is looked at, x̄ in f32 or f64, and the mask of what is real in it.
+    ///
+    /// # Errors
+    /// Where a feature is missing or of another width.
+    pub(crate) fn seen(&self, x: &Signal, cx: &Context) -> Result<(Tensor, Option<Tensor>)> {
+        let (x, mask) = self.config.input.of(x, cx)?;
         let (found, wanted) = (x.len_of(-1), self.weight.len_of(-1));
         if found != wanted {
             let problem = format!(
@@ -182,7 +208,15 @@ impl Scorer {
             (Kind::Double, _) | (_, Kind::Double) => Kind::Double,
             _ => Kind::Float,
         };
-        let x = x.to_kind(kind)?;
+        Ok((x.to_kind(kind)?, mask))
+    }
+
+    /// ℓ of what [`Scorer::seen`] has given.
+    ///
+    /// # Errors
+    /// Where a score is NaN or infinite.
+    pub(crate) fn score(&self, x: Tensor, mask: Option<Tensor>) -> Result<Scored> {
+        let kind = x.kind();
         let bias = self.bias.as_ref().map(|b| b.to_kind(kind)).transpose()?;
         let logits = x.linear(&self.weight.to_kind(kind)?, bias.as_ref())?;
         let logits = logits.mul_scalar(1.0 / self.config.temperature)?;
@@ -192,7 +226,7 @@ impl Scorer {
 }
 
 /// The mask of real tokens `[batch, seq]`, if it is there and fits x `[batch, seq, dim]`.
-fn mask(x: &Tensor, cx: &Context) -> Result<Option<Tensor>> {
+pub(crate) fn mask(x: &Tensor, cx: &Context) -> Result<Option<Tensor>> {
     match (cx.find("mask"), x.size().as_slice()) {
         (Some(m), [rows, len, _]) if m.size() == [*rows, *len] => Ok(Some(m.clone())),
         _ => Ok(None),
