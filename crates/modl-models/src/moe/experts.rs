@@ -3,7 +3,9 @@
 //! Tokens are sorted by expert, so that each expert computes one product for all its tokens, and
 //! what they say is added up token by token.
 
-use modl_core::{Activation, Error, Result, STACK_DOWN, STACK_UP, Seed, Tensor, Tensors, dropout};
+use modl_core::{
+    Activation, Error, Grouping, Result, STACK_DOWN, STACK_UP, Seed, Tensor, Tensors, dropout,
+};
 
 pub(crate) const GATE_UP: &str = "gate_up_proj";
 pub(crate) const DOWN: &str = "down_proj";
@@ -56,40 +58,21 @@ pub(crate) fn mix(
 ) -> Result<Tensor> {
     let (first, last) = expert.names();
     let (first, last) = (Stack::of(theta, first)?, Stack::of(theta, last)?);
-    let (width, k) = (x.len_of(-1), index.len_of(-1));
-    let flat = x.reshape(&[-1, width])?;
-    let tokens = flat.len_of(0);
-    let index = index.reshape(&[-1])?;
-    let order = index.argsort(0, false)?;
-    let counts = count(&index.to_vec::<i64>()?, first.weights.len())?;
-    let token = Tensor::arange(tokens, x.device())?.unsqueeze(1)?.expand(&[tokens, k])?;
-    let token = token.reshape(&[-1])?.index_select(0, &order)?;
-    let gates = gates.reshape(&[-1, 1])?.index_select(0, &order)?.to_kind(x.kind())?;
-    let sorted = flat.index_select(0, &token)?;
+    let flat = x.reshape(&[-1, x.len_of(-1)])?;
+    let grouping = Grouping::new(index, first.weights.len())?;
+    if grouping.is_empty() {
+        return x.zeros_like();
+    }
+    let sorted = flat.index_select(0, &grouping.units(x.device())?)?;
     let mut outputs = Vec::new();
-    for (n, x) in sorted.split(&counts, 0)?.iter().enumerate() {
+    for (n, x) in grouping.parts(&sorted)?.iter().enumerate() {
         if x.len_of(0) > 0 {
             let inner = expert.within(&first.apply(n, x)?, n)?;
             outputs.push(last.apply(n, &inner)?);
         }
     }
-    let weighed = Tensor::cat(&outputs, 0)?.mul(&gates)?;
-    flat.zeros_like()?.index_add(0, &token, &weighed)?.reshape(&x.size())
-}
-
-/// How many tokens each of `experts` has.
-fn count(index: &[i64], experts: usize) -> Result<Vec<i64>> {
-    let mut counts = vec![0; experts];
-    for e in index {
-        match usize::try_from(*e).ok().and_then(|e| counts.get_mut(e)) {
-            Some(n) => *n += 1,
-            None => {
-                let problem = format!("{e} is none of {experts}");
-                return Err(Error::invalid("experts", problem));
-            }
-        }
-    }
-    Ok(counts)
+    let sum = grouping.weighted_sum(&Tensor::cat(&outputs, 0)?, &grouping.weights(gates)?)?;
+    sum.reshape(&x.size())
 }
 
 /// One matrix of each expert, with a sum of low rank where there is one.
