@@ -1,13 +1,16 @@
 #![doc = include_str!("../README.md")]
 
 mod fixed;
+mod hard;
 mod losses;
 mod scores;
 mod soft;
 mod stats;
+mod ties;
 mod top_k;
 
 pub use fixed::*;
+pub use hard::*;
 pub use scores::{Input, Scores};
 pub use soft::*;
 pub use stats::RoutingStats;
@@ -21,6 +24,7 @@ use modl_core::{Registry, Result};
 /// Where one of their names is taken.
 pub fn register(r: &mut Registry) -> Result<()> {
     fixed::register(r)?;
+    hard::register(r)?;
     soft::register(r)?;
     top_k::register(r)
 }
