@@ -14,6 +14,9 @@
 //! loss_weights = { controller = 1.0 }
 //! ```
 //!
+//! The loss of a row has to be in nats, as a cross entropy is. Squared errors that are small beside
+//! ln p(a | x) leave the controller to its own preferences, and it goes to one module: scale them.
+//!
 //! With a single pass there is nothing to take the best of (E ∇ln p(a | x) = 0 for an a of its own
 //! drawing), and so it is refused. In the paper a row also keeps the best assignment that it has had
 //! ([`keep_better`]); the passes of a recipe are drawn anew each time. In evaluation α = onehot(argmax ℓ).

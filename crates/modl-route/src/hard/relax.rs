@@ -6,10 +6,11 @@
 //! g = (f − c(z̃)) ∇ln π(a) + ∇c(z) − ∇c(z̃),
 //!
 //! whose mean is right for every c. Here c(z) = Σⱼ softmax(z ⁄ τ)ⱼ qⱼ with q = Q x̄ + r, a guess of the
-//! loss that each module would give: with a right guess and a small τ, c(z̃) = f and nothing is left to
-//! vary. Q and r (both 0 at first: then g is that of REINFORCE without baseline) are trained to make
-//! ‖g‖² small, with g taken with respect to ℓ. Both losses are in `relax`. No module but the chosen
-//! one is run. (REBAR asks for f at relaxed choices, that is for all modules; it is not here.)
+//! loss that each module would give. With a right guess and a small τ the first term vanishes, but the
+//! other two vary with 1 ⁄ τ; with τ about 1 all three are small. Q and r (both 0 at first: then g is
+//! that of REINFORCE without baseline) are trained to make ‖g‖² small, with g taken with respect to ℓ.
+//! Both losses are in `relax`. No module but the chosen one is run. (REBAR asks for f at relaxed
+//! choices, that is for all modules; it is not here.)
 //!
 //! In evaluation α = onehot(argmax ℓ). With `reward` other than the loss, f = −R.
 //!
@@ -40,7 +41,7 @@ use crate::Scores;
 pub struct Relax {
     /// The reward of a row. Default: `neg_loss`.
     pub reward: Reward,
-    /// τ > 0 of the control variate. Default: 0.5.
+    /// τ > 0 of the control variate. Default: 1.
     pub tau: f64,
     /// Where the directions that break ties come from. Default: 0.
     pub seed: u64,
@@ -51,7 +52,7 @@ pub struct Relax {
 
 impl Default for Relax {
     fn default() -> Self {
-        Relax { reward: Reward::NegLoss, tau: 0.5, seed: 0, scores: Scores::default() }
+        Relax { reward: Reward::NegLoss, tau: 1.0, seed: 0, scores: Scores::default() }
     }
 }
 
