@@ -144,9 +144,9 @@ fn evaluated(model: &Modular, data: &Dataset, costs: &[[f64; 3]]) -> (f64, f64, 
         let shows = |c: &[f64; 3]| (0..3).all(|j| !wrong(j) || c[j] > 1.0);
         let counts = costs.get(i).is_none_or(shows);
         told += f64::from(u8::from(counts));
-        for j in 0..3 {
-            chosen[j] += stats.load[j];
-            right += if counts && !wrong(j) { stats.load[j] } else { 0.0 };
+        for (j, (sum, load)) in chosen.iter_mut().zip(&stats.load).enumerate() {
+            *sum += load;
+            right += if counts && !wrong(j) { *load } else { 0.0 };
         }
     }
     let n = batches.len() as f64;

@@ -13,13 +13,13 @@ pub struct Annealing {
     pub steps: u64,
     /// The way. Default: `exponential`.
     #[serde(default)]
-    pub shape: Shape,
+    pub shape: AnnealingShape,
 }
 
 /// The way from one temperature to another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Shape {
+pub enum AnnealingShape {
     /// By the same factor in each step: τ₀ (to ⁄ τ₀)^(step ⁄ steps).
     #[default]
     Exponential,
@@ -32,8 +32,8 @@ pub(crate) fn tau_at(tau: f64, anneal: Option<&Annealing>, step: u64) -> f64 {
     let Some(a) = anneal else { return tau };
     let way = (step as f64 / a.steps.max(1) as f64).min(1.0);
     match a.shape {
-        Shape::Exponential => tau * (a.to / tau).powf(way),
-        Shape::Linear => tau + (a.to - tau) * way,
+        AnnealingShape::Exponential => tau * (a.to / tau).powf(way),
+        AnnealingShape::Linear => tau + (a.to - tau) * way,
     }
 }
 
@@ -58,7 +58,7 @@ mod tests {
 
     #[test]
     fn both_ways_start_and_end_where_they_say() {
-        for (shape, half) in [(Shape::Exponential, 0.5), (Shape::Linear, 0.625)] {
+        for (shape, half) in [(AnnealingShape::Exponential, 0.5), (AnnealingShape::Linear, 0.625)] {
             let a = Annealing { to: 0.25, steps: 100, shape };
             let at = |step| tau_at(1.0, Some(&a), step);
             assert_eq!(at(0), 1.0);

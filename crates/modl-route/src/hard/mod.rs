@@ -14,7 +14,7 @@ mod reward;
 mod routing_network;
 
 pub use agents::Agent;
-pub use annealing::{Annealing, Shape};
+pub use annealing::{Annealing, AnnealingShape};
 pub use concrete_bernoulli::{ConcreteBernoulli, GateAtTest};
 pub use gumbel_softmax::GumbelSoftmax;
 pub use modular_network::{ModularNetwork, keep_better};

@@ -236,7 +236,7 @@ impl PathNetRouter {
         }
         let [first, second] = self.pair(state.tournament);
         // Of two that are equal a coin decides, the same at all sites.
-        let coin = Seed(self.config.seed).child("coin").nth(state.tournament).0 % 2 == 0;
+        let coin = Seed(self.config.seed).child("coin").nth(state.tournament).0.is_multiple_of(2);
         let (a, b) = (a / n, b / k);
         let (winner, loser) =
             if a < b || (a == b && coin) { (first, second) } else { (second, first) };
