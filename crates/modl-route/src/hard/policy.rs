@@ -67,7 +67,7 @@ impl Policy {
 
     /// The same for scores that are known.
     pub(crate) fn mode_of(&self, scored: &Scored, modules: usize) -> Result<Routing> {
-        one_each(self.ties.largest(scored, 1)?, &scored.logits, modules)
+        one_each(self.ties.largest(&scored.logits, &scored.x, 1)?, &scored.logits, modules)
     }
 
     /// A module for each row or token, drawn from π.

@@ -19,8 +19,7 @@
 //! - `z` = mean of (ln Σⱼ exp ℓⱼ)², which keeps the scores small (ST-MoE: Zoph et al. 2022,
 //!   arXiv 2202.08906, eq. 5).
 //!
-//! Ties, which are the rule with W = 0, are broken by vⱼ·x̄ with fixed random directions vⱼ: the
-//! same input goes to the same module, different inputs to different ones.
+//! Ties, which are the rule with W = 0, are broken by a seeded rule: see `ties.rs`.
 
 use modl_core::{
     Bank, Context, Error, Init, Result, Router, RouterConfig, Routing, Scope, Signal, Site, Weights,
@@ -31,7 +30,7 @@ use serde_json::Value;
 use crate::Scores;
 use crate::losses::{balance, z};
 use crate::scores::Scorer;
-use crate::ties::Ties;
+use crate::ties::{Ties, check_k};
 
 /// The k most probable modules.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -77,10 +76,7 @@ impl RouterConfig for TopK {
     }
 
     fn build(&self, site: &Site, bank: &Bank, scope: &mut Scope) -> Result<Box<dyn Router>> {
-        if self.k == 0 || self.k > bank.len() {
-            let problem = format!("is {}, there are {} modules to choose from", self.k, bank.len());
-            return Err(Error::invalid("top_k.k", problem));
-        }
+        check_k(self.kind(), self.k, bank.len())?;
         if self.straight_through && self.renormalise == Some(true) {
             let problem = "fixes the weights itself; leave out `renormalise`";
             return Err(Error::invalid("top_k.straight_through", problem));
@@ -118,7 +114,7 @@ impl Router for TopKRouter {
             scored.logits = l.add(&noise)?;
         }
         let p = scored.logits.softmax(-1)?; // [batch, (seq,) modules]
-        let index = self.ties.largest(&scored, self.config.k)?; // [batch, (seq,) k]
+        let index = self.ties.largest(&scored.logits, &scored.x, self.config.k)?; // [batch, (seq,) k]
         let kept = p.gather(-1, &index)?;
         let k = self.config.k as f64;
         let (weight, normalised) = if self.config.straight_through {
