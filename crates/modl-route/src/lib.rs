@@ -5,15 +5,14 @@ mod hard;
 mod losses;
 mod scores;
 mod soft;
-mod stats;
-mod ties;
+pub mod stats;
 mod top_k;
 
 pub use fixed::*;
 pub use hard::*;
 pub use scores::{Input, Scores};
 pub use soft::*;
-pub use stats::RoutingStats;
+pub use stats::{Mittal, RoutingStats};
 pub use top_k::*;
 
 use modl_core::{Registry, Result};

@@ -6,7 +6,7 @@ use modl_core::{Bank, Context, Outcome, Result, Routing, Scope, Signal, Site, Te
 use super::draws::gumbel;
 use crate::Scores;
 use crate::scores::{Scored, Scorer};
-use crate::ties::Ties;
+use crate::top_k::ties::Ties;
 
 /// π with what it draws by.
 #[derive(Debug)]
@@ -45,7 +45,7 @@ impl Policy {
     }
 
     fn of(scorer: Scorer, seed: u64, path: String) -> Result<Self> {
-        let ties = Ties::new(seed, &path, &scorer.weight)?;
+        let ties = Ties::new(seed, &scorer, &path)?;
         Ok(Policy { scorer, ties, path, seed })
     }
 
@@ -67,7 +67,7 @@ impl Policy {
 
     /// The same for scores that are known.
     pub(crate) fn mode_of(&self, scored: &Scored, modules: usize) -> Result<Routing> {
-        one_each(self.ties.largest(&scored.logits, &scored.x, 1)?, &scored.logits, modules)
+        one_each(self.ties.largest(scored, 1)?, &scored.logits, modules)
     }
 
     /// A module for each row or token, drawn from π.

@@ -19,7 +19,8 @@
 //! - `z` = mean of (ln Σⱼ exp ℓⱼ)², which keeps the scores small (ST-MoE: Zoph et al. 2022,
 //!   arXiv 2202.08906, eq. 5).
 //!
-//! Ties, which are the rule with W = 0, are broken by a seeded rule: see `ties.rs`.
+//! Ties, which are the rule with W = 0, are broken by vⱼ·x̄ with fixed random directions vⱼ: the
+//! same input goes to the same module, different inputs to different ones.
 
 use modl_core::{
     Bank, Context, Error, Init, Result, Router, RouterConfig, Routing, Scope, Signal, Site, Weights,
@@ -30,7 +31,8 @@ use serde_json::Value;
 use crate::Scores;
 use crate::losses::{balance, z};
 use crate::scores::Scorer;
-use crate::ties::{Ties, check_k};
+use crate::top_k::check_k;
+use crate::top_k::ties::Ties;
 
 /// The k most probable modules.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -76,7 +78,7 @@ impl RouterConfig for TopK {
     }
 
     fn build(&self, site: &Site, bank: &Bank, scope: &mut Scope) -> Result<Box<dyn Router>> {
-        check_k(self.kind(), self.k, bank.len())?;
+        check_k("top_k.k", self.k, bank.len())?;
         if self.straight_through && self.renormalise == Some(true) {
             let problem = "fixes the weights itself; leave out `renormalise`";
             return Err(Error::invalid("top_k.straight_through", problem));
@@ -86,7 +88,7 @@ impl RouterConfig for TopK {
         }
         let scorer = self.scores.build("top_k", site, bank.len(), scope)?;
         let path = scope.path().to_owned();
-        let ties = Ties::new(self.seed, &path, &scorer.weight)?;
+        let ties = Ties::new(self.seed, &scorer, &path)?;
         Ok(Box::new(TopKRouter { config: self.clone(), scorer, ties, path }))
     }
 }
@@ -114,7 +116,7 @@ impl Router for TopKRouter {
             scored.logits = l.add(&noise)?;
         }
         let p = scored.logits.softmax(-1)?; // [batch, (seq,) modules]
-        let index = self.ties.largest(&scored.logits, &scored.x, self.config.k)?; // [batch, (seq,) k]
+        let index = self.ties.largest(&scored, self.config.k)?; // [batch, (seq,) k]
         let kept = p.gather(-1, &index)?;
         let k = self.config.k as f64;
         let (weight, normalised) = if self.config.straight_through {
