@@ -6,6 +6,7 @@ mod losses;
 mod scores;
 mod soft;
 pub mod stats;
+mod task;
 mod top_k;
 
 pub use fixed::*;
@@ -13,6 +14,7 @@ pub use hard::*;
 pub use scores::{Input, Scores};
 pub use soft::*;
 pub use stats::{Mittal, RoutingStats};
+pub use task::*;
 pub use top_k::*;
 
 use modl_core::{Registry, Result};
@@ -25,5 +27,6 @@ pub fn register(r: &mut Registry) -> Result<()> {
     fixed::register(r)?;
     hard::register(r)?;
     soft::register(r)?;
+    task::register(r)?;
     top_k::register(r)
 }
