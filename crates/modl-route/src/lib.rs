@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod fixed;
+mod hard;
 mod losses;
 mod scores;
 mod soft;
@@ -9,6 +10,7 @@ mod task;
 mod top_k;
 
 pub use fixed::*;
+pub use hard::*;
 pub use scores::{Input, Scores};
 pub use soft::*;
 pub use stats::{Mittal, RoutingStats};
@@ -23,6 +25,7 @@ use modl_core::{Registry, Result};
 /// Where one of their names is taken.
 pub fn register(r: &mut Registry) -> Result<()> {
     fixed::register(r)?;
+    hard::register(r)?;
     soft::register(r)?;
     task::register(r)?;
     top_k::register(r)

@@ -10,7 +10,7 @@ mod plain;
 mod product_key;
 mod st_moe;
 mod switch;
-mod ties;
+pub(crate) mod ties;
 
 pub use capacity::{Capacity, Fill, Over};
 pub use deepseek::{DeepSeek, Scoring};
