@@ -5,6 +5,9 @@
 //!   P is uniform. It is no distance: where f and P fall apart it may be below 1.
 //! - [`z`]: mean of (ln Σⱼ exp ℓⱼ)², which keeps the scores small (ST-MoE: Zoph et al. 2022,
 //!   arXiv 2202.08906, eq. 5).
+//! - [`cv2`]: variance ⁄ mean² over the modules, the variance over m (not m − 1): of the importance
+//!   and of the load (Shazeer et al. 2017, arXiv 1701.06538, eq. 7 and 11). It is 0 only where all
+//!   modules have the same.
 
 use modl_core::{Result, Tensor};
 
@@ -22,6 +25,12 @@ pub(crate) fn balance(p: &Tensor, index: &Tensor, mask: Option<&Tensor>) -> Resu
 pub(crate) fn z(scored: &Scored) -> Result<Tensor> {
     let squares = scored.logits.logsumexp(-1)?.square()?.unsqueeze(-1)?;
     mean_of_units(&squares, scored.mask.as_ref())?.sum()
+}
+
+/// Variance ⁄ mean² of numbers that are not negative, `[m]`; 0 where all are 0.
+pub(crate) fn cv2(values: &Tensor) -> Result<Tensor> {
+    let mean = values.mean()?;
+    values.sub(&mean)?.square()?.mean()?.div(&mean.square()?.clamp(1e-30, f64::INFINITY)?)
 }
 
 /// The mean of `[…, n]` over all but the last dimension, and there over what the mask calls real;

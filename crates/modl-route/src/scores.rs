@@ -77,6 +77,14 @@ impl Scores {
         if self.init_std > 0.0 { Init::Normal(self.init_std) } else { Init::Zeros }
     }
 
+    /// With a variance of `scale` ⁄ width for W at the start, unless `init_std` says another.
+    pub(crate) fn starting(&self, scale: f64, site: &Site) -> Scores {
+        let width = self.width.unwrap_or(site.input).max(1);
+        let usual = (scale / width as f64).sqrt();
+        let init_std = if self.init_std == 0.0 { usual } else { self.init_std };
+        Scores { init_std, ..self.clone() }
+    }
+
     /// Makes W and b for the router `method` of `site`.
     ///
     /// # Errors
@@ -166,6 +174,15 @@ impl Scorer {
     /// # Errors
     /// Where a feature is missing or of another width, or a score is NaN or infinite.
     pub(crate) fn scores(&self, x: &Signal, cx: &Context) -> Result<Scored> {
+        let (x, mask) = self.seen(x, cx)?;
+        self.score(x, mask)
+    }
+
+    /// What is looked at, x̄ in f32 or f64, and the mask of what is real in it.
+    ///
+    /// # Errors
+    /// Where a feature is missing or of another width.
+    pub(crate) fn seen(&self, x: &Signal, cx: &Context) -> Result<(Tensor, Option<Tensor>)> {
         let (x, mask) = match &self.config.input {
             Input::Feature(name) => (cx.feature(name)?.clone(), None),
             Input::Tokens => (x.x.clone(), mask(&x.x, cx)?),
@@ -182,7 +199,15 @@ impl Scorer {
             (Kind::Double, _) | (_, Kind::Double) => Kind::Double,
             _ => Kind::Float,
         };
-        let x = x.to_kind(kind)?;
+        Ok((x.to_kind(kind)?, mask))
+    }
+
+    /// ℓ of what [`Scorer::seen`] has given.
+    ///
+    /// # Errors
+    /// Where a score is NaN or infinite.
+    pub(crate) fn score(&self, x: Tensor, mask: Option<Tensor>) -> Result<Scored> {
+        let kind = x.kind();
         let bias = self.bias.as_ref().map(|b| b.to_kind(kind)).transpose()?;
         let logits = x.linear(&self.weight.to_kind(kind)?, bias.as_ref())?;
         let logits = logits.mul_scalar(1.0 / self.config.temperature)?;
@@ -192,7 +217,7 @@ impl Scorer {
 }
 
 /// The mask of real tokens `[batch, seq]`, if it is there and fits x `[batch, seq, dim]`.
-fn mask(x: &Tensor, cx: &Context) -> Result<Option<Tensor>> {
+pub(crate) fn mask(x: &Tensor, cx: &Context) -> Result<Option<Tensor>> {
     match (cx.find("mask"), x.size().as_slice()) {
         (Some(m), [rows, len, _]) if m.size() == [*rows, *len] => Ok(Some(m.clone())),
         _ => Ok(None),

@@ -275,9 +275,18 @@ impl Laws<'_> {
         }
         let earlier = x.narrow(1, 0, last)?;
         let changed = Tensor::cat(&[earlier, x.narrow(1, last, 1)?.mul_scalar(-7.0)?], 1)?;
-        let after = self.dense(&self.routed(&made, &changed, &cx)?)?.narrow(1, 0, last)?;
-        let same = self.dense(&before)?.narrow(1, 0, last)?.all_close(&after, 1e-6, 1e-6)?;
+        let after = self.routed(&made, &changed, &cx)?;
+        let earlier = |r: &Routing| self.shares(r)?.narrow(1, 0, last);
+        let same = earlier(&before)?.all_close(&earlier(&after)?, 1e-6, 1e-6)?;
         Ok(same != self.claims.looks_ahead)
+    }
+
+    /// α, or how much of each token goes where.
+    fn shares(&self, routing: &Routing) -> Result<Tensor> {
+        match &routing.weights {
+            Weights::Slots { dispatch, .. } => dispatch.detach(),
+            _ => self.dense(routing),
+        }
     }
 
     /// Where x is read at all.

@@ -23,15 +23,16 @@
 //! same input goes to the same module, different inputs to different ones.
 
 use modl_core::{
-    Bank, Context, Error, Init, Result, Router, RouterConfig, Routing, Scope, Seed, Signal, Site,
-    Tensor, Weights,
+    Bank, Context, Error, Init, Result, Router, RouterConfig, Routing, Scope, Signal, Site, Weights,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::Scores;
 use crate::losses::{balance, z};
-use crate::scores::{Scored, Scorer};
+use crate::scores::Scorer;
+use crate::top_k::check_k;
+use crate::top_k::ties::Ties;
 
 /// The k most probable modules.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -77,10 +78,7 @@ impl RouterConfig for TopK {
     }
 
     fn build(&self, site: &Site, bank: &Bank, scope: &mut Scope) -> Result<Box<dyn Router>> {
-        if self.k == 0 || self.k > bank.len() {
-            let problem = format!("is {}, there are {} modules to choose from", self.k, bank.len());
-            return Err(Error::invalid("top_k.k", problem));
-        }
+        check_k("top_k.k", self.k, bank.len())?;
         if self.straight_through && self.renormalise == Some(true) {
             let problem = "fixes the weights itself; leave out `renormalise`";
             return Err(Error::invalid("top_k.straight_through", problem));
@@ -89,9 +87,8 @@ impl RouterConfig for TopK {
             return Err(Error::invalid("top_k.noise", "is to be 0 or above"));
         }
         let scorer = self.scores.build("top_k", site, bank.len(), scope)?;
-        let (w, path) = (&scorer.weight, scope.path().to_owned());
-        let seed = Seed(self.seed).child(&path);
-        let ties = Init::Normal(1.0).tensor(&w.size(), seed, w.kind(), w.device())?;
+        let path = scope.path().to_owned();
+        let ties = Ties::new(self.seed, &scorer, &path)?;
         Ok(Box::new(TopKRouter { config: self.clone(), scorer, ties, path }))
     }
 }
@@ -100,8 +97,7 @@ impl RouterConfig for TopK {
 struct TopKRouter {
     config: TopK,
     scorer: Scorer,
-    /// v, `[modules, width]`.
-    ties: Tensor,
+    ties: Ties,
     /// Where this router's noise is drawn.
     path: String,
 }
@@ -120,7 +116,7 @@ impl Router for TopKRouter {
             scored.logits = l.add(&noise)?;
         }
         let p = scored.logits.softmax(-1)?; // [batch, (seq,) modules]
-        let index = self.largest(&scored)?; // [batch, (seq,) k]
+        let index = self.ties.largest(&scored, self.config.k)?; // [batch, (seq,) k]
         let kept = p.gather(-1, &index)?;
         let k = self.config.k as f64;
         let (weight, normalised) = if self.config.straight_through {
@@ -138,19 +134,5 @@ impl Router for TopKRouter {
                 .with_loss("z", z(&scored)?);
         }
         Ok(if normalised { routing.normalised() } else { routing })
-    }
-}
-
-impl TopKRouter {
-    /// The k modules with the largest ℓ, and among equal ones the largest v·x̄.
-    fn largest(&self, scored: &Scored) -> Result<Tensor> {
-        let logits = scored.logits.detach()?;
-        let second = scored.x.detach()?.linear(&self.ties.to_kind(scored.x.kind())?, None)?;
-        let (_, order) = second.sort(-1, true)?;
-        // A stable sort by ℓ leaves equal ones in the order of v·x̄.
-        let ranked = Tensor::op("sort", &[&logits.gather(-1, &order)?], |t| {
-            t[0].f_sort_stable(true, -1, true).map(|(_, index)| index)
-        })?;
-        order.gather(-1, &ranked)?.narrow(-1, 0, self.config.k as i64)
     }
 }

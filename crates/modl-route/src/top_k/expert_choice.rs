@@ -1,0 +1,126 @@
+//! Expert choice: modules choose tokens, instead of tokens modules.
+//!
+//! s = softmax(ℓ) over the modules, and each module takes the C = ⌊cf · N ⁄ m⌋ (at least 1) of the N
+//! tokens with the largest s for it, with the weights αⱼ = sⱼ: the load is exactly C, and there is
+//! no loss for balance. A token has as many modules as choose it: all, several or none. How many
+//! have none is noted as `unrouted`.
+//!
+//! Who is chosen depends on all the N tokens, later ones included, so the router is refused in
+//! decoders, where it would let the future leak into the past. The N tokens are those of a row, or
+//! with `over = "batch"` of the batch, as in the paper; then a row's output depends on the others
+//! it comes with. Padding is never chosen.
+//!
+//! Zhou et al. 2022, arXiv 2202.09368, §3.2 (cf = 2); survey §4.2.3.
+
+use modl_core::{
+    Bank, Context, Device, Error, Kind, Result, Router, RouterConfig, Routing, Scope, Signal, Site,
+    Tensor, Weights,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::scores::Scorer;
+use crate::top_k::capacity::{places, real_units, units_of_group};
+use crate::top_k::ties::{Ties, order};
+use crate::{Over, Scores};
+
+/// Each module takes its best tokens.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ExpertChoice {
+    /// cf, the mean number of modules for a token. Default: 2.
+    pub capacity_factor: f64,
+    /// Which tokens modules choose from. Default: those of a row, or where each row has one α the
+    /// rows of the batch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub over: Option<Over>,
+    /// Where the directions that break ties come from. Default: 0.
+    pub seed: u64,
+    /// What is scored, and how. In recipes its keys stand beside `type`.
+    #[serde(flatten)]
+    pub scores: Scores,
+}
+
+impl Default for ExpertChoice {
+    fn default() -> Self {
+        ExpertChoice { capacity_factor: 2.0, over: None, seed: 0, scores: Scores::default() }
+    }
+}
+
+impl RouterConfig for ExpertChoice {
+    fn kind(&self) -> &'static str {
+        "expert_choice"
+    }
+
+    fn to_json(&self) -> Result<Value> {
+        modl_core::to_json(self.kind(), self)
+    }
+
+    fn build(&self, site: &Site, bank: &Bank, scope: &mut Scope) -> Result<Box<dyn Router>> {
+        let cf = self.capacity_factor;
+        if !(cf > 0.0 && cf <= bank.len() as f64) {
+            let most = bank.len();
+            let problem = format!("is {cf}, and is to be above 0 and at most {most}, the modules");
+            return Err(Error::invalid("expert_choice.capacity_factor", problem));
+        }
+        let scorer = self.scores.build("expert_choice", site, bank.len(), scope)?;
+        let ties = Ties::new(self.seed, &scorer, scope.path())?;
+        Ok(Box::new(ExpertChoiceRouter { config: self.clone(), scorer, ties }))
+    }
+}
+
+#[derive(Debug)]
+struct ExpertChoiceRouter {
+    config: ExpertChoice,
+    scorer: Scorer,
+    ties: Ties,
+}
+
+impl Router for ExpertChoiceRouter {
+    fn kind(&self) -> &'static str {
+        "expert_choice"
+    }
+
+    fn looks_ahead(&self) -> bool {
+        true
+    }
+
+    fn route(&self, x: &Signal, bank: &Bank, cx: &Context) -> Result<Routing> {
+        let scored = self.scorer.scores(x, cx)?;
+        let s = scored.logits.softmax(-1)?; // [batch, (seq,) modules]
+        let (size, m) = (s.size(), bank.len());
+        let units = s.numel() / m.max(1);
+        let group = units_of_group(self.config.over, &size).max(1) as usize;
+        let real = real_units(scored.mask.as_ref(), units)?;
+        let flags: Vec<f64> = real.iter().map(|r| f64::from(u8::from(*r))).collect();
+        let count = |members: &[bool]| {
+            let n = members.iter().filter(|real| **real).count();
+            places(self.config.capacity_factor, n, m) as f64
+        };
+        let room: Vec<f64> = real.chunks(group).map(count).collect();
+        let groups = room.len() as i64;
+        let tensor = |v: &[f64], shape: &[i64]| {
+            Tensor::from_slice(v, shape, Device::Cpu)?.to_device(s.device())
+        };
+
+        let shape = [groups, group as i64, m as i64];
+        let padding = tensor(&flags, &[groups, group as i64, 1])?.eq_scalar(0.0)?;
+        let by = s.detach()?.reshape(&shape)?.masked_fill(&padding, -1.0)?;
+        let ranked = order(&by, &self.ties.second(&scored.x)?.reshape(&shape)?, 1)?;
+        let rank = ranked.argsort(1, false)?.to_kind(Kind::Double)?;
+        let chosen = tensor(&room, &[groups, 1, 1])?.greater(&rank)?;
+        let chosen = chosen.reshape(&size)?.to_kind(Kind::Int64)?; // [batch, (seq,) modules] of 0, 1
+
+        let each = chosen.sum_dims(&[-1], false)?;
+        let of_unit = each.to_vec::<i64>()?;
+        let width = of_unit.iter().copied().max().unwrap_or(0).max(1);
+        let index = chosen.argsort(-1, true)?.narrow(-1, 0, width)?;
+        let none = chosen.gather(-1, &index)?.eq_scalar(0.0)?;
+        let weight = s.gather(-1, &index)?.masked_fill(&none, 0.0)?;
+        let nobody = Tensor::full(&index.size(), -1.0, Kind::Int64, index.device())?;
+        let alpha = Weights::Sparse { index: nobody.where_else(&none, &index)?, weight };
+        let unrouted = of_unit.iter().zip(&real).filter(|(n, real)| **n == 0 && **real).count();
+        let unrouted = Tensor::full(&[], unrouted as f64, Kind::Float, Device::Cpu)?;
+        Ok(Routing::new(alpha, m).note("unrouted", unrouted))
+    }
+}
