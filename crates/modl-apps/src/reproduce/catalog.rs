@@ -4,5 +4,5 @@ use super::experiment::Experiment;
 
 /// All, in the order of the survey's sections.
 pub(super) fn all() -> Vec<Box<dyn Experiment>> {
-    vec![Box::new(super::mittal::Rules)]
+    vec![Box::new(super::mittal::Rules), Box::new(super::balance::Balance)]
 }

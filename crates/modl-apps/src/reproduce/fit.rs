@@ -2,7 +2,9 @@
 //! add to the loss or learn after a step.
 
 use anyhow::{Context as _, Result};
-use modl_core::{Context, Modular, Outcome, Seed, Select, Tensor, Tensors, Trace, no_grad};
+use modl_core::{
+    Context, Device, Init, Kind, Modular, Outcome, Seed, Select, Tensor, Tensors, Trace, no_grad,
+};
 use modl_train::OptimizerConfig;
 
 /// Some examples.
@@ -21,6 +23,13 @@ pub(super) struct Examples {
 /// The name of module number `j`.
 pub(super) fn module(j: usize) -> String {
     format!("m{j}")
+}
+
+/// `n` numbers below `bound`, each as likely as the others.
+pub(super) fn below(bound: usize, n: usize, seed: Seed) -> Result<Vec<usize>> {
+    let uniform = Init::Uniform(0.5).tensor(&[n as i64], seed, Kind::Double, Device::Cpu)?;
+    let at = |u: f64| (((u + 0.5) * bound as f64) as usize).min(bound - 1);
+    Ok(uniform.to_vec::<f64>()?.into_iter().map(at).collect())
 }
 
 impl Examples {

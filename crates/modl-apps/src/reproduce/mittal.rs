@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 
 use super::experiment::{About, Bound, Condition, Experiment, Lab, Threshold};
 use super::expert::{Expert, Linear};
-use super::fit::{Examples, Fit, module};
+use super::fit::{Examples, Fit, below, module};
 use super::network::{After, Before, Network, SITE};
 use crate::trials::Measure;
 
@@ -188,7 +188,7 @@ impl Experiment for Rules {
                 bound: Bound::AtMost(0.8),
             },
             Threshold {
-                text: "alignment of the known rule, the largest of all numbers of rules and seeds",
+                text: "alignment of the known rule: the largest of all seeds, summed over numbers of rules",
                 statistic: |v| {
                     RULES.map(|r| v.largest(&key("known", r), "alignment")).into_iter().sum()
                 },
@@ -274,13 +274,6 @@ impl World {
     }
 }
 
-/// `n` numbers below `bound`, each as likely as the others.
-pub(super) fn below(bound: usize, n: usize, seed: Seed) -> Result<Vec<usize>> {
-    let uniform = Init::Uniform(0.5).tensor(&[n as i64], seed, Kind::Double, Device::Cpu)?;
-    let at = |u: f64| (((u + 0.5) * bound as f64) as usize).min(bound - 1);
-    Ok(uniform.to_vec::<f64>()?.into_iter().map(at).collect())
-}
-
 fn model(way: Way, rules: usize, seed: Seed) -> Result<Modular> {
     let input = 3 * CODE;
     let network = Network::new(input, WIDTH, seed.child("network"), |s| ends(s, rules as i64))?;
@@ -326,7 +319,7 @@ fn ends(scope: &mut Scope, rules: i64) -> modl_core::Result<(Before, After)> {
 }
 
 /// The mean α of each module over the rows of each rule, `[rule][module]`.
-pub(super) fn activation(trace: &Trace, origin: &[usize], rules: usize) -> Result<Vec<Vec<f64>>> {
+fn activation(trace: &Trace, origin: &[usize], rules: usize) -> Result<Vec<Vec<f64>>> {
     let (_, routing) = trace.routings.first().context("nothing was routed")?;
     let alpha = routing.dense(Kind::Double, Device::Cpu)?.to_vec::<f64>()?;
     let mut sums = vec![vec![0.0; routing.modules]; rules];

@@ -5,6 +5,7 @@
 //! that a run that was stopped goes on, and further seeds are added to the ones that are there. A
 //! threshold that is missed is a result and is reported as one.
 
+mod balance;
 mod catalog;
 mod experiment;
 mod expert;

@@ -1,5 +1,5 @@
 //! The backbone of the experiments: something before and something after one site, at which the
-//! modules stand. There is no base function: modules stand for themselves.
+//! modules stand. The base function is 0: modules stand for themselves.
 
 use std::fmt;
 
@@ -68,14 +68,13 @@ impl Backbone for Network {
 
     fn forward(&self, inputs: &Tensors, layers: &Layers, cx: &Context) -> Result<Tensors> {
         let x = Signal::from((self.before)(inputs)?);
-        let none = |_: &Tensors, _: &Signal, _: &Context| {
-            let advice = "route each row to some module";
-            Err(Error::unsupported("a row without modules where there is no base function", advice))
-        };
         let [site] = self.sites.as_slice() else {
             return Err(Error::invalid("network", "is to have one site"));
         };
-        let y = layers.run(site, &Tensors::new(), &x, cx, &none)?.x;
+        let zero = |_: &Tensors, x: &Signal, _: &Context| {
+            Tensor::zeros(&[x.rows(), site.output], x.x.kind(), x.x.device()).map(Signal::from)
+        };
+        let y = layers.run(site, &Tensors::new(), &x, cx, &zero)?.x;
         Ok(Tensors::new().with("predicted", (self.after)(&y)?))
     }
 }

@@ -7,7 +7,7 @@ mod tables;
 
 pub(crate) use results::{Results, View};
 pub(crate) use runs::{Run, Runs, commit, fingerprint, peak_rss_mb};
-pub(crate) use tables::{Columns, between, interval_cell};
+pub(crate) use tables::{Columns, interval_cell};
 
 /// A number that is measured.
 #[derive(Debug, Clone, Copy)]

@@ -37,7 +37,8 @@ impl View<'_> {
     /// The largest value over the seeds; NaN where one is.
     pub(crate) fn largest(&self, condition: &str, metric: &str) -> f64 {
         let values = self.drawn.iter().map(|i| self.results.number(condition, metric, *i));
-        values.fold(f64::NEG_INFINITY, |a, b| if a > b { a } else { b })
+        // `f64::max` would leave out what was not measured.
+        values.fold(f64::NEG_INFINITY, |a, b| if a.is_nan() || a > b { a } else { b })
     }
 }
 

@@ -15,7 +15,7 @@ pub(crate) fn interval_cell((value, ends): (f64, Option<(f64, f64)>), digits: us
 }
 
 /// `[0.110, 0.140]`.
-pub(crate) fn between((low, high): (f64, f64), digits: usize) -> String {
+fn between((low, high): (f64, f64), digits: usize) -> String {
     format!("[{low:.digits$}, {high:.digits$}]")
 }
 
