@@ -4,13 +4,13 @@ mod fixed;
 mod losses;
 mod scores;
 mod soft;
-mod stats;
+pub mod stats;
 mod top_k;
 
 pub use fixed::*;
 pub use scores::{Input, Scores};
 pub use soft::*;
-pub use stats::RoutingStats;
+pub use stats::{Mittal, RoutingStats};
 pub use top_k::*;
 
 use modl_core::{Registry, Result};

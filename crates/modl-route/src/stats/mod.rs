@@ -1,6 +1,6 @@
-//! How evenly and how decidedly a router uses its modules.
+//! How evenly and how decidedly routers use their modules, and what that says of their inputs.
 //!
-//! With αᵤⱼ for N units (rows, tokens, or the one of a static α) and m modules:
+//! With αᵤⱼ for N units (rows, real tokens; one α for all counts for each row) and m modules:
 //!
 //! | field | formula |
 //! |---|---|
@@ -11,16 +11,44 @@
 //! | `mean_entropy` | mean over u of H(αᵤ ⁄ Σαᵤ): 0 where each unit has one module |
 //! | `max_violation` | MaxVio = maxⱼ fⱼ ⁄ mean f − 1 (Wang et al. 2024, arXiv 2408.15664) |
 //! | `active_modules` | exp H(f): m where all are used alike, 1 where one has everything |
+//! | `overflow` | the share of choices that full modules dropped |
+//! | `unrouted` | the share of units without any module |
 //!
 //! H is in nats and takes |α|. CV²: Shazeer et al. 2017, arXiv 1701.06538, §4; survey §4.2.1 names
 //! what these numbers show: module collapse and overfitting.
+//!
+//! [`RoutingStats::of`] takes one routing. A [`RoutingReport`] adds up the traces of many batches by
+//! site and by a label of the rows (their tasks), from which it has the mutual information of modules
+//! and labels and the metrics of [`Mittal`] as well; [`signs`] reads off it what is wrong. A
+//! [`Recorder`] keeps the choices themselves, which a [`RoutingTrace`] brings to a file and back.
 
-use modl_core::{Device, Kind, Result, Routing};
+mod hungarian;
+mod information;
+mod mittal;
+mod report;
+mod sign;
+mod tally;
+mod trace;
+mod trace_file;
+mod units;
+
+pub use hungarian::assignment;
+pub use information::{entropy, mutual_information};
+pub use mittal::Mittal;
+pub use report::{RoutingReport, SiteUse};
+pub use sign::{Sign, Thresholds, overfitting, signs};
+pub use tally::Tally;
+pub use trace::{Recorder, RoutingTrace, Split};
+pub use units::{Unit, Units};
+
+use modl_core::{Result, Routing, Weights};
 use serde::Serialize;
 
-/// The use of modules under one routing.
+/// The use of modules under one routing, or under many.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct RoutingStats {
+    /// N, the number of units.
+    pub units: u64,
     /// The share of each module in all choices.
     pub load: Vec<f64>,
     /// The mean weight of each module.
@@ -37,70 +65,36 @@ pub struct RoutingStats {
     pub max_violation: f64,
     /// The effective number of modules in use.
     pub active_modules: f64,
+    /// The share of choices that full modules dropped: sparse indices of −1, or what the router
+    /// noted as `overflow` ([`Units::of`]).
+    pub overflow: f64,
+    /// The share of units without any module.
+    pub unrouted: f64,
 }
 
 impl RoutingStats {
     /// The numbers of one routing; all 0 where nothing was routed.
     ///
     /// # Errors
-    /// Where α cannot be made dense.
+    /// Where α is not finite or is of a module that there is not.
     pub fn of(routing: &Routing) -> Result<Self> {
-        let m = routing.modules;
-        let alpha = routing.dense(Kind::Double, Device::Cpu)?.to_vec::<f64>()?;
-        let units = (alpha.len() / m.max(1)).max(1) as f64;
-        let mut count = vec![0.0; m];
-        let mut sum = vec![0.0; m];
-        let mut entropies = Vec::new();
-        for unit in alpha.chunks(m.max(1)) {
-            for ((c, s), a) in count.iter_mut().zip(&mut sum).zip(unit) {
-                *c += f64::from(u8::from(*a != 0.0));
-                *s += a;
-            }
-            if unit.iter().any(|a| *a != 0.0) {
-                entropies.push(entropy(unit));
-            }
-        }
-        let choices = count.iter().sum::<f64>().max(1.0);
-        let load: Vec<f64> = count.iter().map(|c| c / choices).collect();
-        let importance: Vec<f64> = sum.iter().map(|s| s / units).collect();
-        let most = load.iter().fold(0.0, |a: f64, b| a.max(*b));
-        let used = most > 0.0;
-        Ok(RoutingStats {
-            load_cv2: cv2(&load),
-            importance_cv2: cv2(&importance),
-            entropy_of_mean: entropy(&importance),
-            mean_entropy: entropies.iter().sum::<f64>() / entropies.len().max(1) as f64,
-            max_violation: if used { most * m as f64 - 1.0 } else { 0.0 },
-            active_modules: if used { entropy(&load).exp() } else { 0.0 },
-            load,
-            importance,
-        })
+        let rows = match &routing.weights {
+            Weights::Fixed(_) => 1,
+            Weights::Rows(rows) => rows.len(),
+            Weights::Dense(w) if w.dim() == 1 => 1,
+            Weights::Dense(t)
+            | Weights::Sparse { index: t, .. }
+            | Weights::Slots { combine: t, .. } => t.len_of(0).max(0) as usize,
+        };
+        let mut tally = Tally::new(routing.modules);
+        Units::of(routing, rows, None)?.iter().for_each(|unit| tally.add(unit));
+        Ok(tally.stats())
     }
-}
-
-/// Variance ⁄ mean² over all numbers; 0 where the mean is.
-fn cv2(values: &[f64]) -> f64 {
-    let n = values.len().max(1) as f64;
-    let mean = values.iter().sum::<f64>() / n;
-    if mean == 0.0 {
-        return 0.0;
-    }
-    values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n / mean.powi(2)
-}
-
-/// −Σ q ln q with q = |w| ⁄ Σ|w|; 0 where all are 0.
-fn entropy(weights: &[f64]) -> f64 {
-    let total: f64 = weights.iter().map(|w| w.abs()).sum();
-    let term = |w: &f64| {
-        let q = w.abs() / total;
-        if q > 0.0 { -q * q.ln() } else { 0.0 }
-    };
-    weights.iter().map(term).sum()
 }
 
 #[cfg(test)]
 mod tests {
-    use modl_core::{Tensor, Weights};
+    use modl_core::{Device, Kind, Tensor, Weights};
 
     use super::*;
 

@@ -1,0 +1,394 @@
+//! What is reported of routers, against closed forms and sums that are made here by hand.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::collections::HashMap;
+
+use modl_core::checkpoint;
+use modl_core::{Device, Init, Kind, Routing, Seed, Tensor, Trace, Weights};
+use modl_route::RoutingStats;
+use modl_route::stats::{
+    Mittal, Recorder, RoutingReport, RoutingTrace, Sign, SiteUse, Thresholds, Units, assignment,
+    overfitting, signs,
+};
+
+fn close(a: f64, b: f64) -> bool {
+    (a - b).abs() < 1e-12
+}
+
+fn numbers(n: i64, seed: u64) -> Vec<f64> {
+    let t = Init::Uniform(0.5).tensor(&[n], Seed(seed), Kind::Double, Device::Cpu).unwrap();
+    t.to_vec::<f64>().unwrap().iter().map(|v| v + 0.5).collect()
+}
+
+fn t(v: &[f64], shape: &[i64]) -> Tensor {
+    Tensor::from_slice(v, shape, Device::Cpu).unwrap()
+}
+
+fn whole(v: &[i64], shape: &[i64]) -> Tensor {
+    Tensor::from_slice(v, shape, Device::Cpu).unwrap()
+}
+
+fn trace(routing: Routing) -> Trace {
+    Trace { routings: vec![("site".into(), routing)] }
+}
+
+fn rows(all: &[&[(usize, f64)]], modules: usize) -> Routing {
+    Routing::new(Weights::Rows(all.iter().map(|r| r.to_vec()).collect()), modules)
+}
+
+/// One-hot rows, the module of rule r being `of(r)`.
+fn hard(rules: usize, modules: usize, of: impl Fn(usize) -> usize) -> Vec<Vec<f64>> {
+    let row = |r| (0..modules).map(|m| f64::from(u8::from(m == of(r)))).collect();
+    (0..rules).map(row).collect()
+}
+
+#[test]
+fn a_module_for_each_rule_is_perfect_in_any_order() {
+    for n in [2, 4, 8, 16] {
+        for shift in 0..n {
+            let m = Mittal::of(&hard(n, n, |r| (r + shift) % n), Seed(1)).unwrap();
+            assert!(close(m.collapse_average, 0.0) && close(m.collapse_worst, 0.0));
+            assert!(close(m.mutual_information, (n as f64).ln()), "I = ln R");
+            assert!(close(m.specialisation, 1.0) && close(m.inverse_mutual_information, 0.0));
+            assert!(close(m.alignment, 0.0) && close(m.adaptation, 0.0), "{m:?}");
+            assert_eq!(m.assignment, (0..n).map(|r| Some((r + shift) % n)).collect::<Vec<_>>());
+        }
+    }
+}
+
+#[test]
+fn one_module_for_all_is_collapse() {
+    for n in [2usize, 4, 8] {
+        let m = Mittal::of(&hard(n, n, |_| 1), Seed(2)).unwrap();
+        assert!(close(m.collapse_average, 1.0) && close(m.collapse_worst, 1.0), "{m:?}");
+        assert!(close(m.mutual_information, 0.0) && close(m.inverse_mutual_information, 1.0));
+        assert!(close(m.alignment, (n as f64 - 1.0) / n as f64));
+        // ½ Σ |sort(p) − (1, 0, …)| = 1 − max p, whose mean is 1 − (1 + ½ + … + 1⁄R) ⁄ R.
+        let harmonic: f64 = (1..=n).map(|k| 1.0 / k as f64).sum();
+        assert!((m.adaptation - (1.0 - harmonic / n as f64)).abs() < 0.02, "{m:?}");
+    }
+}
+
+#[test]
+fn uniform_use_has_no_collapse_and_no_specialisation() {
+    for n in [2usize, 4, 8] {
+        let r = n as f64;
+        let m = Mittal::of(&vec![vec![1.0 / r; n]; n], Seed(3)).unwrap();
+        assert!(close(m.collapse_average, 0.0) && close(m.collapse_worst, 0.0), "{m:?}");
+        assert!(close(m.mutual_information, 0.0) && close(m.specialisation, 0.0));
+        assert!(close(m.alignment, (r - 1.0) / r));
+        // ½ Σ E|pᵢ − 1⁄R| with pᵢ ~ Beta(1, R − 1) is (1 − 1⁄R)^R.
+        assert!((m.adaptation - (1.0 - 1.0 / r).powf(r)).abs() < 0.02, "{m:?}");
+    }
+}
+
+/// All orders of 0 … n − 1.
+fn permutations(n: usize) -> Vec<Vec<usize>> {
+    if n == 0 {
+        return vec![vec![]];
+    }
+    let shorter = permutations(n - 1);
+    let insert = |p: &Vec<usize>, at: usize| {
+        let mut p = p.clone();
+        p.insert(at, n - 1);
+        p
+    };
+    shorter.iter().flat_map(|p| (0..n).map(move |at| insert(p, at))).collect()
+}
+
+#[test]
+fn any_use_has_the_numbers_of_the_definitions() {
+    for n in 2..=5usize {
+        for seed in 0..10 {
+            let raw = numbers((n * n) as i64, 100 * n as u64 + seed);
+            let a: Vec<Vec<f64>> = raw
+                .chunks(n)
+                .map(|row| {
+                    row.iter()
+                        .map(|v| v.powi(3) / row.iter().map(|v| v.powi(3)).sum::<f64>())
+                        .collect()
+                })
+                .collect();
+            let found = Mittal::of(&a, Seed(seed)).unwrap();
+            let r = n as f64;
+            let p: Vec<f64> = (0..n).map(|m| a.iter().map(|row| row[m]).sum::<f64>() / r).collect();
+            let average = r / (r - 1.0) * p.iter().map(|p| (1.0 / r - p).max(0.0)).sum::<f64>();
+            let worst = 1.0 - r * p.iter().copied().fold(1.0, f64::min);
+            // I = H(module) + H(rule) − H(both).
+            let h = |x: f64| -x * x.ln();
+            let both: f64 = a.iter().flatten().map(|v| h(v / r)).sum();
+            let information = p.iter().map(|p| h(*p)).sum::<f64>() + r.ln() - both;
+            let distance = |order: &Vec<usize>| {
+                let cell = |(row, m): (usize, usize)| {
+                    (f64::from(u8::from(order[row] == m)) - a[row][m]).abs()
+                };
+                let cells = (0..n).flat_map(|row| (0..n).map(move |m| (row, m)));
+                cells.map(cell).sum::<f64>() / (2.0 * r)
+            };
+            let alignment = permutations(n).iter().map(distance).fold(2.0, f64::min);
+            for (name, own, wanted) in [
+                ("collapse-average", found.collapse_average, average),
+                ("collapse-worst", found.collapse_worst, worst),
+                ("information", found.mutual_information, information),
+                ("alignment", found.alignment, alignment),
+            ] {
+                assert!((own - wanted).abs() < 1e-10, "{name} of {a:?}: {own}, not {wanted}");
+            }
+            // What modules and rules are called changes nothing.
+            let mut turned: Vec<Vec<f64>> = a.clone();
+            turned.iter_mut().for_each(|row| row.rotate_left(1));
+            let again = Mittal::of(&turned, Seed(seed)).unwrap();
+            assert!((again.adaptation - found.adaptation).abs() < 1e-12);
+            assert!((again.alignment - found.alignment).abs() < 1e-12);
+        }
+    }
+}
+
+#[test]
+fn adaptation_is_the_integral_over_frequencies() {
+    // With two rules p is uniform on a line, and the distance is |max p − max q|.
+    for (x, y) in [(0.9, 0.3), (0.6, 0.5), (1.0, 0.4), (0.2, 0.7)] {
+        let a = vec![vec![x, 1.0 - x], vec![y, 1.0 - y]];
+        let steps = 100_000;
+        let distance = |i: i32| {
+            let p = (f64::from(i) + 0.5) / f64::from(steps);
+            let q = p * x + (1.0 - p) * y;
+            (p.max(1.0 - p) - q.max(1.0 - q)).abs()
+        };
+        let wanted = (0..steps).map(distance).sum::<f64>() / f64::from(steps);
+        let found = Mittal::of(&a, Seed(5)).unwrap().adaptation;
+        assert!((found - wanted).abs() < 0.02, "{a:?}: {found}, not {wanted}");
+    }
+}
+
+#[test]
+fn other_numbers_of_modules_than_rules_are_measured_too() {
+    // Four rules on two modules: as informative as two modules can be; two rules have no module.
+    let few = Mittal::of(&hard(4, 2, |r| r % 2), Seed(0)).unwrap();
+    assert!(close(few.specialisation, 1.0) && close(few.alignment, 0.5));
+    assert_eq!(few.assignment.iter().flatten().count(), 2);
+    // Two rules on four modules: perfect, and two modules are dead.
+    let many = Mittal::of(&hard(2, 4, |r| 3 * r), Seed(0)).unwrap();
+    assert!(close(many.specialisation, 1.0) && close(many.alignment, 0.0));
+    assert!(close(many.collapse_worst, 1.0) && close(many.adaptation, 0.0));
+    assert!(close(many.collapse_average, 4.0 / 3.0 * 0.5));
+    let one = Mittal::of(&[vec![1.0], vec![1.0]], Seed(0)).unwrap();
+    assert!(close(one.collapse_average, 0.0) && close(one.specialisation, 0.0));
+    for wrong in
+        [vec![], vec![vec![]], vec![vec![0.5, 0.4]], vec![vec![1.5, -0.5]], vec![vec![f64::NAN]]]
+    {
+        assert!(Mittal::of(&wrong, Seed(0)).is_err(), "{wrong:?}");
+    }
+    assert!(Mittal::of(&[vec![1.0], vec![0.5, 0.5]], Seed(0)).is_err());
+    assert_eq!(assignment(&[vec![3.0, 1.0], vec![1.0, 0.0]]).unwrap(), [Some(1), Some(0)]);
+}
+
+#[test]
+fn each_real_token_counts_under_the_label_of_its_row() {
+    let (batch, seq, m) = (3usize, 4usize, 3usize);
+    let alpha = numbers((batch * seq * m) as i64, 7);
+    let mask = [1., 1., 0., 0., 1., 1., 1., 1., 1., 0., 0., 0.];
+    let labels = ["a", "b", "a"];
+    let mut report = RoutingReport::default();
+    let routing = Routing::new(Weights::Dense(t(&alpha, &[3, 4, 3])), m);
+    report.add(&trace(routing), &labels, Some(&t(&mask, &[3, 4]))).unwrap();
+    let site = &report.sites()[0];
+    let mut table = vec![vec![0.0; m]; 2];
+    for (label, name) in ["a", "b"].iter().enumerate() {
+        let (mut n, mut sum) = (0u64, vec![0.0; m]);
+        for row in (0..batch).filter(|r| labels[*r] == *name) {
+            for s in (0..seq).filter(|s| mask[row * seq + s] == 1.0) {
+                n += 1;
+                let own = &alpha[(row * seq + s) * m..][..m];
+                let total: f64 = own.iter().sum();
+                for j in 0..m {
+                    sum[j] += own[j];
+                    table[label][j] += own[j] / total;
+                }
+            }
+        }
+        let stats = site.by_label[*name].stats();
+        assert_eq!(stats.units, n);
+        for j in 0..m {
+            assert!(close(stats.importance[j], sum[j] / n as f64), "{name}");
+        }
+    }
+    assert_eq!(site.stats().units, 7);
+    let n: f64 = table.iter().flatten().sum();
+    let mut wanted = 0.0;
+    for l in 0..2 {
+        for j in 0..m {
+            let (row, column) = (table[l].iter().sum::<f64>(), table[0][j] + table[1][j]);
+            wanted += table[l][j] / n * (table[l][j] / n / (row / n * (column / n))).ln();
+        }
+    }
+    assert!(close(site.mutual_information(), wanted) && wanted > 1e-4);
+}
+
+#[test]
+fn batches_add_up_whatever_the_form_of_the_routing() {
+    let fixed = Routing::new(Weights::Fixed(vec![(0, 0.25), (2, 0.75)]), 3);
+    let by_row = rows(&[&[(1, 1.0)], &[]], 3);
+    let index = whole(&[2, 0, 1, -1], &[2, 2]);
+    let sparse = Weights::Sparse { index, weight: t(&[0.5, 0.5, 1.0, 9.0], &[2, 2]) };
+    // A module that is named twice has the sum of its weights.
+    let index = whole(&[1, 1, 0, 0], &[2, 1, 2]);
+    let tokens = Weights::Sparse { index, weight: t(&[0.25, 0.5, 0.5, -0.5], &[2, 1, 2]) };
+    let combine = t(&[0.1, 0.2, 0.3, 0.4, 0.0, 0.0, 0., 0., 0., 0., 1., 0.], &[2, 1, 3, 2]);
+    let slots = Weights::Slots { dispatch: combine.clone(), combine };
+    let all =
+        [fixed, by_row, Routing::new(sparse, 3), Routing::new(tokens, 3), Routing::new(slots, 3)];
+    let dense = [
+        [[0.25, 0.0, 0.75], [0.25, 0.0, 0.75]],
+        [[0.0, 1.0, 0.0], [0.0, 0.0, 0.0]],
+        [[0.5, 0.0, 0.5], [0.0, 1.0, 0.0]],
+        [[0.0, 0.75, 0.0], [0.0, 0.0, 0.0]],
+        [[0.3, 0.7, 0.0], [0.0, 0.0, 1.0]],
+    ];
+    let mut report = RoutingReport::default();
+    let (mut sum, mut count, mut unrouted) = ([0.0; 3], [0.0; 3], 0.0);
+    for (routing, units) in all.iter().zip(dense) {
+        report.add(&trace(routing.clone()), &["a", "b"], None).unwrap();
+        for unit in units {
+            for j in 0..3 {
+                sum[j] += unit[j] / 10.0;
+                count[j] += f64::from(u8::from(unit[j] != 0.0));
+            }
+            unrouted += if unit == [0.0; 3] { 0.1 } else { 0.0 };
+        }
+    }
+    let stats = report.sites()[0].stats();
+    assert_eq!(stats.units, 10);
+    let choices: f64 = count.iter().sum();
+    for j in 0..3 {
+        assert!(close(stats.importance[j], sum[j]), "{stats:?}");
+        assert!(close(stats.load[j], count[j] / choices), "{stats:?}");
+    }
+    assert!(close(stats.unrouted, unrouted));
+    // Other modules, another batch, or no number is refused.
+    assert!(report.add(&trace(rows(&[&[], &[]], 4)), &["a", "b"], None).is_err());
+    assert!(report.add(&trace(rows(&[&[], &[]], 3)), &["a"], None).is_err());
+    let nan = rows(&[&[(0, f64::NAN)]], 3);
+    let e = report.add(&trace(nan), &["a"], None).unwrap_err().to_string();
+    assert!(e.contains("site") && e.contains("NaN"), "{e}");
+    let beyond = Weights::Sparse { index: whole(&[3], &[1, 1]), weight: t(&[1.0], &[1, 1]) };
+    assert!(Units::of(&Routing::new(beyond, 3), 1, None).is_err());
+}
+
+#[test]
+fn what_was_dropped_is_counted_by_indices_or_as_the_router_notes_it() {
+    let index = whole(&[0, -1, 1, 0, -1, -1, 2, 1], &[4, 2]);
+    let sparse = Weights::Sparse { index, weight: t(&[0.5; 8], &[4, 2]) };
+    let routing = Routing::new(sparse, 3);
+    let stats = RoutingStats::of(&routing).unwrap();
+    assert!(close(stats.overflow, 3.0 / 8.0) && close(stats.unrouted, 0.25));
+    assert!(close(stats.load[0], 2.0 / 5.0));
+    let noted = routing.clone().note("overflow", t(&[0.0, 0.0, 1.0, 0.0], &[4]));
+    assert!(close(RoutingStats::of(&noted).unwrap().overflow, 0.25));
+    let share = routing.clone().note("overflow", t(&[0.125], &[]));
+    assert!(close(RoutingStats::of(&share).unwrap().overflow, 0.125));
+    let odd = routing.note("overflow", t(&[0.0; 3], &[3]));
+    assert!(RoutingStats::of(&odd).unwrap_err().to_string().contains("overflow"));
+}
+
+#[test]
+fn a_trace_comes_back_from_its_file_as_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("routing/trace.safetensors");
+    let mut test = Recorder::default();
+    for seed in 0..3 {
+        let weight: Vec<f64> = numbers(8, seed).iter().map(|w| f64::from(*w as f32)).collect();
+        let index = whole(&[0, 1, 2, -1, 1, 0, 2, 2], &[2, 2, 2]);
+        let by_token = Weights::Sparse { index, weight: t(&weight, &[2, 2, 2]) };
+        let third = rows(&[&[(0, 1.0 / 3.0)], &[]], 3);
+        let routings =
+            [("first", Routing::new(by_token, 3)), ("second", third.clone()), ("third", third)];
+        let routings = routings.map(|(site, r)| (site.to_owned(), r)).into();
+        let mask = t(&[1.0, 0.0, 1.0, 1.0], &[2, 2]);
+        test.add(&Trace { routings }, &["b", ["a", "c"][seed as usize % 2]], Some(&mask)).unwrap();
+    }
+    let split = test.finish();
+    assert_eq!(split.rows(), 6);
+    let wanted = split.report().unwrap();
+    // Two sites that chose the same are one entry.
+    assert_eq!(wanted.sites()[1].paths, ["second", "third"]);
+    let trace = RoutingTrace { splits: vec![split] };
+    trace.save(&path).unwrap();
+    let back = RoutingTrace::open(&path).unwrap();
+    assert!(back == trace);
+    for (a, b) in wanted.sites().iter().zip(back.splits[0].report().unwrap().sites()) {
+        assert_eq!(a.by_label, b.by_label);
+    }
+    assert_eq!(wanted.sites()[0].stats().units, 9);
+    // What is no trace, or a trace whose numbers do not fit, is refused.
+    let file = checkpoint::Checkpoint::open(&path).unwrap();
+    let metadata = file.metadata();
+    let mut tensors: Vec<(String, Tensor)> = file.tensors(Device::Cpu).unwrap();
+    let other = dir.path().join("other.safetensors");
+    let save = |tensors: &[(String, Tensor)], metadata: HashMap<String, String>| {
+        checkpoint::save(&other, tensors.iter().map(|(n, t)| (n.as_str(), t)), metadata).unwrap();
+        RoutingTrace::open(&other).map(|_| ()).unwrap_err().to_string()
+    };
+    assert!(save(&tensors, HashMap::new()).contains("no routing trace"));
+    for (name, value) in [("0.0.module", 3i32), ("0.0.row", 6), ("0.0.length", -1), ("0.label", 9)]
+    {
+        let place = tensors.iter().position(|(n, _)| n == name).unwrap();
+        let sound = tensors[place].1.clone();
+        let mut values = sound.to_vec::<i32>().unwrap();
+        values[0] = value;
+        tensors[place].1 = Tensor::from_slice(&values, &sound.size(), Device::Cpu).unwrap();
+        let e = save(&tensors, metadata.clone());
+        assert!(e.contains("damaged"), "{name}: {e}");
+        tensors[place].1 = sound;
+    }
+}
+
+/// A site at which each label has these rows of α.
+fn site(modules: usize, by_label: &[(&str, &[&[(usize, f64)]])]) -> SiteUse {
+    let names = (0..modules).map(|j| format!("m{j}")).collect();
+    let mut site = SiteUse::new(vec!["site".into()], names);
+    for (label, all) in by_label {
+        let units = Units::of(&rows(all, modules), all.len(), None).unwrap();
+        site.add(&units, &vec![*label; all.len()]).unwrap();
+    }
+    site
+}
+
+#[test]
+fn collapse_is_seen_and_a_router_that_works_is_left_alone() {
+    let limits = Thresholds::default();
+    let (m0, m1, m2): (&[(usize, f64)], &[(usize, f64)], &[(usize, f64)]) =
+        (&[(0, 1.0)], &[(1, 1.0)], &[(2, 1.0)]);
+    let even = &[(0, 1.0 / 3.0), (1, 1.0 / 3.0), (2, 1.0 / 3.0)][..];
+    let good = site(3, &[("a", &[m0, m0]), ("b", &[m1, m1]), ("c", &[m2, m2])]);
+    assert_eq!(signs(&good, &limits), []);
+    let dead = site(3, &[("a", &[m0, m0]), ("b", &[m1, m1])]);
+    assert_eq!(signs(&dead, &limits), [Sign::Dead { modules: vec!["m2".into()] }]);
+    let one = signs(&site(3, &[("a", &[m1]), ("b", &[m1])]), &limits);
+    assert_eq!(
+        one,
+        [
+            Sign::Dead { modules: vec!["m0".into(), "m2".into()] },
+            Sign::Dominant { module: "m1".into(), share: 1.0 },
+            Sign::Indifferent { information: 0.0 },
+        ]
+    );
+    let soft = site(3, &[("a", &[even]), ("b", &[even])]);
+    let found = signs(&soft, &limits);
+    assert!(matches!(found[..], [Sign::Undecided { .. }, Sign::Indifferent { .. }]), "{found:?}");
+    // One label says nothing of indifference, one module nothing of collapse.
+    assert_eq!(signs(&site(3, &[("a", &[m0, m1, m2])]), &limits), []);
+    assert_eq!(signs(&site(1, &[("a", &[m0]), ("b", &[m0])]), &limits), []);
+    assert_eq!(signs(&site(3, &[("a", &[&[]])]), &limits), []);
+    // Sure in training, undecided in test; not the other way round.
+    let sign = overfitting(&good, &soft, &limits);
+    assert!(matches!(sign, Some(Sign::Overfitted { gap }) if close(gap, 1.0)), "{sign:?}");
+    assert_eq!(overfitting(&soft, &good, &limits), None);
+    let index = whole(&[0, -1, 1, -1], &[2, 2]);
+    let weight = t(&[1.0, 0.0, 1.0, 0.0], &[2, 2]);
+    let mut full = SiteUse::new(vec!["site".into()], vec!["m0".into(), "m1".into()]);
+    let routing = Routing::new(Weights::Sparse { index, weight }, 2);
+    full.add(&Units::of(&routing, 2, None).unwrap(), &["a", "b"]).unwrap();
+    assert_eq!(signs(&full, &limits), [Sign::Dropping { share: 0.5 }]);
+}
