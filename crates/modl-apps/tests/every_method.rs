@@ -88,7 +88,7 @@ fn particular(name: &str) -> std::result::Result<Trial, &'static str> {
         "trainable_tokens" => with(lr(5e-2), json!({"token_indices": [101, 102]})),
         // Input composition.
         "retrieval" => return Err("has nothing to train: documents are a file"),
-        "knn_lm" => return Err("stands at the output layer of a language model"),
+        "knn_lm" => return Err("stands at a language model's output: modl-compute's retrieval.rs"),
         "prompt_tuning" | "p_tuning" | "prefix_tuning" => some(5e-2, Other),
         // Function composition.
         "bottleneck" | "compacter" | "invertible" | "adapter_drop" | "gated" => {
@@ -96,7 +96,7 @@ fn particular(name: &str) -> std::result::Result<Trial, &'static str> {
         }
         "reft" => some(1e-2, Other),
         "residual_adapter" => {
-            return Err("stands at convolutions, of which a transformer has none");
+            return Err("stands at convolutions: modl-compute's image_sites.rs trains it");
         }
         // MiniLM has no head of its own: behind its last layer.
         "task_heads" => Trial { settings: tasks, targets: Some(r"encoder\.layer\.5"), ..lr(1e-3) },

@@ -17,7 +17,7 @@ fn net() -> EfficientNet {
         stem: 6,
         stages: vec![stage(3, 1, 1, 6), stage(5, 2, 3, 8)],
         features: 10,
-        classes: 4,
+        classes: 10,
         ..EfficientNetConfig::default()
     };
     EfficientNet::untrained(settings, Seed(7), Kind::Float, Device::Cpu).unwrap()
@@ -98,4 +98,57 @@ fn film_at_a_batch_norm_works_channel_by_channel() {
     // With Δ = −1 all that is left is β, which ReLU6 and the mean over positions keep.
     let features = output(&model, "features").to_vec::<f32>().unwrap();
     assert_eq!(features, [shift.clone(), shift].concat());
+}
+
+/// The first 40 scans of handwritten digits of the UCI repository (Alpaydin & Kaynak 1998): 64 grey
+/// values from 0 to 16 and the digit in each line.
+fn digits() -> (Tensor, Tensor) {
+    let text = include_str!("fixtures/digits.csv");
+    let lines = text.lines().map(|l| l.split(',').map(|v| v.parse::<i64>().unwrap()));
+    let lines: Vec<Vec<i64>> = lines.map(Iterator::collect).collect();
+    let grey: Vec<f32> =
+        lines.iter().flat_map(|l| &l[..64]).map(|v| *v as f32 / 8.0 - 1.0).collect();
+    let classes: Vec<i64> = lines.iter().map(|l| l[64]).collect();
+    let n = lines.len() as i64;
+    let grey = Tensor::from_slice(&grey, &[n, 1, 8, 8], Device::Cpu).unwrap();
+    let classes = Tensor::from_slice(&classes, &[n], Device::Cpu).unwrap();
+    (grey.expand(&[n, 3, 8, 8]).unwrap().contiguous().unwrap(), classes)
+}
+
+#[test]
+fn residual_adapters_learn_real_digits_in_a_frozen_backbone() {
+    let (pixels, classes) = digits();
+    let inputs = Tensors::new().with("pixel_values", pixels);
+    for placement in [ResidualPlacement::Parallel, ResidualPlacement::Series] {
+        let model = model(Box::new(ResidualAdapter { placement }), "all-conv");
+        model.train_only(&Select::new("modules.a.*")).unwrap();
+        let named = model.trainable();
+        let leaves: Vec<&Tensor> = named.iter().map(|(_, t)| t).collect();
+        let loss = |cx: &Context| {
+            let outputs = model.forward(&inputs, cx).unwrap();
+            outputs.need("logits").unwrap().cross_entropy(&classes).unwrap()
+        };
+        let of_base = |model: &Modular| -> Vec<Tensor> {
+            model.backbone().params().iter().map(|(_, p)| p.tensor().copy().unwrap()).collect()
+        };
+        let (theta, steps) = (of_base(&model), 60);
+        let before = no_grad(|| loss(&Context::eval())).item().unwrap();
+        for step in 0..steps {
+            let gradients = loss(&Context::train(Seed(4), step)).gradients(&leaves, false).unwrap();
+            let mut of_step = Tensors::new();
+            no_grad(|| {
+                for ((name, t), g) in named.iter().zip(gradients) {
+                    let g = g.unwrap();
+                    t.clone().add_in_place(&g.mul_scalar(-0.5).unwrap()).unwrap();
+                    of_step.set(name.clone(), g);
+                }
+            });
+            model.after_step(&of_step, step + 1, steps).unwrap();
+        }
+        let after = no_grad(|| loss(&Context::eval())).item().unwrap();
+        assert!(after < 0.8 * before, "{placement:?}: the loss goes from {before} to {after}");
+        for (then, now) in theta.iter().zip(of_base(&model)) {
+            assert!(then.bit_equal(&now).unwrap(), "{placement:?} has changed the backbone");
+        }
+    }
 }

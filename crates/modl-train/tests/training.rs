@@ -9,10 +9,11 @@ use modl_aggregate::WeightedSum;
 use modl_compute::{CrossStitch, Lora, LtSft};
 use modl_core::testing::{Given, Sum};
 use modl_core::{Context, Error, Modular, Result, Seed, Targets, Tensor};
+use modl_models::{LoadOptions, open};
 use modl_route::Fixed;
 use modl_train::{
-    Batch, Event, Objective, OptimizerConfig, Prediction, Sink, TrainConfig, Trainer, evaluate,
-    mean_absolute_error,
+    Batch, Event, Objective, OptimizerConfig, Prediction, Regression, Sink, TrainConfig, Trainer,
+    evaluate, mean_absolute_error,
 };
 use toy::{data, head, model, with_dropout};
 
@@ -131,6 +132,33 @@ fn a_batch_in_groups_of_similar_length_gives_the_same_gradients() {
         moved = moved.max(a.max_abs_diff(&start).unwrap());
     }
     assert!(moved > 0.05, "{moved}");
+}
+
+#[test]
+fn recomputed_activations_give_the_same_training() {
+    let (data, head) = (data(10), Regression { head: "score".into(), dim: 32 });
+    let trained = |activation_checkpointing: bool| {
+        let backbone = open(
+            concat!(env!("CARGO_MANIFEST_DIR"), "/../modl-models/tests/fixtures/base_bert"),
+            &LoadOptions::default(),
+        );
+        let mut model = Modular::from_box(backbone.unwrap(), Seed(3)).unwrap();
+        let lora = Lora { dropout: 0.1, ..Lora::default() };
+        model.attach("both", Box::new(lora), &Targets::names(["query", "value"])).unwrap();
+        model.route(Box::new(Fixed::modules(["both"])), false).unwrap();
+        model.aggregate(Box::new(WeightedSum::default())).unwrap();
+        head.setup(&mut model).unwrap();
+        let config = TrainConfig { activation_checkpointing, ..config(5) };
+        let mut trainer = Trainer::new("toy", &model, &head, config, Seed(7)).unwrap();
+        trainer.train(&data, &Batch::describe, &mut Vec::<Event>::new()).unwrap();
+        params(&model)
+    };
+    let (kept, recomputed) = (trained(false), trained(true));
+    for ((name, a), (_, b)) in kept.iter().zip(&recomputed) {
+        assert!(a.all_close(b, 1e-6, 1e-5).unwrap(), "{name}: {}", a.max_abs_diff(b).unwrap());
+    }
+    let up = kept.iter().find(|(name, _)| name.contains("lora_B")).unwrap();
+    assert!(up.1.abs().unwrap().sum().unwrap().item().unwrap() > 0.1, "nothing was learned");
 }
 
 #[test]
