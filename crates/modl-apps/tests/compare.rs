@@ -36,8 +36,16 @@ fn routers_and_controls_are_compared_by_seed() {
     let weights = "phases.1.loss_weights={ balance = 0.01, z = 0.0 }";
     let command = |out: &str| -> Vec<String> {
         let words = [
-            "compare", &recipe, "--routers", r#"top_k{"k":1,"renormalise":false},soft"#, "--seeds",
-            "2", "--set", weights, "--out", &b.arg(out),
+            "compare",
+            &recipe,
+            "--routers",
+            r#"top_k{"k":1,"renormalise":false},soft"#,
+            "--seeds",
+            "2",
+            "--set",
+            weights,
+            "--out",
+            &b.arg(out),
         ];
         words.map(str::to_owned).to_vec()
     };

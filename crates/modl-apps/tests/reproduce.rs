@@ -17,7 +17,9 @@ fn runs(file: &Path) -> BTreeMap<(String, u64), Value> {
     let read = |line: &str| {
         let run: Value = serde_json::from_str(line).unwrap();
         let key = (run["condition"].as_str().unwrap().to_owned(), run["seed"].as_u64().unwrap());
-        assert!(run["seconds"].as_f64().unwrap() > 0.0 && run["peak_rss_mb"].as_f64().unwrap() > 1.0);
+        assert!(
+            run["seconds"].as_f64().unwrap() > 0.0 && run["peak_rss_mb"].as_f64().unwrap() > 1.0
+        );
         assert_eq!(run["config"].as_str().unwrap().len(), 16);
         (key, run["metrics"].clone())
     };

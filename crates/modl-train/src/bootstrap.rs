@@ -84,9 +84,8 @@ mod tests {
     #[test]
     fn a_paired_difference_is_certain_where_each_seed_says_the_same() {
         let (a, b) = ([1.0, 5.0, 9.0], [0.5, 4.5, 8.5]);
-        let difference = |s: &[usize]| {
-            s.iter().map(|i| a[*i] - b[*i]).sum::<f64>() / s.len() as f64
-        };
+        let difference =
+            |s: &[usize]| s.iter().map(|i| a[*i] - b[*i]).sum::<f64>() / s.len() as f64;
         let found = bootstrap(3, difference).unwrap();
         assert_eq!((found.value, found.low, found.high), (0.5, 0.5, 0.5));
         assert!(bootstrap(1, difference).is_err());

@@ -17,9 +17,7 @@ use super::eval::{METRICS, measure};
 use super::run_folder::{self, Loaded};
 use crate::progress::Bars;
 use crate::report::{Bar, Page, grouped_bars};
-use crate::trials::{
-    Columns, Measure, Results, Run, Runs, commit, fingerprint, peak_rss_mb,
-};
+use crate::trials::{Columns, Measure, Results, Run, Runs, commit, fingerprint, peak_rss_mb};
 
 /// Arguments of `modl compare`.
 #[derive(Debug, Args)]
@@ -234,12 +232,11 @@ fn folder(label: &str) -> String {
 
 /// A value as TOML writes it in one line.
 fn as_toml(value: &Value) -> Result<String> {
-    let parts = |all: Vec<String>, open: &str, close: &str| open.to_owned() + &all.join(", ") + close;
+    let parts =
+        |all: Vec<String>, open: &str, close: &str| open.to_owned() + &all.join(", ") + close;
     Ok(match value {
         Value::Null => anyhow::bail!("null is no value of a recipe"),
-        Value::Array(all) => {
-            parts(all.iter().map(as_toml).collect::<Result<_>>()?, "[", "]")
-        }
+        Value::Array(all) => parts(all.iter().map(as_toml).collect::<Result<_>>()?, "[", "]"),
         Value::Object(all) => {
             let pair = |(k, v): (&String, &Value)| Ok(format!("{} = {}", json!(k), as_toml(v)?));
             parts(all.iter().map(pair).collect::<Result<_>>()?, "{ ", " }")

@@ -9,9 +9,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result};
 use modl_aggregate::WeightedSum;
-use modl_core::{
-    Base, Device, Init, Kind, Modular, Registry, Seed, Targets, Tensor, Tensors,
-};
+use modl_core::{Base, Device, Init, Kind, Modular, Registry, Seed, Targets, Tensor, Tensors};
 use modl_route::RoutingStats;
 use serde_json::{Value, json};
 
@@ -276,9 +274,7 @@ fn model(way: &Way, lab: &Lab) -> Result<Modular> {
     let (experts, all) = (EXPERTS as i64, Expert { width: WIDTH }.parameters(INPUT, OUTPUT));
     let (modules, expert) = match way.modules {
         // The router's scores are parameters and operations, too.
-        Modules::AllParameters => {
-            (1, Expert::of_size(experts * (all + INPUT + 1), INPUT, OUTPUT))
-        }
+        Modules::AllParameters => (1, Expert::of_size(experts * (all + INPUT + 1), INPUT, OUTPUT)),
         Modules::AllOperations => {
             (1, Expert::of_size(CHOSEN * all + experts * (INPUT + 1), INPUT, OUTPUT))
         }

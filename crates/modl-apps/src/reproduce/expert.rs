@@ -38,7 +38,10 @@ impl ModuleConfig for Expert {
     fn build(&self, at: &Attachment, scope: &mut Scope) -> Result<Box<dyn Module>> {
         let (input, output) = (at.site.input, at.site.output);
         let first = Linear::new(scope, "first", self.width, input)?;
-        Ok(Box::new(ExpertModule { first, second: Linear::new(scope, "second", output, self.width)? }))
+        Ok(Box::new(ExpertModule {
+            first,
+            second: Linear::new(scope, "second", output, self.width)?,
+        }))
     }
 }
 

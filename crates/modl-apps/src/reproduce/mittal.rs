@@ -162,7 +162,8 @@ impl Experiment for Rules {
         for (metric, scale) in [("l1", 1.0), ("ood", 2.0)] {
             let examples = world.draw(tests(lab.quick), scale, way, lab.seed.child("test"))?;
             let (predicted, trace) = examples.predict(&model)?;
-            found.insert(metric.to_owned(), absolute(&predicted, &examples.target)?.mean()?.item()?);
+            found
+                .insert(metric.to_owned(), absolute(&predicted, &examples.target)?.mean()?.item()?);
             if scale == 1.0 && way != Way::One {
                 let use_of = activation(&trace, &examples.origin, rules)?;
                 let m = Mittal::of(&use_of, Seed(0))?;
@@ -303,10 +304,12 @@ fn model(way: Way, rules: usize, seed: Seed) -> Result<Modular> {
 
 /// The encoders and the decoder.
 fn ends(scope: &mut Scope, rules: i64) -> modl_core::Result<(Before, After)> {
-    let number = [Linear::new(scope, "number.0", CODE, 1)?, Linear::new(scope, "number.1", CODE, CODE)?];
+    let number =
+        [Linear::new(scope, "number.0", CODE, 1)?, Linear::new(scope, "number.1", CODE, CODE)?];
     let first = Linear::new(scope, "rule.0", CODE, rules)?;
     let rule = [first, Linear::new(scope, "rule.1", CODE, CODE)?];
-    let decoder = [Linear::new(scope, "out.0", CODE, WIDTH)?, Linear::new(scope, "out.1", 1, CODE)?];
+    let decoder =
+        [Linear::new(scope, "out.0", CODE, WIDTH)?, Linear::new(scope, "out.1", 1, CODE)?];
     let through = |[a, b]: &[Linear; 2], x: &Tensor| b.of(&a.of(x)?.relu()?);
     let before = move |inputs: &Tensors| {
         let numbers = inputs.need("numbers")?.unsqueeze(-1)?; // [batch, 2, 1]

@@ -22,9 +22,8 @@ pub(super) fn write(plan: &Plan, done: &Done) -> Result<()> {
         .collect();
     let columns = Columns { head: about.name, rows: &rows, measures };
     let means = columns.means(&results)?;
-    let reference = |key: &str| {
-        done.conditions.iter().find(|c| c.key == key).and_then(|c| c.reference.clone())
-    };
+    let reference =
+        |key: &str| done.conditions.iter().find(|c| c.key == key).and_then(|c| c.reference.clone());
     let head = format!("less {}", references(&done.conditions));
     let differences = Columns { head: &head, ..columns }.differences(&results, reference)?;
     let thresholds = plan.experiment.thresholds();
