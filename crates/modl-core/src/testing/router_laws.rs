@@ -310,7 +310,8 @@ impl Laws<'_> {
         let made = self.made()?;
         let routing = self.routed(&made, &self.input(6, Kind::Float)?, &self.context(6)?)?;
         let alpha = routing.dense(Kind::Float, Device::Cpu)?;
-        let parameters: Vec<&Tensor> = made.params.iter().map(|(_, p)| p.tensor()).collect();
+        let trained = made.params.iter().filter(|(_, p)| !p.is_buffer());
+        let parameters: Vec<&Tensor> = trained.map(|(_, p)| p.tensor()).collect();
         if !alpha.requires_grad() {
             return Ok(!self.claims.learns);
         }

@@ -60,12 +60,7 @@ pub enum Fill {
 
 impl Default for Capacity {
     fn default() -> Self {
-        Capacity {
-            capacity_factor: 1.25,
-            eval_capacity_factor: 2.0,
-            over: None,
-            fill: Fill::Order,
-        }
+        Capacity { capacity_factor: 1.25, eval_capacity_factor: 2.0, over: None, fill: Fill::Order }
     }
 }
 

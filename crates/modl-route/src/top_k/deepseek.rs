@@ -112,7 +112,7 @@ impl DeepSeek {
         check_k("deepseek.k", self.k, routed)?;
         check_not_negative("deepseek.bias_update", self.bias_update)?;
         check_not_negative("deepseek.routed_scaling_factor", self.routed_scaling_factor)?;
-        if self.n_group == 0 || routed % self.n_group != 0 {
+        if !routed.is_multiple_of(self.n_group) {
             let problem = format!("is {}, there are {routed} modules to divide", self.n_group);
             return Err(Error::invalid("deepseek.n_group", problem));
         }
@@ -246,7 +246,8 @@ impl DeepSeekRouter {
         let ids = |of: &[i64]| -> Result<Tensor> {
             Tensor::from_slice(of, &[of.len() as i64], Device::Cpu)?.to_device(index.device())
         };
-        let routed = ids(&self.routed)?.index_select(0, &index.reshape(&[index.numel() as i64])?)?;
+        let routed =
+            ids(&self.routed)?.index_select(0, &index.reshape(&[index.numel() as i64])?)?;
         let mut always = index.size();
         if let Some(last) = always.last_mut() {
             *last = self.shared.len() as i64;

@@ -146,8 +146,8 @@ impl Router for TopTwo {
                 routing = routing.with_loss("z", z(&scored)?);
             }
         }
-        let all_kept = !self.config.capacity.limits(cx)
-            && (!cx.train || self.config.threshold == 0.0);
+        let all_kept =
+            !self.config.capacity.limits(cx) && (!cx.train || self.config.threshold == 0.0);
         Ok(if all_kept { routing.normalised() } else { routing })
     }
 }

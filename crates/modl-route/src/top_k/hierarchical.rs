@@ -65,7 +65,7 @@ impl RouterConfig for Hierarchical {
 
     fn build(&self, site: &Site, bank: &Bank, scope: &mut Scope) -> Result<Box<dyn Router>> {
         let m = bank.len();
-        if self.groups == 0 || m == 0 || m % self.groups != 0 {
+        if m == 0 || !m.is_multiple_of(self.groups) {
             let problem = format!("is {}, which does not divide {m} modules", self.groups);
             return Err(Error::invalid("hierarchical.groups", problem));
         }
@@ -141,8 +141,7 @@ impl Router for HierarchicalRouter {
         let mut routing = Routing::new(alpha, bank.len());
         if cx.train {
             let joint = p.unsqueeze(-1)?.mul(&q)?.reshape(&of_unit(&[m]))?;
-            routing =
-                routing.with_loss("balance", balance(&joint, &index, scored.mask.as_ref())?);
+            routing = routing.with_loss("balance", balance(&joint, &index, scored.mask.as_ref())?);
         }
         let whole = self.renormalises(k_groups) && self.renormalises(k);
         Ok(if whole { routing.normalised() } else { routing })

@@ -66,7 +66,7 @@ impl RouterConfig for ProductKey {
         if self.heads == 0 {
             return Err(Error::invalid("product_key.heads", "is to be 1 or more"));
         }
-        if self.query < 2 || self.query % 2 != 0 {
+        if self.query == 0 || !self.query.is_multiple_of(2) {
             let problem = format!("is {}, and is to be an even number above 0", self.query);
             return Err(Error::invalid("product_key.query", problem));
         }
@@ -84,7 +84,7 @@ impl RouterConfig for ProductKey {
 
 /// a ≤ b with a · b = m and a as large as it can be.
 fn most_even(m: usize) -> (usize, usize) {
-    let a = (1..=m).take_while(|a| a * a <= m).filter(|a| m % a == 0).last().unwrap_or(1);
+    let a = (1..=m).take_while(|a| a * a <= m).filter(|a| m.is_multiple_of(*a)).last().unwrap_or(1);
     (a, m / a)
 }
 

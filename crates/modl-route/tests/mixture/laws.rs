@@ -29,7 +29,7 @@ fn noisy_top_k() -> Result<()> {
 fn gshard_and_st_moe() -> Result<()> {
     for kind in ["gshard", "st_moe"] {
         let claims = || RouterClaims { draws: true, ..raw(2) };
-        let limited = json!({"type": kind, "input": "tokens", "capacity_factor": 1.0});
+        let limited = json!({"type": kind, "input": "tokens", "eval_capacity_factor": 0.5});
         check(limited, RouterClaims { looks_ahead: true, ..claims() })?;
         let over_batch = RouterClaims { looks_ahead: true, looks_at_batch: true, ..claims() };
         check(json!({"type": kind, "eval_capacity_factor": 0.5}), over_batch)?;

@@ -7,6 +7,7 @@ mod capacity;
 mod deepseek;
 mod expert_choice;
 mod laws;
+mod layers;
 mod learning;
 mod noisy;
 mod settings;
