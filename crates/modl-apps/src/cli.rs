@@ -35,6 +35,8 @@ enum Command {
     Diff(commands::diff::DiffArgs),
     /// Say what a model, an adapter, a tensor file or a run is.
     Inspect(commands::inspect::InspectArgs),
+    /// Say how a run's routers use its modules: statistics, signs of collapse, heat maps.
+    RouteReport(commands::route_report::RouteReportArgs),
     /// Put published claims to the test on small data, with seeds, controls and intervals.
     Reproduce(reproduce::ReproduceArgs),
     /// Run several routers on a recipe, with seeds, controls and paired differences.
@@ -66,6 +68,7 @@ impl Cli {
             Command::Convert(args) => commands::convert::run(&args, methods),
             Command::Diff(args) => commands::diff::run(&args),
             Command::Inspect(args) => commands::inspect::run(&args, methods),
+            Command::RouteReport(args) => commands::route_report::run(&args, methods),
             Command::Reproduce(args) => reproduce::run(&args, methods, self.threads),
             Command::Compare(args) => commands::compare::run(&args, methods),
             Command::List(args) => commands::list::run(&args, methods),

@@ -30,25 +30,39 @@ fn it_shows_algorithm_1_as_it_stands_and_the_example_as_it_runs() {
 }
 
 #[test]
-fn the_table_of_modules_is_what_the_registry_says() {
-    let out = std::process::Command::new(env!("CARGO_BIN_EXE_modl"))
-        .args(["list", "modules", "--markdown"])
-        .output()
-        .unwrap();
-    let table = String::from_utf8(out.stdout).unwrap();
-    assert!(table.lines().count() > 30, "{}", String::from_utf8_lossy(&out.stderr));
-    assert!(
-        read("docs/modules.md").contains(table.trim_end()),
-        "docs/modules.md is to hold what `modl list modules --markdown` prints:\n{table}"
-    );
+fn the_tables_of_methods_are_what_the_registry_says() {
+    for (axis, least) in [("modules", 30), ("routers", 5)] {
+        let out = std::process::Command::new(env!("CARGO_BIN_EXE_modl"))
+            .args(["list", axis, "--markdown"])
+            .output()
+            .unwrap();
+        let table = String::from_utf8(out.stdout).unwrap();
+        assert!(table.lines().count() > least, "{}", String::from_utf8_lossy(&out.stderr));
+        assert!(
+            read(&format!("docs/{axis}.md")).contains(table.trim_end()),
+            "docs/{axis}.md is to hold what `modl list {axis} --markdown` prints:\n{table}"
+        );
+    }
 }
 
 #[test]
 fn every_command_that_it_names_exists() {
     let readme = read("README.md");
-    let cli = read("crates/modl-apps/src/cli.rs").to_lowercase();
-    for command in ["demo", "train", "eval", "forward", "convert", "diff", "inspect", "list"] {
+    let cli = read("crates/modl-apps/src/cli.rs");
+    for (command, variant) in [
+        ("demo", "Demo"),
+        ("train", "Train"),
+        ("eval", "Eval"),
+        ("forward", "Forward"),
+        ("convert", "Convert"),
+        ("diff", "Diff"),
+        ("inspect", "Inspect"),
+        ("route-report", "RouteReport"),
+        ("compare", "Compare"),
+        ("reproduce", "Reproduce"),
+        ("list", "List"),
+    ] {
         assert!(readme.contains(&format!("modl {command}")), "{command}");
-        assert!(cli.contains(&format!("    {command}(")), "{command}");
+        assert!(cli.contains(&format!("    {variant}(")), "{command}");
     }
 }

@@ -210,9 +210,8 @@ fn each_real_token_counts_under_the_label_of_its_row() {
         }
         let stats = site.by_label[*name].stats();
         assert_eq!(stats.units, n);
-        for j in 0..m {
-            assert!(close(stats.importance[j], sum[j] / n as f64), "{name}");
-        }
+        let means: Vec<f64> = sum.iter().map(|s| s / n as f64).collect();
+        assert!(stats.importance.iter().zip(&means).all(|(a, b)| close(*a, *b)), "{name}");
     }
     assert_eq!(site.stats().units, 7);
     let n: f64 = table.iter().flatten().sum();
@@ -277,19 +276,29 @@ fn batches_add_up_whatever_the_form_of_the_routing() {
 }
 
 #[test]
-fn what_was_dropped_is_counted_by_indices_or_as_the_router_notes_it() {
+fn what_was_dropped_is_what_the_router_notes() {
+    // Eight places: five choices were kept; of the other three some were dropped, some not made.
     let index = whole(&[0, -1, 1, 0, -1, -1, 2, 1], &[4, 2]);
     let sparse = Weights::Sparse { index, weight: t(&[0.5; 8], &[4, 2]) };
     let routing = Routing::new(sparse, 3);
     let stats = RoutingStats::of(&routing).unwrap();
-    assert!(close(stats.overflow, 3.0 / 8.0) && close(stats.unrouted, 0.25));
+    assert!(close(stats.overflow, 0.0) && close(stats.unrouted, 0.25));
     assert!(close(stats.load[0], 2.0 / 5.0));
-    let noted = routing.clone().note("overflow", t(&[0.0, 0.0, 1.0, 0.0], &[4]));
-    assert!(close(RoutingStats::of(&noted).unwrap().overflow, 0.25));
-    let share = routing.clone().note("overflow", t(&[0.125], &[]));
-    assert!(close(RoutingStats::of(&share).unwrap().overflow, 0.125));
-    let odd = routing.note("overflow", t(&[0.0; 3], &[3]));
-    assert!(RoutingStats::of(&odd).unwrap_err().to_string().contains("overflow"));
+    let all = routing.clone().note("overflow", t(&[3.0], &[]));
+    assert!(close(RoutingStats::of(&all).unwrap().overflow, 3.0 / 8.0));
+    let by_row = routing.clone().note("overflow", t(&[0.0, 0.0, 2.0, 0.0], &[4]));
+    assert!(close(RoutingStats::of(&by_row).unwrap().overflow, 2.0 / 7.0));
+    let mut report = RoutingReport::default();
+    for noted in [all, by_row] {
+        report.add(&trace(noted), &["a", "b", "c", "d"], None).unwrap();
+    }
+    let site = &report.sites()[0];
+    assert!(close(site.stats().overflow, 5.0 / 15.0), "3 and 2 of 8 and 7");
+    assert!(close(site.by_label["c"].stats().overflow, 1.0), "3⁄4 and 2, and nothing kept");
+    for odd in [t(&[0.0; 3], &[3]), t(&[-1.0], &[]), t(&[f64::NAN], &[])] {
+        let e = RoutingStats::of(&routing.clone().note("overflow", odd)).unwrap_err();
+        assert!(e.to_string().contains("overflow"), "{e}");
+    }
 }
 
 #[test]
@@ -301,7 +310,7 @@ fn a_trace_comes_back_from_its_file_as_it_was() {
         let weight: Vec<f64> = numbers(8, seed).iter().map(|w| f64::from(*w as f32)).collect();
         let index = whole(&[0, 1, 2, -1, 1, 0, 2, 2], &[2, 2, 2]);
         let by_token = Weights::Sparse { index, weight: t(&weight, &[2, 2, 2]) };
-        let third = rows(&[&[(0, 1.0 / 3.0)], &[]], 3);
+        let third = rows(&[&[(0, 1.0 / 3.0)], &[]], 3).note("overflow", t(&[0.0, 1.0], &[2]));
         let routings =
             [("first", Routing::new(by_token, 3)), ("second", third.clone()), ("third", third)];
         let routings = routings.map(|(site, r)| (site.to_owned(), r)).into();
@@ -335,7 +344,7 @@ fn a_trace_comes_back_from_its_file_as_it_was() {
     {
         let place = tensors.iter().position(|(n, _)| n == name).unwrap();
         let sound = tensors[place].1.clone();
-        let mut values = sound.to_vec::<i32>().unwrap();
+        let mut values = sound.to_kind(Kind::Int).unwrap().to_vec::<i32>().unwrap();
         values[0] = value;
         tensors[place].1 = Tensor::from_slice(&values, &sound.size(), Device::Cpu).unwrap();
         let e = save(&tensors, metadata.clone());
@@ -344,8 +353,10 @@ fn a_trace_comes_back_from_its_file_as_it_was() {
     }
 }
 
+type Row<'a> = &'a [(usize, f64)];
+
 /// A site at which each label has these rows of α.
-fn site(modules: usize, by_label: &[(&str, &[&[(usize, f64)]])]) -> SiteUse {
+fn site(modules: usize, by_label: &[(&str, &[Row])]) -> SiteUse {
     let names = (0..modules).map(|j| format!("m{j}")).collect();
     let mut site = SiteUse::new(vec!["site".into()], names);
     for (label, all) in by_label {
@@ -358,8 +369,7 @@ fn site(modules: usize, by_label: &[(&str, &[&[(usize, f64)]])]) -> SiteUse {
 #[test]
 fn collapse_is_seen_and_a_router_that_works_is_left_alone() {
     let limits = Thresholds::default();
-    let (m0, m1, m2): (&[(usize, f64)], &[(usize, f64)], &[(usize, f64)]) =
-        (&[(0, 1.0)], &[(1, 1.0)], &[(2, 1.0)]);
+    let [m0, m1, m2]: [Row; 3] = [&[(0, 1.0)], &[(1, 1.0)], &[(2, 1.0)]];
     let even = &[(0, 1.0 / 3.0), (1, 1.0 / 3.0), (2, 1.0 / 3.0)][..];
     let good = site(3, &[("a", &[m0, m0]), ("b", &[m1, m1]), ("c", &[m2, m2])]);
     assert_eq!(signs(&good, &limits), []);
@@ -389,6 +399,7 @@ fn collapse_is_seen_and_a_router_that_works_is_left_alone() {
     let weight = t(&[1.0, 0.0, 1.0, 0.0], &[2, 2]);
     let mut full = SiteUse::new(vec!["site".into()], vec!["m0".into(), "m1".into()]);
     let routing = Routing::new(Weights::Sparse { index, weight }, 2);
+    let routing = routing.note("overflow", t(&[2.0], &[]));
     full.add(&Units::of(&routing, 2, None).unwrap(), &["a", "b"]).unwrap();
     assert_eq!(signs(&full, &limits), [Sign::Dropping { share: 0.5 }]);
 }

@@ -11,7 +11,7 @@
 //! | `mean_entropy` | mean over u of H(αᵤ ⁄ Σαᵤ): 0 where each unit has one module |
 //! | `max_violation` | MaxVio = maxⱼ fⱼ ⁄ mean f − 1 (Wang et al. 2024, arXiv 2408.15664) |
 //! | `active_modules` | exp H(f): m where all are used alike, 1 where one has everything |
-//! | `overflow` | the share of choices that full modules dropped |
+//! | `overflow` | dropped ⁄ (dropped + kept) choices, where full modules drop some |
 //! | `unrouted` | the share of units without any module |
 //!
 //! H is in nats and takes |α|. CV²: Shazeer et al. 2017, arXiv 1701.06538, §4; survey §4.2.1 names
@@ -21,6 +21,21 @@
 //! site and by a label of the rows (their tasks), from which it has the mutual information of modules
 //! and labels and the metrics of [`Mittal`] as well; [`signs`] reads off it what is wrong. A
 //! [`Recorder`] keeps the choices themselves, which a [`RoutingTrace`] brings to a file and back.
+//!
+//! ```
+//! use modl_core::{Routing, Trace, Weights};
+//! use modl_route::stats::RoutingReport;
+//!
+//! // What `cx.take_trace()` gives after a forward pass over two rows.
+//! let rows = vec![vec![(0, 1.0)], vec![(1, 1.0)]];
+//! let routings = vec![("layer.0".to_owned(), Routing::new(Weights::Rows(rows), 2))];
+//! let mut report = RoutingReport::default();
+//! report.add(&Trace { routings }, &["news", "tweets"], None)?;
+//! let site = &report.sites()[0];
+//! assert_eq!(site.stats().max_violation, 0.0);
+//! assert!((site.mutual_information() - 2f64.ln()).abs() < 1e-12);
+//! # Ok::<(), modl_core::Error>(())
+//! ```
 
 mod hungarian;
 mod information;
@@ -65,8 +80,7 @@ pub struct RoutingStats {
     pub max_violation: f64,
     /// The effective number of modules in use.
     pub active_modules: f64,
-    /// The share of choices that full modules dropped: sparse indices of −1, or what the router
-    /// noted as `overflow` ([`Units::of`]).
+    /// The share of choices that full modules dropped, as the router noted it ([`Units::of`]).
     pub overflow: f64,
     /// The share of units without any module.
     pub unrouted: f64,

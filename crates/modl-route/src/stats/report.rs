@@ -38,22 +38,10 @@ impl RoutingReport {
     ) -> Result<()> {
         for (path, routing) in &trace.routings {
             let units = Units::of(routing, labels.len(), mask).at(path)?;
-            let place = match self.sites.iter_mut().find(|s| s.paths.first() == Some(path)) {
-                Some(place) => place,
-                None => {
-                    let names = (0..routing.modules).map(|j| j.to_string()).collect();
-                    self.sites.push(SiteUse::new(vec![path.clone()], names));
-                    match self.sites.last_mut() {
-                        Some(place) => place,
-                        None => continue,
-                    }
-                }
-            };
-            if place.modules.len() != routing.modules {
-                let (was, is) = (place.modules.len(), routing.modules);
-                return Err(Error::invalid(path, format!("had {was} modules, now it has {is}")));
-            }
-            place.add(&units, labels)?;
+            let new = || SiteUse::new(vec![path.clone()], numbers(routing.modules));
+            let known = |s: &SiteUse| (s.paths.first().cloned(), s.modules.len());
+            let site = entry(&mut self.sites, path, routing.modules, known, new)?;
+            site.add(&units, labels)?;
         }
         Ok(())
     }
@@ -138,4 +126,28 @@ impl SiteUse {
     fn shares(&self) -> Vec<Vec<f64>> {
         self.by_label.values().map(|t| t.shares().to_vec()).collect()
     }
+}
+
+/// What modules are called whose names are not known.
+pub(super) fn numbers(modules: usize) -> Vec<String> {
+    (0..modules).map(|j| j.to_string()).collect()
+}
+
+/// The entry of the site at `path`, of which path and number of modules are `known`; a new one where
+/// there is none yet.
+pub(super) fn entry<'a, T>(
+    sites: &'a mut Vec<T>,
+    path: &str,
+    modules: usize,
+    known: impl Fn(&T) -> (Option<String>, usize),
+    new: impl FnOnce() -> T,
+) -> Result<&'a mut T> {
+    let there = sites.iter().position(|s| known(s).0.as_deref() == Some(path));
+    let at = there.unwrap_or(sites.len());
+    if at == sites.len() {
+        sites.push(new());
+    }
+    let was = sites.get(at).map_or(0, |s| known(s).1);
+    let wrong = || Error::invalid(path, format!("has {was} modules, α is over {modules}"));
+    sites.get_mut(at).filter(|_| was == modules).ok_or_else(wrong)
 }

@@ -95,8 +95,8 @@ impl Tally {
     /// The statistics.
     pub fn stats(&self) -> RoutingStats {
         let units = self.units.max(1) as f64;
-        let choices = self.count.iter().sum::<f64>().max(1.0);
-        let load: Vec<f64> = self.count.iter().map(|c| c / choices).collect();
+        let choices = self.count.iter().sum::<f64>();
+        let load: Vec<f64> = self.count.iter().map(|c| c / choices.max(1.0)).collect();
         let importance: Vec<f64> = self.sum.iter().map(|s| s / units).collect();
         let most = load.iter().fold(0.0, |a: f64, b| a.max(*b));
         let used = most > 0.0;
@@ -108,7 +108,7 @@ impl Tally {
             mean_entropy: self.entropy / self.routed.max(1) as f64,
             max_violation: if used { most * load.len() as f64 - 1.0 } else { 0.0 },
             active_modules: if used { entropy(&load).exp() } else { 0.0 },
-            overflow: self.dropped / units,
+            overflow: self.dropped / (self.dropped + choices).max(1.0),
             unrouted: (self.units - self.routed) as f64 / units,
             load,
             importance,

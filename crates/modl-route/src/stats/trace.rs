@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use modl_core::{Error, Modular, Result, ResultExt, Tensor, Trace};
+use modl_core::{Modular, Result, ResultExt, Tensor, Trace};
 
+use super::report::{entry, numbers};
 use super::{RoutingReport, SiteUse, Units};
 
 /// What was routed over some data, split by split: `train`, `test`.
@@ -62,24 +63,15 @@ impl Recorder {
         mask: Option<&Tensor>,
     ) -> Result<()> {
         let first = self.split.labels.len();
-        let sites = &mut self.split.sites;
         for (path, routing) in &trace.routings {
             let units = Units::of(routing, labels.len(), mask).at(path)?;
-            let place = match sites.iter().position(|s| s.paths.first() == Some(path)) {
-                Some(place) => place,
-                None => {
-                    let numbers = || (0..routing.modules).map(|j| j.to_string()).collect();
-                    let modules = self.names.get(path).cloned().unwrap_or_else(numbers);
-                    let paths = vec![path.clone()];
-                    sites.push(Kept { paths, modules, units: Units::default() });
-                    sites.len() - 1
-                }
+            let new = || Kept {
+                paths: vec![path.clone()],
+                modules: self.names.get(path).cloned().unwrap_or_else(|| numbers(routing.modules)),
+                units: Units::default(),
             };
-            let Some(site) = sites.get_mut(place) else { continue };
-            if site.modules.len() != routing.modules {
-                let (was, is) = (site.modules.len(), routing.modules);
-                return Err(Error::invalid(path, format!("has {was} modules, α is over {is}")));
-            }
+            let known = |s: &Kept| (s.paths.first().cloned(), s.modules.len());
+            let site = entry(&mut self.split.sites, path, routing.modules, known, new)?;
             site.units.append(&units, first);
         }
         self.split.labels.extend(labels.iter().map(|l| l.as_ref().to_owned()));

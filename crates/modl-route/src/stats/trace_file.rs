@@ -4,8 +4,8 @@
 //! `labels`, and its `sites` with their `paths` and `modules`. Split s has the tensor `s.label` (the
 //! number of each row's label), and its site i has, for units and their choices one after the other,
 //! `s.i.row`, `s.i.length` (how many choices each unit has), `s.i.module`, `s.i.weight`, and
-//! `s.i.dropped` where choices were dropped. Whole numbers are i32; weights are f32 where that
-//! changes none of them, and f64 else.
+//! `s.i.dropped` where choices were dropped. Whole numbers are u8, i16 or i32, as they fit; weights are
+//! f32 where that changes none of them, and f64 else.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -162,7 +162,12 @@ impl Units {
 }
 
 fn whole(values: &[i32]) -> Result<Tensor> {
-    Tensor::from_slice(values, &[values.len() as i64], Device::Cpu)
+    let t = Tensor::from_slice(values, &[values.len() as i64], Device::Cpu)?;
+    match values.iter().max() {
+        Some(largest) if *largest <= i32::from(u8::MAX) => t.to_kind(Kind::Uint8),
+        Some(largest) if *largest <= i32::from(i16::MAX) => t.to_kind(Kind::Int16),
+        _ => Ok(t),
+    }
 }
 
 fn compact(values: &[f64]) -> Result<Tensor> {

@@ -13,7 +13,7 @@ pub struct Units {
     pub(super) chosen: Vec<u32>,
     /// αⱼ of each.
     pub(super) weights: Vec<f64>,
-    /// The share of each unit's choices that full modules dropped.
+    /// How many of each unit's choices full modules dropped.
     pub(super) dropped: Vec<f64>,
 }
 
@@ -26,7 +26,7 @@ pub struct Unit<'a> {
     pub chosen: &'a [u32],
     /// Their αⱼ.
     pub weights: &'a [f64],
-    /// The share of its choices that full modules dropped.
+    /// How many of its choices full modules dropped.
     pub dropped: f64,
 }
 
@@ -35,9 +35,8 @@ impl Units {
     /// tokens those count whose `mask` `[batch, seq]` is not 0; a mask of other tokens than the
     /// routing's, as an encoder's is for its decoder, hides none.
     ///
-    /// A choice was dropped where a sparse index is −1. A router that also uses −1 for other things
-    /// notes `overflow`, which then says it instead: a tensor of the units' shape with the share of
-    /// each unit's choices that was dropped, or `[]` with the share over all.
+    /// A sparse index of −1 is no choice. What full modules dropped a router notes as `overflow`: how
+    /// many choices of each unit, or `[]` how many of all together, which are then shared out evenly.
     ///
     /// # Errors
     /// Where α is not finite, is of a module that there is not, or does not fit the rows.
@@ -57,7 +56,7 @@ impl Units {
             }
         };
         let count: i64 = shape.iter().product();
-        let lost = lost(routing, &index, k, count as usize)?;
+        let lost = lost(routing, count as usize)?;
         let seen = match mask {
             Some(mask) if shape.len() == 2 && mask.size() == shape => Some(numbers(mask)?),
             _ => None,
@@ -93,6 +92,10 @@ impl Units {
             for row in own {
                 units.push(row, &chosen, lost.get(u).copied().unwrap_or(0.0));
             }
+        }
+        if let ([all], true) = (lost.as_slice(), count != 1) {
+            let each = all / units.len().max(1) as f64;
+            units.dropped.fill(each);
         }
         Ok(units)
     }
@@ -147,19 +150,14 @@ fn numbers(t: &Tensor) -> Result<Vec<f64>> {
     t.detach()?.to_device(Device::Cpu)?.to_kind(Kind::Double)?.to_vec::<f64>()
 }
 
-/// The share of dropped choices of each unit; empty where nothing can be dropped.
-fn lost(routing: &Routing, index: &[i64], k: usize, count: usize) -> Result<Vec<f64>> {
-    if let Some(noted) = routing.noted.get("overflow") {
-        let values = numbers(noted)?;
-        return match values.as_slice() {
-            [share] => Ok(vec![*share; count]),
-            all if all.len() == count => Ok(values),
-            _ => {
-                let problem = format!("is {noted:?} for {count} rows or tokens");
-                Err(Error::invalid("what a router noted as `overflow`", problem))
-            }
-        };
+/// The number of dropped choices of each unit, or of all together; empty where none is noted.
+fn lost(routing: &Routing, count: usize) -> Result<Vec<f64>> {
+    let Some(noted) = routing.noted.get("overflow") else { return Ok(Vec::new()) };
+    let values = numbers(noted)?;
+    let sound = values.iter().all(|v| *v >= 0.0 && v.is_finite());
+    if sound && (values.len() == 1 || values.len() == count) {
+        return Ok(values);
     }
-    let none = |of_unit: &[i64]| of_unit.iter().filter(|j| **j < 0).count() as f64;
-    Ok(index.chunks(k.max(1)).map(|of_unit| none(of_unit) / k.max(1) as f64).collect())
+    let problem = format!("is {noted:?} for {count} rows or tokens");
+    Err(Error::invalid("what a router noted as `overflow`", problem))
 }
