@@ -2,13 +2,19 @@
 
 mod average;
 mod concat;
+mod factors;
+mod multi_head;
 mod offline;
+mod stack;
 mod unchanged;
 mod weighted_sum;
 
 pub use average::Average;
 pub use concat::Concat;
+pub use factors::Factors;
+pub use multi_head::MultiHead;
 pub use offline::merge_low_rank;
+pub use stack::Stack;
 pub use weighted_sum::WeightedSum;
 
 use modl_core::{Registry, Result};
@@ -21,5 +27,8 @@ pub fn register(r: &mut Registry) -> Result<()> {
     let r = &mut r.aggregators;
     r.register::<WeightedSum>("Sum of outputs", "Shazeer et al. 2017", "5.2")?;
     r.register::<Average>("Average of parameters", "Wortsman et al. 2022", "5.1")?;
-    r.register::<Concat>("Exact sum of low-rank changes", "PEFT's `cat`", "5.1")
+    r.register::<Concat>("Exact sum of low-rank changes", "PEFT's `cat`", "5.1")?;
+    r.register::<MultiHead>("Average part by part", "Page-Caccia et al. 2023", "5.1")?;
+    r.register::<Factors>("Average factor by factor", "Wang et al. 2022, AdaMix", "5.1")?;
+    r.register::<Stack>("One module on the other", "Pfeiffer et al. 2020, MAD-X", "5.3")
 }

@@ -39,9 +39,35 @@ fn concat() {
 }
 
 #[test]
+fn multi_head() {
+    check(json!({"type": "multi_head"}), lora(), AggregatorClaims::default());
+    check(json!({"type": "factors"}), lora(), AggregatorClaims::default());
+}
+
+#[test]
+fn stack() -> Result<()> {
+    // It has no weights; by rows it is tested with its order in `multi_head.rs`.
+    let registry = Registry::new().with(modl_aggregate::register)?;
+    let mut model = modl_core::Modular::new(
+        modl_core::testing::TinyBackbone::new(modl_core::Seed(1), modl_core::Kind::Float)?,
+        modl_core::Seed(2),
+    )?;
+    model.attach("a", lora()(), &modl_core::Targets::names(["query"]))?;
+    model.route(modl_core::testing::Given::only(0), false)?;
+    let mut outputs = Vec::new();
+    for kind in ["stack", "weighted_sum"] {
+        model.aggregate(registry.aggregators.parse(&json!({"type": kind}))?)?;
+        let inputs = modl_core::testing::TinyBackbone::inputs(2, 5, modl_core::Seed(3))?;
+        outputs.push(model.forward(&inputs, &modl_core::Context::eval())?.need("logits")?.copy()?);
+    }
+    assert!(outputs[0].bit_equal(&outputs[1])?, "one module of a stack is itself");
+    Ok(())
+}
+
+#[test]
 fn every_aggregator_is_documented_and_reads_back_what_it_wrote() -> Result<()> {
     let registry = Registry::new().with(modl_aggregate::register)?;
-    assert_eq!(registry.aggregators.entries().len(), 3);
+    assert_eq!(registry.aggregators.entries().len(), 6);
     for entry in registry.aggregators.entries() {
         assert!(!entry.title.is_empty() && !entry.citation.is_empty() && !entry.section.is_empty());
         let config = registry.aggregators.parse(&json!({"type": entry.name}))?;

@@ -169,7 +169,9 @@ impl<'a> Active<'a> {
             Weights::Rows(rows) => {
                 let mut members: Vec<Vec<i64>> = Vec::new();
                 for (r, row) in (0..).zip(rows) {
-                    let alike = |m: &&mut Vec<i64>| rows.get(m[0] as usize) == Some(row);
+                    // Rows with heads of their own are alone.
+                    let alone = self.routing.heads.as_ref().is_some_and(|h| h.dim() == 3);
+                    let alike = |m: &&mut Vec<i64>| !alone && rows.get(m[0] as usize) == Some(row);
                     match members.iter_mut().find(alike) {
                         Some(m) => m.push(r),
                         None => members.push(vec![r]),
@@ -194,7 +196,10 @@ impl<'a> Active<'a> {
         let mut parts = Vec::with_capacity(groups.len());
         for (rows, weights) in groups.into_iter().chain(nobody) {
             let index = Tensor::from_slice(&rows, &[rows.len() as i64], x.x.device())?;
-            let routing = self.routing.with_weights(weights);
+            let routing = match rows.first() {
+                Some(row) => self.routing.with_row(weights, *row)?,
+                None => self.routing.with_weights(weights),
+            };
             let active = self.bank.select(&routing, rows.len() as i64)?;
             let y = work(&active, &x.select_rows(&index)?, &cx.select_rows(&rows)?)?;
             parts.push((rows, y));

@@ -9,6 +9,9 @@ use crate::{
     Tensors,
 };
 
+/// The ids of the tokens, among the inputs and as a feature of the context.
+const INPUT_IDS: &str = "input_ids";
+
 /// A backbone with modules, routers and aggregators at its sites.
 ///
 /// Parameters are named by what they belong to: `modules.NAME.SITE.PARAM`, `routers.SITE.PARAM`
@@ -125,10 +128,20 @@ impl Modular {
     /// # Errors
     /// With the site's path where something does not fit there.
     pub fn forward(&self, inputs: &Tensors, cx: &Context) -> Result<Tensors> {
+        let with_ids = self.with_ids(inputs, cx);
+        let cx = with_ids.as_ref().unwrap_or(cx);
         match cx.activation_checkpoints() {
             None => self.backbone.forward(inputs, &self.layers, cx),
             Some(kept) => kept.forward(self, inputs, cx),
         }
+    }
+
+    /// The context with the ids of the tokens, where a router reads them and nobody has given them.
+    fn with_ids(&self, inputs: &Tensors, cx: &Context) -> Option<Context> {
+        let ids = inputs.get(INPUT_IDS)?;
+        let reads = |s: &Site| self.layers.at(s).is_some_and(|l| l.router().reads_ids());
+        let wanted = cx.find(INPUT_IDS).is_none() && self.backbone.sites().iter().any(reads);
+        wanted.then(|| cx.clone().with_feature(INPUT_IDS, ids.clone()))
     }
 
     /// One pass of the backbone alone.

@@ -20,6 +20,12 @@ pub trait Router: Debug + Send {
         false
     }
 
+    /// Whether it looks at the ids of the tokens: the feature `input_ids` `[batch, seq]` of the
+    /// context, which [`crate::Modular::forward`] then takes from the inputs.
+    fn reads_ids(&self) -> bool {
+        false
+    }
+
     /// A loss by its name that takes knowing what became of a choice: that of REINFORCE. It is
     /// asked for in training, before gradients are computed, once for each time that this router
     /// decided. `routing` is what it decided, with what it noted.
@@ -115,6 +121,10 @@ impl Router for Shared {
 
     fn looks_ahead(&self) -> bool {
         self.leader.as_ref().is_some_and(|r| r.looks_ahead())
+    }
+
+    fn reads_ids(&self) -> bool {
+        self.leader.as_ref().is_some_and(|r| r.reads_ids())
     }
 
     // What followers took over has no notes: the leader hears of it once.

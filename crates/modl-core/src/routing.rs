@@ -61,6 +61,9 @@ pub struct Routing {
     /// ([`crate::Router::credit`]), and what others may look at: the logarithm of the probability
     /// of what was chosen, the scores.
     pub noted: Tensors,
+    /// α of parts of the modules, for aggregators that weigh part by part, as multi-head routing
+    /// does: `[heads, m]` for all rows or `[batch, heads, m]`. `weights` is then their mean.
+    pub heads: Option<Tensor>,
 }
 
 impl Routing {
@@ -73,7 +76,8 @@ impl Routing {
             Weights::Rows(rows) => rows.iter().all(|r| one(r)),
             Weights::Dense(_) | Weights::Sparse { .. } | Weights::Slots { .. } => false,
         };
-        Routing { weights, modules, normalised, losses: Vec::new(), noted: Tensors::new() }
+        let (losses, noted) = (Vec::new(), Tensors::new());
+        Routing { weights, modules, normalised, losses, noted, heads: None }
     }
 
     /// Declares that each α sums to 1.
@@ -93,6 +97,11 @@ impl Routing {
         self
     }
 
+    /// Adds an α of parts of the modules, `[heads, m]` or `[batch, heads, m]`.
+    pub fn with_heads(self, heads: Tensor) -> Self {
+        Routing { heads: Some(heads), ..self }
+    }
+
     /// The same α for the modules of a part of the batch or of the sites: losses and notes stay with
     /// the whole.
     pub(crate) fn with_weights(&self, weights: Weights) -> Self {
@@ -102,7 +111,17 @@ impl Routing {
             normalised: self.normalised,
             losses: Vec::new(),
             noted: Tensors::new(),
+            heads: self.heads.clone(),
         }
+    }
+
+    /// α of row `row` alone, for all rows that share it.
+    pub(crate) fn with_row(&self, weights: Weights, row: i64) -> Result<Self> {
+        let heads = match &self.heads {
+            Some(h) if h.dim() == 3 => Some(h.select(0, row)?),
+            all => all.clone(),
+        };
+        Ok(Routing { heads, ..self.with_weights(weights) })
     }
 
     /// What has an α of its own.
@@ -190,7 +209,11 @@ impl Routing {
                 Weights::Slots { dispatch: at(dispatch)?, combine: at(combine)? }
             }
         };
-        Ok(self.with_weights(weights))
+        let heads = match &self.heads {
+            Some(h) if h.dim() == 3 => Some(at(h)?),
+            all => all.clone(),
+        };
+        Ok(Routing { heads, ..self.with_weights(weights) })
     }
 
     /// Checks that α fits a bank of `modules` modules and a batch of `rows` rows.
@@ -201,6 +224,12 @@ impl Routing {
         let wrong = |problem: String| Err(Error::invalid("routing", problem));
         if self.modules != modules {
             return wrong(format!("α is over {} modules, the bank holds {modules}", self.modules));
+        }
+        if let Some(heads) = &self.heads {
+            let of_rows = heads.dim() == 3 && heads.len_of(0) == rows;
+            if heads.len_of(-1) != modules as i64 || !(heads.dim() == 2 || of_rows) {
+                return wrong(format!("heads are {heads:?} for {rows} rows, {modules} modules"));
+            }
         }
         let in_range = |row: &[(usize, f64)]| row.iter().all(|(j, _)| *j < modules);
         match &self.weights {

@@ -229,6 +229,14 @@ impl<'a> Host<'a> {
         Host { stages, ..self }
     }
 
+    /// This host with another function in the place of f, such as f with a module on it.
+    pub fn around<'b>(&self, theta: &'b Tensors, f: &'b HostFn<'b>) -> Host<'b>
+    where
+        'a: 'b,
+    {
+        Host { site: self.site, theta, f, stages: self.stages, memo: RefCell::new(None) }
+    }
+
     /// The site.
     pub fn site(&self) -> &'a Site {
         self.site

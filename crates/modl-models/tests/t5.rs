@@ -8,8 +8,9 @@ use modl_core::checkpoint::Checkpoint;
 use modl_core::testing::standins::{Prompt, Scale};
 use modl_core::testing::{Given, Sum, perturb};
 use modl_core::{
-    Backbone, Base, Context, Device, Kind, Layers, Modular, ModuleConfig, Seed, Select, SiteKind,
-    Targets, Tensor, Tensors, no_grad,
+    Backbone, Bank, Base, Context, Device, Kind, Layers, Modular, ModuleConfig, Result, Router,
+    RouterConfig, Routing, Scope, Seed, Select, Signal, Site, SiteKind, Targets, Tensor, Tensors,
+    Weights, no_grad,
 };
 use modl_models::{LoadOptions, T5, greedy, open};
 
@@ -320,5 +321,56 @@ fn inputs_and_settings_that_do_not_fit_are_refused_in_words() {
         std::fs::copy(fixture("base_t5").join(weights), dir.path().join(weights)).unwrap();
         let e = open(dir.path(), &LoadOptions::default()).unwrap_err().to_string();
         assert!(e.contains(words), "{e}\n  does not say: {words}");
+    }
+}
+
+/// A router that takes no module, and fails unless it reads these ids.
+#[derive(Debug, Clone)]
+struct Reads(Tensor);
+
+impl RouterConfig for Reads {
+    fn kind(&self) -> &'static str {
+        "reads"
+    }
+
+    fn to_json(&self) -> Result<serde_json::Value> {
+        Ok(serde_json::json!({}))
+    }
+
+    fn build(&self, _: &Site, _: &Bank, _: &mut Scope) -> Result<Box<dyn Router>> {
+        Ok(Box::new(self.clone()))
+    }
+}
+
+impl Router for Reads {
+    fn kind(&self) -> &'static str {
+        "reads"
+    }
+
+    fn reads_ids(&self) -> bool {
+        true
+    }
+
+    fn route(&self, _: &Signal, bank: &Bank, cx: &Context) -> Result<Routing> {
+        let ids = cx.feature("input_ids")?;
+        assert!(ids.bit_equal(&self.0)?, "{ids:?} {:?}", self.0);
+        Ok(Routing::new(Weights::Fixed(Vec::new()), bank.len()))
+    }
+}
+
+#[test]
+fn routers_read_the_ids_of_their_own_side() {
+    let (source, target) = (ids(&[&[3, 1, 4], &[1, 5, 9]]), ids(&[&[2, 7, 1], &[8, 2, 8]]));
+    let inputs = Tensors::new().with("input_ids", source.clone());
+    let inputs = inputs.with("decoder_input_ids", target.clone());
+    for (side, wanted) in [("encoder", source), ("decoder", target)] {
+        let mut model = Modular::new(t5("base_t5"), Seed(1)).unwrap();
+        let targets = Targets::pattern(format!(r"{side}\.block\.0\.layer\.0\.SelfAttention\.q"));
+        model.attach("a", Box::new(Scale), &targets).unwrap();
+        model.aggregate(Box::new(Sum::default())).unwrap();
+        model.route(Box::new(Reads(wanted)), false).unwrap();
+        let cx = Context::eval();
+        model.forward(&inputs, &cx).unwrap();
+        assert_eq!(cx.take_trace().routings.len(), 1);
     }
 }

@@ -5,12 +5,14 @@ mod losses;
 mod scores;
 mod soft;
 pub mod stats;
+mod task;
 mod top_k;
 
 pub use fixed::*;
 pub use scores::{Input, Scores};
 pub use soft::*;
 pub use stats::{Mittal, RoutingStats};
+pub use task::*;
 pub use top_k::*;
 
 use modl_core::{Registry, Result};
@@ -22,5 +24,6 @@ use modl_core::{Registry, Result};
 pub fn register(r: &mut Registry) -> Result<()> {
     fixed::register(r)?;
     soft::register(r)?;
+    task::register(r)?;
     top_k::register(r)
 }

@@ -48,6 +48,31 @@ impl From<Input> for String {
     }
 }
 
+impl Input {
+    /// Checks that x at such a site has what is looked at.
+    pub(crate) fn check(&self, site: &Site) -> Result<()> {
+        let advice = "route by a feature of the row: input = \"feature:NAME\"";
+        match (self, site.kind) {
+            (Input::Mean | Input::Tokens, SiteKind::Embedding) => {
+                Err(Error::unsupported("routing by token ids, which are no vectors", advice))
+            }
+            (Input::Tokens, SiteKind::Attention) => {
+                Err(Error::unsupported("an α for each token of an attention", advice))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// x̄ and, where each token is looked at, the mask of the real ones.
+    pub(crate) fn of(&self, x: &Signal, cx: &Context) -> Result<(Tensor, Option<Tensor>)> {
+        Ok(match self {
+            Input::Feature(name) => (cx.feature(name)?.clone(), None),
+            Input::Tokens => (x.x.clone(), mask(&x.x, cx)?),
+            Input::Mean => (mean(&x.x, cx)?, None),
+        })
+    }
+}
+
 /// The configuration of the scores, a part of every learned router's.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -108,19 +133,7 @@ impl Scores {
         if width < 1 || (width != site.input && !matches!(self.input, Input::Feature(_))) {
             return wrong("width", "is to be the width of the feature; leave it out otherwise");
         }
-        let advice = "route by a feature of the row: input = \"feature:NAME\"";
-        match (&self.input, site.kind) {
-            (Input::Mean | Input::Tokens, SiteKind::Embedding) => {
-                return Err(Error::unsupported(
-                    "routing by token ids, which are no vectors",
-                    advice,
-                ));
-            }
-            (Input::Tokens, SiteKind::Attention) => {
-                return Err(Error::unsupported("an α for each token of an attention", advice));
-            }
-            _ => {}
-        }
+        self.input.check(site)?;
         let modules = modules as i64;
         let weight = scope.param("weight", &[modules, width], self.init())?;
         let bias = self.bias.then(|| scope.param("bias", &[modules], Init::Zeros)).transpose()?;
@@ -183,11 +196,7 @@ impl Scorer {
     /// # Errors
     /// Where a feature is missing or of another width.
     pub(crate) fn seen(&self, x: &Signal, cx: &Context) -> Result<(Tensor, Option<Tensor>)> {
-        let (x, mask) = match &self.config.input {
-            Input::Feature(name) => (cx.feature(name)?.clone(), None),
-            Input::Tokens => (x.x.clone(), mask(&x.x, cx)?),
-            Input::Mean => (mean(&x.x, cx)?, None),
-        };
+        let (x, mask) = self.config.input.of(x, cx)?;
         let (found, wanted) = (x.len_of(-1), self.weight.len_of(-1));
         if found != wanted {
             let problem = format!(

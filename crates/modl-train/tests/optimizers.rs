@@ -119,6 +119,32 @@ fn without_a_gradient_nothing_moves_and_nothing_is_kept() {
 }
 
 #[test]
+fn what_has_momentum_and_no_gradient_stays_where_it_is() {
+    let config = AdamWConfig { weight_decay: 0.5, ..AdamWConfig::default() };
+    for config in [
+        OptimizerConfig::AdamW(config),
+        OptimizerConfig::Sgd(SgdConfig { momentum: 0.9, ..SgdConfig::default() }),
+    ] {
+        let params = params();
+        let mut optimizer = config.build().unwrap();
+        let ones = |i: usize| Some(params[i].1.ones_like().unwrap());
+        optimizer.step(&params, &[ones(0), ones(1)], &|_| 0.1).unwrap();
+        let kept = |optimizer: &dyn modl_train::Optimizer| -> Vec<(String, modl_core::Tensor)> {
+            let state = optimizer.state().unwrap();
+            let own = state.iter().filter(|(n, _)| n.ends_with(".b"));
+            own.map(|(n, t)| (n.to_owned(), t.copy().unwrap())).collect()
+        };
+        let (momentum, value) = (kept(&*optimizer), params[1].1.copy().unwrap());
+        assert!(!momentum.is_empty());
+        optimizer.step(&params, &[ones(0), None], &|_| 0.1).unwrap();
+        assert!(params[1].1.bit_equal(&value).unwrap());
+        for ((name, old), (_, new)) in momentum.iter().zip(kept(&*optimizer)) {
+            assert!(old.bit_equal(&new).unwrap(), "{name}");
+        }
+    }
+}
+
+#[test]
 fn decay_spares_what_is_named() {
     let config =
         AdamWConfig { weight_decay: 0.5, no_decay: vec!["b".into()], ..AdamWConfig::default() };

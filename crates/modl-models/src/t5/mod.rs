@@ -210,6 +210,8 @@ impl Backbone for T5 {
                 format!("{} rows, but the encoder has {}", ids.len_of(0), encoded.hidden.len_of(0));
             return Err(Error::invalid("decoder_input_ids", problem));
         }
+        // Routers of the decoder that read ids read its own.
+        let cx = &cx.clone().with_feature("input_ids", ids.clone());
         let decoded = self.decoder.forward(&ids, mask, Some(&encoded), layers, cx)?;
         let given = cx.clone().with_feature("mask", decoded.mask.clone());
         let mut outputs = Tensors::new();

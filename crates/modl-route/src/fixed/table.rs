@@ -1,11 +1,18 @@
 //! Fixed routing: α is looked up, not learned.
 //!
-//! α = table\[t\] for the task t of each row (MAD-X: Pfeiffer, Vulić, Gurevych, Ruder 2020,
-//! arXiv 2005.00052; DEMix: Gururangan et al. 2021, arXiv 2108.05036), or one constant for all
-//! rows: the active adapters of a model. Survey §4.1.
+//! α = table\[t\] for the task t of each row, or one constant for all rows: the active adapters of a
+//! model. Survey §4.1. Without a table each task has a module of its own (private); a constant is one
+//! module for all (shared); a table says anything between the two (custom). By a label that says
+//! which module is right it is the oracle that learned routers are measured against.
+//!
+//! - DEMix (Gururangan et al. 2021, arXiv 2108.05036): `label = "domain"`.
+//! - MAD-X (Pfeiffer, Vulić, Gurevych, Ruder 2020, arXiv 2005.00052): `label = ["language", "task"]`
+//!   names for each row the module of its language and then that of its task, of weight 1 each; the
+//!   aggregator `stack` puts one on the other in this order.
 //!
 //! ```toml
 //! router = { type = "fixed" }                                # the module named like the task
+//! router = { type = "fixed", label = "domain" }              # the module named like the domain
 //! router = { type = "fixed", table = { tweets = "social", news = ["en", "formal"] } }
 //! router = { type = "fixed", modules = ["tweets"] }          # for all rows, whatever their task
 //! router = { type = "fixed", modules = { en = 1.0, formal = 0.5 } }
@@ -46,10 +53,43 @@ impl Choice {
     }
 }
 
+/// Kinds of labels.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "is to be a kind of label, or a list of kinds")]
+pub enum Labels {
+    /// Labels of one kind.
+    One(String),
+    /// Those of several kinds one after the other.
+    Several(Vec<String>),
+}
+
+impl Default for Labels {
+    fn default() -> Self {
+        Labels::One("task".into())
+    }
+}
+
+impl Labels {
+    fn kinds(&self) -> &[String] {
+        match self {
+            Labels::One(kind) => std::slice::from_ref(kind),
+            Labels::Several(kinds) => kinds,
+        }
+    }
+
+    fn is_default(&self) -> bool {
+        *self == Labels::default()
+    }
+}
+
 /// Routing by the task of each row, or to one set of modules for all.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Fixed {
+    /// The kind of label that is looked up: `task`, `language`, `domain`. Of a list of kinds each
+    /// adds its modules, in the order of the list. Default: `task`.
+    #[serde(skip_serializing_if = "Labels::is_default")]
+    pub label: Labels,
     /// The modules of each task. Without a table a task has the module of its own name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub table: Option<BTreeMap<String, Choice>>,
@@ -90,6 +130,27 @@ impl Fixed {
             },
         }
     }
+
+    fn by_labels(&self, rows: i64, bank: &Bank, cx: &Context) -> Result<Vec<Vec<(usize, f64)>>> {
+        let mut found = vec![Vec::new(); usize::try_from(rows).unwrap_or(0)];
+        for kind in self.label.kinds() {
+            let names = cx.labels(kind)?;
+            if names.len() != found.len() {
+                let problem = format!("{} names for {rows} rows", names.len());
+                return Err(Error::invalid(format!("{kind}s"), problem));
+            }
+            for (row, name) in found.iter_mut().zip(names) {
+                for (j, weight) in self.by_task(name, bank)? {
+                    if row.iter().any(|(k, _)| *k == j) {
+                        let problem = format!("{:?} name a module twice", self.label.kinds());
+                        return Err(Error::invalid("fixed.label", problem));
+                    }
+                    row.push((j, weight));
+                }
+            }
+        }
+        Ok(found)
+    }
 }
 
 impl RouterConfig for Fixed {
@@ -105,6 +166,9 @@ impl RouterConfig for Fixed {
         if self.table.is_some() && self.modules.is_some() {
             let problem = "takes either a `table` by task or `modules` for all rows, not both";
             return Err(Error::invalid("fixed", problem));
+        }
+        if self.label.kinds().is_empty() {
+            return Err(Error::invalid("fixed.label", "is to name at least one kind"));
         }
         for choice in self.table.iter().flat_map(|t| t.values()).chain(&self.modules) {
             self.places(choice, bank)?;
@@ -126,13 +190,7 @@ impl Router for FixedRouter {
         let weights = match &self.0.modules {
             Some(choice) => Weights::Fixed(self.0.places(choice, bank)?),
             None => {
-                let tasks = cx.tasks()?;
-                if tasks.len() as i64 != x.rows() {
-                    let problem = format!("{} names for {} rows", tasks.len(), x.rows());
-                    return Err(Error::invalid("tasks", problem));
-                }
-                let rows: Vec<_> =
-                    tasks.iter().map(|t| self.0.by_task(t, bank)).collect::<Result<_>>()?;
+                let rows = self.0.by_labels(x.rows(), bank, cx)?;
                 match rows.split_first() {
                     // One α for the whole batch spares its division.
                     Some((first, others)) if others.iter().all(|r| r == first) => {

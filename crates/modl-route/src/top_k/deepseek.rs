@@ -219,10 +219,10 @@ impl DeepSeekRouter {
     /// The k largest s + b of the best groups.
     fn choose(&self, s: &Tensor, scored: &Scored) -> Result<Tensor> {
         let by = s.detach()?.add(&self.bias.to_kind(s.kind())?)?;
-        let second = self.ties.second(&scored.x)?;
+        let second = || self.ties.second(&scored.x);
         let (groups, kept) = (self.config.n_group as i64, self.config.topk_group);
         if kept as i64 == groups {
-            return largest(&by, &second, self.config.k);
+            return largest(&by, second, self.config.k);
         }
         let size = by.size();
         let each = self.routed.len() as i64 / groups;
@@ -231,11 +231,11 @@ impl DeepSeekRouter {
         split.extend([groups, each]);
         let by_group = by.reshape(&split)?;
         let two = by_group.topk(each.min(2), -1)?.0.sum_dims(&[-1], false)?; // […, groups]
-        let tie = second.reshape(&split)?.sum_dims(&[-1], false)?;
-        let best = largest(&two, &tie, kept)?.one_hot(groups)?.sum_dims(&[-2], false)?;
+        let tie = || second()?.reshape(&split)?.sum_dims(&[-1], false);
+        let best = largest(&two, tie, kept)?.one_hot(groups)?.sum_dims(&[-2], false)?;
         let out = best.eq_scalar(0.0)?.unsqueeze(-1)?;
         let within = by_group.masked_fill(&out, f64::NEG_INFINITY)?.reshape(&size)?;
-        largest(&within, &second, self.config.k)
+        largest(&within, second, self.config.k)
     }
 
     /// α over the bank: the shared modules with weight 1, then those that were chosen.

@@ -21,7 +21,7 @@ use serde_json::Value;
 
 use crate::scores::Scorer;
 use crate::top_k::capacity::{places, real_units, units_of_group};
-use crate::top_k::ties::{Ties, order};
+use crate::top_k::ties::{Ties, largest};
 use crate::{Over, Scores};
 
 /// Each module takes its best tokens.
@@ -93,28 +93,33 @@ impl Router for ExpertChoiceRouter {
         let group = units_of_group(self.config.over, &size).max(1) as usize;
         let real = real_units(scored.mask.as_ref(), units)?;
         let flags: Vec<f64> = real.iter().map(|r| f64::from(u8::from(*r))).collect();
-        let count = |members: &[bool]| {
+        let room = |members: &[bool]| {
             let n = members.iter().filter(|real| **real).count();
-            places(self.config.capacity_factor, n, m) as f64
+            places(self.config.capacity_factor, n, m)
         };
-        let room: Vec<f64> = real.chunks(group).map(count).collect();
+        let room: Vec<i64> = real.chunks(group).map(room).collect(); // C of each group
+        let most = room.iter().copied().max().unwrap_or(0);
         let groups = room.len() as i64;
-        let tensor = |v: &[f64], shape: &[i64]| {
-            Tensor::from_slice(v, shape, Device::Cpu)?.to_device(s.device())
-        };
 
+        // [groups, modules, tokens]
         let shape = [groups, group as i64, m as i64];
-        let padding = tensor(&flags, &[groups, group as i64, 1])?.eq_scalar(0.0)?;
-        let by = s.detach()?.reshape(&shape)?.masked_fill(&padding, -1.0)?;
-        let ranked = order(&by, &self.ties.second(&scored.x)?.reshape(&shape)?, 1)?;
-        let rank = ranked.argsort(1, false)?.to_kind(Kind::Double)?;
-        let chosen = tensor(&room, &[groups, 1, 1])?.greater(&rank)?;
-        let chosen = chosen.reshape(&size)?.to_kind(Kind::Int64)?; // [batch, (seq,) modules] of 0, 1
+        let by_module = |t: &Tensor| t.reshape(&shape)?.transpose(1, 2)?.contiguous();
+        let padding = Tensor::from_slice(&flags, &[groups, 1, group as i64], Device::Cpu)?;
+        let padding = padding.to_device(s.device())?.eq_scalar(0.0)?;
+        let by = by_module(&s.detach()?)?.masked_fill(&padding, -1.0)?;
+        let best = largest(&by, || by_module(&self.ties.second(&scored.x)?), most as usize)?;
+        let room =
+            Tensor::from_slice(&room, &[groups, 1, 1], Device::Cpu)?.to_device(s.device())?;
+        let fits = room.greater(&Tensor::arange(most, s.device())?)?.to_kind(s.kind())?;
+        let chosen = by.zeros_like()?.scatter_add(-1, &best, &fits.expand(&best.size())?)?;
+        // [batch, (seq,) modules] of 0 and 1
+        let chosen = chosen.transpose(1, 2)?.reshape(&size)?;
 
-        let each = chosen.sum_dims(&[-1], false)?;
-        let of_unit = each.to_vec::<i64>()?;
+        let of_unit = chosen.sum_dims(&[-1], false)?.to_kind(Kind::Int64)?.to_vec::<i64>()?;
         let width = of_unit.iter().copied().max().unwrap_or(0).max(1);
-        let index = chosen.argsort(-1, true)?.narrow(-1, 0, width)?;
+        // Numbers that are all different: those of chosen modules first, in the order of the bank.
+        let places = Tensor::arange(m as i64, s.device())?.to_kind(s.kind())?;
+        let (_, index) = chosen.mul_scalar(m as f64)?.sub(&places)?.topk(width, -1)?;
         let none = chosen.gather(-1, &index)?.eq_scalar(0.0)?;
         let weight = s.gather(-1, &index)?.masked_fill(&none, 0.0)?;
         let nobody = Tensor::full(&index.size(), -1.0, Kind::Int64, index.device())?;

@@ -107,7 +107,6 @@ impl Router for HierarchicalRouter {
 
     fn route(&self, x: &Signal, bank: &Bank, cx: &Context) -> Result<Routing> {
         let scored = self.scorer.scores(x, cx)?;
-        let second = self.ties.second(&scored.x)?;
         let Hierarchical { groups, k_groups, k, .. } = self.config;
         let (g, m) = (groups as i64, bank.len() as i64);
         let each = m / g;
@@ -121,12 +120,12 @@ impl Router for HierarchicalRouter {
             let modules = t.narrow(-1, g, m)?.reshape(&of_unit(&[g, each]))?;
             Ok((t.narrow(-1, 0, g)?, modules))
         };
-        let ((l_groups, l_modules), (t_groups, t_modules)) =
-            (parts(&scored.logits)?, parts(&second)?);
+        let (l_groups, l_modules) = parts(&scored.logits)?;
+        let ties = || parts(&self.ties.second(&scored.x)?);
         let p = l_groups.softmax(-1)?; // […, g]
         let q = l_modules.softmax(-1)?; // […, g, m ⁄ g]
-        let best = largest(&l_groups, &t_groups, k_groups)?; // […, k_groups]
-        let within = largest(&l_modules, &t_modules, k)?; // […, g, k]
+        let best = largest(&l_groups, || Ok(ties()?.0), k_groups)?; // […, k_groups]
+        let within = largest(&l_modules, || Ok(ties()?.1), k)?; // […, g, k]
         let rows = best.unsqueeze(-1)?;
         let of_best = |t: &Tensor, n: usize| {
             t.gather(-2, &rows.expand(&of_unit(&[k_groups as i64, n as i64]))?)

@@ -134,7 +134,7 @@ impl Router for NoisyRouter {
                 clean.add(&drawn.mul(sigma)?)?
             }
         };
-        let index = largest(&noisy, &self.ties.second(&scored.x)?, self.config.k)?;
+        let index = largest(&noisy, || self.ties.second(&scored.x), self.config.k)?;
         let by_kept = self.config.variant == Variant::Shazeer;
         let weight = match by_kept {
             true => noisy.gather(-1, &index)?.softmax(-1)?,

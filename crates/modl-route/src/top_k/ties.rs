@@ -3,7 +3,7 @@
 //! Ties are broken by vⱼ·x̄ with fixed random directions vⱼ from a seed and the router's path: the
 //! same input goes to the same module, different inputs to different ones.
 
-use modl_core::{Init, Result, Seed, Tensor};
+use modl_core::{Init, Kind, Result, Seed, Tensor};
 
 use crate::scores::{Scored, Scorer};
 
@@ -25,21 +25,55 @@ impl Ties {
 
     /// The `k` modules with the largest ℓ, `[…, k]`, and among equal ones the largest v·x̄.
     pub(crate) fn largest(&self, scored: &Scored, k: usize) -> Result<Tensor> {
-        largest(&scored.logits, &self.second(&scored.x)?, k)
+        largest(&scored.logits, || self.second(&scored.x), k)
     }
 }
 
-/// The indices of the `k` largest `first` along the last dimension, and among equal ones of the
-/// largest `second`.
-pub(crate) fn largest(first: &Tensor, second: &Tensor, k: usize) -> Result<Tensor> {
-    order(first, second, -1)?.narrow(-1, 0, k as i64)
+/// The indices of the `k` largest `first` along the last dimension, the largest first, and among
+/// equal ones of the largest `second`, which is not asked where no two are equal.
+pub(crate) fn largest(
+    first: &Tensor,
+    second: impl FnOnce() -> Result<Tensor>,
+    k: usize,
+) -> Result<Tensor> {
+    let (first, k) = (first.detach()?, k as i64);
+    // One more than is wanted, which may be as large as the last.
+    let (top, index) = first.topk((k + 1).min(first.len_of(-1)), -1)?;
+    let pairs = (top.len_of(-1) - 1).max(0);
+    let equal =
+        top.narrow(-1, 0, pairs)?.equal(&top.narrow(-1, top.len_of(-1) - pairs, pairs)?)?;
+    if equal.to_kind(Kind::Int64)?.sum()?.item()? == 0.0 {
+        return index.narrow(-1, 0, k);
+    }
+    let (_, order) = second()?.sort(-1, true)?;
+    // A stable sort by `first` leaves equal ones in the order of `second`.
+    let ranked = first.gather(-1, &order)?.argsort(-1, true)?;
+    order.gather(-1, &ranked)?.narrow(-1, 0, k)
 }
 
-/// The indices that put the largest `first` to the front along `dim`, and among equal ones the
-/// largest `second`.
-pub(crate) fn order(first: &Tensor, second: &Tensor, dim: i64) -> Result<Tensor> {
-    let (_, order) = second.sort(dim, true)?;
-    // A stable sort by `first` leaves equal ones in the order of `second`.
-    let ranked = first.detach()?.gather(dim, &order)?.argsort(dim, true)?;
-    order.gather(dim, &ranked)
+#[cfg(test)]
+mod tests {
+    use modl_core::Device;
+
+    use super::*;
+
+    #[test]
+    fn the_second_decides_among_equal_ones_alone() {
+        let tensor =
+            |v: &[f64]| Tensor::from_slice(v, &[v.len() as i64 / 4, 4], Device::Cpu).unwrap();
+        let second = tensor(&[1.0, 4.0, 2.0, 3.0, 1.0, 4.0, 2.0, 3.0]);
+        let choose = |first: &[f64], k| {
+            largest(&tensor(first), || Ok(second.clone()), k).unwrap().to_vec::<i64>().unwrap()
+        };
+        let mixed = [5.0, 0.0, 5.0, 5.0, 9.0, 7.0, 8.0, 6.0];
+        assert_eq!(choose(&mixed, 2), [3, 2, 0, 2]);
+        assert_eq!(choose(&mixed, 4), [3, 2, 0, 1, 0, 2, 1, 3]);
+        // The two that could be third are equal, the two that are chosen are not.
+        assert_eq!(choose(&[3.0, 1.0, 2.0, 1.0, 3.0, 1.0, 1.0, 2.0], 2), [0, 2, 0, 3]);
+        assert_eq!(choose(&[3.0, 1.0, 2.0, 1.0, 3.0, 1.0, 1.0, 2.0], 3), [0, 2, 1, 0, 3, 1]);
+        // Without equal ones it is not asked.
+        let not_asked = || Err(modl_core::Error::invalid("second", "was asked"));
+        let found = largest(&tensor(&[1.0, 4.0, 3.0, 2.0]), not_asked, 2).unwrap();
+        assert_eq!(found.to_vec::<i64>().unwrap(), [1, 2]);
+    }
 }

@@ -78,16 +78,16 @@ impl Case {
         let mut dropped = 0;
         for group in self.groups() {
             let mut load = vec![0; self.modules];
-            for choice in 0..k {
-                for u in &group {
-                    let scores = &self.x[u * self.modules..][..self.modules];
-                    let j = top(scores, k)[choice];
-                    if load[j] < self.places(group.len(), k) {
-                        load[j] += 1;
-                        index[*u][choice] = j as i64;
-                    } else {
-                        dropped += 1;
-                    }
+            let wish =
+                |u: usize, choice| top(&self.x[u * self.modules..][..self.modules], k)[choice];
+            let all = (0..k).flat_map(|choice| group.iter().map(move |u| (choice, *u)));
+            for (choice, u) in all {
+                let j = wish(u, choice);
+                if load[j] < self.places(group.len(), k) {
+                    load[j] += 1;
+                    index[u][choice] = j as i64;
+                } else {
+                    dropped += 1;
                 }
             }
         }

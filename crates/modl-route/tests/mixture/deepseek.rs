@@ -1,6 +1,10 @@
 //! DeepSeek: biases that choose and do not weigh, groups, shared modules, balance in time.
 
-use modl_core::{Context, Outcome, Tensor, Weights};
+use modl_core::testing::{Sum, TinyBackbone, standins};
+use modl_core::{
+    Aggregator, AggregatorConfig, Context, Kind, Modular, Outcome, Registry, Result, Scope, Seed,
+    Site, Targets, Tensor, Weights,
+};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -194,4 +198,60 @@ fn the_loss_of_a_sequence_is_its_formula() {
         sum += f.iter().zip(&p).map(|(f, p)| f * p).sum::<f64>();
     }
     assert!((found - sum / 2.0).abs() < 1e-12, "{found}");
+}
+
+/// The testing kit's sum, as a file can name it.
+#[derive(Debug, Default, serde::Deserialize)]
+struct Summed {}
+
+impl AggregatorConfig for Summed {
+    fn kind(&self) -> &'static str {
+        "sum"
+    }
+    fn to_json(&self) -> Result<Value> {
+        Ok(json!({}))
+    }
+    fn build(&self, _: &Site, _: &mut Scope) -> Result<Box<dyn Aggregator>> {
+        Ok(Box::new(Sum::default()))
+    }
+}
+
+#[test]
+fn biases_of_a_model_are_learned_and_survive_a_restart() -> Result<()> {
+    let mut registry = Registry::new().with(modl_route::register)?;
+    registry.aggregators.register::<Summed>("Sum", "for this test", "5")?;
+    let model = || -> Result<Modular> {
+        let mut model = Modular::new(TinyBackbone::new(Seed(1), Kind::Float)?, Seed(1))?;
+        for name in ["a", "b", "c"] {
+            model.attach(name, Box::new(standins::Scale), &Targets::names(["query"]))?;
+        }
+        let config = json!({"type": "deepseek", "k": 1, "input": "tokens", "bias_update": 0.5});
+        model.route(registry.routers.parse(&config)?, false)?;
+        model.aggregate(Box::new(Summed {}))?;
+        Ok(model)
+    };
+    let bias = |model: &Modular| -> Result<Vec<f64>> {
+        model.params().get("routers.layer.0.query.selection_bias")?.to_vec()
+    };
+    let trained = model()?;
+    let cx = training(0);
+    trained.forward(&TinyBackbone::inputs(5, 7, Seed(2))?, &cx)?;
+    let trace = cx.take_trace();
+    let load = noted(&trace.routings[0].1, "load");
+    let mean = load.iter().sum::<f64>() / 3.0; // of the real ones of 35 tokens
+    assert!(mean > 5.0 && load.iter().any(|l| *l != mean));
+    let loss = Tensor::zeros(&[5], Kind::Float, modl_core::Device::Cpu)?;
+    trained.routers_learn(&trace, &Outcome::new(&loss, &cx))?;
+    let expected: Vec<f64> = load.iter().map(|l| 0.5 * (mean - l).signum()).collect();
+    assert_eq!(bias(&trained)?, expected);
+
+    let path = std::env::temp_dir().join(format!("modl-biases-{}.safetensors", std::process::id()));
+    trained.save_routing(&path)?;
+    let mut restarted = model()?;
+    assert_eq!(bias(&restarted)?, [0.0; 3]);
+    let loaded = restarted.load_routing(&path, &registry);
+    let _ = std::fs::remove_file(&path);
+    loaded?;
+    assert_eq!(bias(&restarted)?, expected);
+    Ok(())
 }

@@ -13,9 +13,11 @@ use super::support::*;
 const M: usize = 4;
 const D: usize = 6;
 
+type Rows = Vec<Vec<f64>>;
+
 /// A layer over f(x) = θ x with low-rank modules, whose router has had its modules put into
 /// `order`; and Δ of each module, `[D][D]`, in that order.
-fn layer(config: &Value, order: &[usize]) -> Result<(ModularLayer, Vec<Vec<Vec<f64>>>, Site)> {
+fn layer(config: &Value, order: &[usize]) -> Result<(ModularLayer, Vec<Rows>, Site)> {
     let registry = Registry::new().with(modl_route::register)?;
     let (mut bank, mut deltas) = (Bank::new(), Vec::new());
     for j in order {
@@ -41,11 +43,12 @@ fn layer(config: &Value, order: &[usize]) -> Result<(ModularLayer, Vec<Vec<Vec<f
 }
 
 /// W by the modules' names.
-fn weight() -> Vec<Vec<f64>> {
+fn weight() -> Rows {
     rows(&normal(&[M as i64, D as i64], 50))
 }
 
-fn run(config: &Value, order: &[usize], x: &Tensor) -> Result<(Vec<Vec<f64>>, Vec<Vec<f64>>)> {
+/// What the layer gives, and what the formula says.
+fn run(config: &Value, order: &[usize], x: &Tensor) -> Result<(Rows, Rows)> {
     let (layer, deltas, site) = layer(config, order)?;
     let theta = Tensors::new().with("weight", normal(&[D as i64, D as i64], 60));
     let f = |theta: &Tensors, x: &Signal, _: &Context| -> Result<Signal> {

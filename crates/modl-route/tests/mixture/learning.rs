@@ -56,7 +56,7 @@ fn learns(config: Value, rules: usize) -> (f64, f64, f64) {
         alpha.sub(rule).unwrap().square().unwrap().sum_dims(&[-1], false).unwrap()
     };
     let before = right(&made);
-    train(&made, 200, 0.05, |step| {
+    train(&made, 100, 0.1, |step| {
         let (x, rule) = data(rules, n, step);
         let cx = training(step);
         let routing = made.route(&x, &cx);
