@@ -55,6 +55,7 @@ fn every_command_that_it_names_exists() {
         ("eval", "Eval"),
         ("forward", "Forward"),
         ("convert", "Convert"),
+        ("upcycle", "Upcycle"),
         ("diff", "Diff"),
         ("inspect", "Inspect"),
         ("route-report", "RouteReport"),

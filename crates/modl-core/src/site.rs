@@ -45,10 +45,11 @@ pub enum SiteKind {
     /// The scores of a mixture's experts: y = x Wᵀ, `[…, in]` → `[…, experts]`; θ = `weight`
     /// `[experts, in]`.
     Router,
-    /// A mixture of gated feed-forward networks: x `[batch, seq, in]` → `[batch, seq, in]` by the
+    /// A mixture of feed-forward networks: x `[batch, seq, in]` → `[batch, seq, in]` by the
     /// experts that the companions name for each token, `experts` `[batch, seq, k]` i64, weighed by
     /// `gates` `[batch, seq, k]`. θ = `gate_up_proj` `[experts, 2 · inner, in]`, gate above up, and
-    /// `down_proj` `[experts, in, inner]`. f also takes each of them as a sum that is not
+    /// `down_proj` `[experts, in, inner]`; `wi` `[experts, inner, in]` and `wo` `[experts, in, inner]`
+    /// where they are not gated. f also takes each of them as a sum that is not
     /// multiplied out: with [`STACK_DOWN`] after its name `[experts, r, cols]` and [`STACK_UP`]
     /// `[experts, rows, r]`, whose product is added to it.
     Experts,

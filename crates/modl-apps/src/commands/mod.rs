@@ -10,6 +10,7 @@ pub(crate) mod inspect;
 pub(crate) mod list;
 pub(crate) mod route_report;
 pub(crate) mod train;
+pub(crate) mod upcycle;
 
 mod adapter;
 mod run_folder;
