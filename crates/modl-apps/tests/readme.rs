@@ -59,6 +59,8 @@ fn every_command_that_it_names_exists() {
         ("diff", "Diff"),
         ("inspect", "Inspect"),
         ("route-report", "RouteReport"),
+        ("compare", "Compare"),
+        ("reproduce", "Reproduce"),
         ("list", "List"),
     ] {
         assert!(readme.contains(&format!("modl {command}")), "{command}");
