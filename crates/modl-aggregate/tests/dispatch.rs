@@ -363,3 +363,248 @@ fn the_configuration_makes_the_aggregator() -> Result<()> {
     assert_eq!(store.iter().count(), 0);
     Ok(())
 }
+
+/// A network of two matrices for each token: tanh(x Aᵀ) Bᵀ.
+#[derive(Debug)]
+struct Expert {
+    a: Tensor,
+    b: Tensor,
+}
+
+impl Module for Expert {
+    fn kind(&self) -> &'static str {
+        "expert"
+    }
+
+    fn forward(&self, _: &Host, x: &Signal, _: &Context) -> Result<Signal> {
+        Ok(x.replace(x.x.linear(&self.a, None)?.tanh()?.linear(&self.b, None)?))
+    }
+}
+
+/// `count` experts and their parameters, or as many low-rank changes.
+fn experts(count: i64, low_rank: bool, kind: Kind) -> (Bank, Vec<Tensor>) {
+    let (mut bank, mut leaves) = (Bank::new(), Vec::new());
+    for j in 0..count {
+        let of = |name: &str, shape: &[i64]| {
+            let t = draw(&format!("{name}{j}"), shape).mul_scalar(0.4).unwrap();
+            let t = t.to_kind(kind).unwrap();
+            t.set_requires_grad(true).unwrap();
+            t
+        };
+        let rank = if low_rank { 1 + j % 2 } else { 3 };
+        let (a, b) = (of("a", &[rank, IN]), of("b", &[OUT, rank]));
+        leaves.extend([a.clone(), b.clone()]);
+        let module: Box<dyn Module> = match low_rank {
+            true => Box::new(LowRank { down: a, up: b, scale: 1.0 / (1 + j % 3) as f64 }),
+            false => Box::new(Expert { a, b }),
+        };
+        bank.insert(format!("m{j}"), module).unwrap();
+    }
+    (bank, leaves)
+}
+
+/// Values and gradients (to x, α and all parameters) of the fast way and of the plain one.
+fn both_ways(
+    (bank, leaves): (&Bank, &[Tensor]),
+    index: &Tensor,
+    x: &Tensor,
+    base: Base,
+    tolerance: f64,
+    what: &str,
+) -> Result<()> {
+    let kind = x.kind();
+    let theta = theta().map(|_, t| t.to_kind(kind))?;
+    let site = site(SiteKind::Linear);
+    let host = Host::new(&site, &theta, &linear);
+    let weight = draw("weight", &index.size()).to_kind(kind)?;
+    weight.set_requires_grad(true)?;
+    let sparse = Weights::Sparse { index: index.clone(), weight: weight.clone() };
+    let active = bank.select(&Routing::new(sparse, bank.len()), x.len_of(0))?;
+    let (x, cx) = (Signal::from(x.clone()), Context::eval());
+    let outputs = active.compute(&host, &x, &cx);
+    let fast = outputs.weighted_sum(base)?.x;
+    let plain = outputs.plain_sum(base)?.x;
+    assert!(fast.all_close(&plain, tolerance, tolerance)?, "{what}");
+    if !plain.requires_grad() {
+        return Ok(());
+    }
+    let wanted: Vec<&Tensor> = leaves.iter().chain([&weight, &x.x]).collect();
+    let probe = draw("probe", &fast.size()).to_kind(kind)?;
+    let of = |t: &Tensor| t.mul(&probe)?.sum()?.gradients(&wanted, false);
+    for (a, b) in of(&fast)?.iter().zip(of(&plain)?) {
+        let same = match (a, &b) {
+            (Some(a), Some(b)) => a.all_close(b, tolerance, tolerance)?,
+            (None, Some(zero)) | (Some(zero), None) => zero.abs()?.sum()?.item()? == 0.0,
+            (None, None) => true,
+        };
+        assert!(same, "{what}: {a:?} {b:?}");
+    }
+    Ok(())
+}
+
+/// Balanced, skewed, to one alone, and to fewer than there are, with and without dropped tokens,
+/// where there are few experts and where there are more than tokens.
+#[test]
+fn tokens_sent_to_experts_get_what_the_formula_gives() -> Result<()> {
+    type Choose = fn(i64, i64) -> i64;
+    let loads: [(&str, Choose); 5] = [
+        ("even", |slot, count| slot * 7 % count),
+        ("skewed", |slot, count| if slot % 2 == 0 { 0 } else { slot % count }),
+        ("one alone", |_, count| count - 1),
+        ("dropped", |slot, count| if slot % 3 == 0 { -1 } else { slot % count }),
+        ("nobody", |_, _| -1),
+    ];
+    for (kind, tolerance) in [(Kind::Double, 1e-10), (Kind::Float, 1e-5)] {
+        for count in [1, 4, 36] {
+            for low_rank in [true, false] {
+                let (bank, leaves) = experts(count, low_rank, kind);
+                for (name, choose) in loads {
+                    let index: Vec<i64> = (0..2 * 17 * 2).map(|s| choose(s, count)).collect();
+                    for (x, shape) in [([2, 17, IN], vec![2, 17, 2]), ([34, 2, IN], vec![34, 2])] {
+                        let x = draw("tokens", &x).mul_scalar(0.5)?.to_kind(kind)?;
+                        x.set_requires_grad(true)?;
+                        let index = indices(&index, &shape);
+                        for base in [Base::Kept, Base::Replaced] {
+                            let what = format!(
+                                "{kind:?}, {count} modules, low-rank {low_rank}, {name}, {shape:?}, \
+                                 {base:?}"
+                            );
+                            both_ways((&bank, &leaves), &index, &x, base, tolerance, &what)?;
+                        }
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// h = f_θ(x) + φ, and how often f_θ was computed, on how many tokens.
+#[test]
+fn the_base_is_computed_once_and_only_where_it_is_wanted() -> Result<()> {
+    let (site, theta) = (site(SiteKind::Linear), theta());
+    let seen = std::cell::RefCell::new(Vec::new());
+    let f = |theta: &Tensors, x: &Signal, cx: &Context| {
+        seen.borrow_mut().push(x.x.numel() as i64 / IN);
+        linear(theta, x, cx)
+    };
+    let host = Host::new(&site, &theta, &f);
+    let x = Signal::from(draw("x", &[ROWS, LEN, IN]));
+    let all = ROWS * LEN;
+    let index: Vec<i64> = (0..all * 2).map(|s| s % MODULES).collect();
+    let few: Vec<i64> = (0..all * 2).map(|s| if s < 2 { s } else { -1 }).collect();
+    let (opaque, _) = bank(false);
+    let (own, _) = experts(MODULES, false, Kind::Double);
+    let run = |bank: &Bank, index: &[i64], base| -> Result<Vec<i64>> {
+        let index = indices(index, &[ROWS, LEN, 2]);
+        let sparse = Weights::Sparse { index, weight: draw("w", &[ROWS, LEN, 2]) };
+        let active = bank.select(&Routing::new(sparse, bank.len()), ROWS)?;
+        active.compute(&host, &x, &Context::eval()).weighted_sum(base)?;
+        Ok(seen.take())
+    };
+    assert_eq!(run(&opaque, &index, Base::Kept)?, [all]);
+    assert_eq!(run(&opaque, &index, Base::Replaced)?, [all]);
+    assert_eq!(run(&opaque, &few, Base::Replaced)?, [1, 1]);
+    assert_eq!(run(&own, &index, Base::Kept)?, [all]);
+    assert!(run(&own, &index, Base::Replaced)?.is_empty());
+    assert!(run(&own, &vec![-1; 24], Base::Replaced)?.is_empty());
+    Ok(())
+}
+
+/// Modules that pick their factor from the context of their rows.
+#[derive(Debug)]
+struct ByRow;
+
+impl Module for ByRow {
+    fn kind(&self) -> &'static str {
+        "by_row"
+    }
+
+    fn forward(&self, _: &Host, x: &Signal, cx: &Context) -> Result<Signal> {
+        assert_eq!(cx.tasks()?.len() as i64, x.rows());
+        Ok(x.replace(x.x.mul(cx.feature("factor")?)?))
+    }
+}
+
+#[test]
+fn a_token_has_the_context_of_its_row() -> Result<()> {
+    let site = Site { output: IN, ..site(SiteKind::Sublayer) };
+    let theta = Tensors::new();
+    let f = |_: &Tensors, x: &Signal, _: &Context| Ok(x.clone());
+    let host = Host::new(&site, &theta, &f);
+    let mut bank = Bank::new();
+    for name in ["a", "b", "c"] {
+        bank.insert(name, Box::new(ByRow)).unwrap();
+    }
+    let factor = draw("factor", &[ROWS, 1]);
+    let tasks: Vec<String> = (0..ROWS).map(|r| r.to_string()).collect();
+    let cx = Context::eval().with_tasks(tasks).with_feature("factor", factor.clone());
+    let residual = draw("residual", &[ROWS, LEN, OUT]);
+    let with = Tensors::new().with("residual", residual.clone());
+    let x = Signal { x: draw("x", &[ROWS, LEN, IN]), with };
+    let index: Vec<i64> = (0..ROWS * LEN).map(|t| t * 2 % 3).collect();
+    let weight = Tensor::ones(&[ROWS, LEN, 1], Kind::Double, Device::Cpu)?;
+    let sparse = Weights::Sparse { index: indices(&index, &[ROWS, LEN, 1]), weight };
+    let active = bank.select(&Routing::new(sparse, 3), ROWS)?;
+    let y = active.compute(&host, &x, &cx).weighted_sum(Base::Replaced)?;
+    assert!(y.x.all_close(&x.x.mul(&factor.unsqueeze(-1)?)?, 1e-12, 0.0)?);
+    assert!(y.with.need("residual")?.bit_equal(&residual)?, "companions go through as they are");
+    Ok(())
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::test_runner::Config::with_cases(48))]
+
+    /// No token is lost or counted twice, and neither the order of tokens nor that of experts
+    /// matters.
+    #[test]
+    fn orders_do_not_matter(
+        choices in proptest::collection::vec(-1i64..12, 26),
+        shift in 1usize..13,
+        turn in 1usize..12,
+        low_rank: bool,
+        kept: bool,
+    ) {
+        const TOKENS: usize = 13;
+        const EXPERTS: usize = 12;
+        let base = if kept { Base::Kept } else { Base::Replaced };
+        let (site, theta) = (site(SiteKind::Linear), theta());
+        let host = Host::new(&site, &theta, &linear);
+        let sum = |modules: &[usize], order: &[usize]| {
+            let mut bank = Bank::new();
+            for j in modules {
+                let (a, b) = (draw(&format!("a{j}"), &[2, IN]), draw(&format!("b{j}"), &[OUT, 2]));
+                let module: Box<dyn Module> = match low_rank {
+                    true => Box::new(LowRank { down: a, up: b, scale: 1.0 }),
+                    false => Box::new(Expert { a, b }),
+                };
+                bank.insert(format!("m{j}"), module).unwrap();
+            }
+            let of = |j: i64| modules.iter().position(|m| *m as i64 == j).map_or(-1, |p| p as i64);
+            let index: Vec<i64> =
+                order.iter().flat_map(|t| [of(choices[2 * t]), of(choices[2 * t + 1])]).collect();
+            let order: Vec<i64> = order.iter().map(|t| *t as i64).collect();
+            let order = indices(&order, &[TOKENS as i64]);
+            let pick = |name: &str, width| {
+                draw(name, &[1, TOKENS as i64, width]).index_select(1, &order).unwrap()
+            };
+            let index = indices(&index, &[1, TOKENS as i64, 2]);
+            let sparse = Weights::Sparse { index, weight: pick("weight", 2) };
+            let active = bank.select(&Routing::new(sparse, EXPERTS), 1).unwrap();
+            let x = Signal::from(pick("x", IN));
+            let cx = Context::eval();
+            active.compute(&host, &x, &cx).weighted_sum(base).unwrap().x
+        };
+        let as_it_is: Vec<usize> = (0..TOKENS).collect();
+        let experts: Vec<usize> = (0..EXPERTS).collect();
+        let y = sum(&experts, &as_it_is);
+        let turned: Vec<usize> = (0..EXPERTS).map(|j| (j + turn) % EXPERTS).collect();
+        let other = sum(&turned, &as_it_is);
+        proptest::prop_assert!(other.all_close(&y, 1e-12, 1e-12).unwrap());
+        let shifted: Vec<usize> = (0..TOKENS).map(|t| (t + shift) % TOKENS).collect();
+        let other = sum(&experts, &shifted);
+        let back: Vec<i64> = (0..TOKENS).map(|t| ((t + TOKENS - shift) % TOKENS) as i64).collect();
+        let other = other.index_select(1, &indices(&back, &[TOKENS as i64])).unwrap();
+        proptest::prop_assert!(other.all_close(&y, 1e-12, 1e-12).unwrap());
+    }
+}

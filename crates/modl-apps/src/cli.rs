@@ -6,7 +6,7 @@ use modl_core::{Device, Kind};
 use modl_train::Methods;
 use modl_train::recipe::Place;
 
-use crate::{commands, demo};
+use crate::{commands, demo, reproduce};
 
 /// Modular deep learning: train, route, aggregate and inspect modules on pretrained models.
 #[derive(Debug, Parser)]
@@ -31,13 +31,19 @@ enum Command {
     Forward(commands::forward::ForwardArgs),
     /// Make a LoRA of any change of weights: another method's adapter, or a fine-tuned model.
     Convert(commands::convert::ConvertArgs),
+    /// Make a mixture of experts of dense models: copies of one, or what a mergekit-moe file says.
+    Upcycle(commands::upcycle::UpcycleArgs),
     /// Say where two models, adapters or tensor files differ.
     Diff(commands::diff::DiffArgs),
     /// Say what a model, an adapter, a tensor file or a run is.
     Inspect(commands::inspect::InspectArgs),
     /// Say how a run's routers use its modules: statistics, signs of collapse, heat maps.
     RouteReport(commands::route_report::RouteReportArgs),
-    /// List the methods of an axis.
+    /// Put published claims to the test on small data, with seeds, controls and intervals.
+    Reproduce(reproduce::ReproduceArgs),
+    /// Run several routers on a recipe, with seeds, controls and paired differences.
+    Compare(commands::compare::CompareArgs),
+    /// List the methods of an axis, or the experiments.
     List(commands::list::ListArgs),
 }
 
@@ -62,9 +68,12 @@ impl Cli {
             Command::Eval(args) => commands::eval::run(&args, methods),
             Command::Forward(args) => commands::forward::run(&args, methods),
             Command::Convert(args) => commands::convert::run(&args, methods),
+            Command::Upcycle(args) => commands::upcycle::run(&args),
             Command::Diff(args) => commands::diff::run(&args),
             Command::Inspect(args) => commands::inspect::run(&args, methods),
             Command::RouteReport(args) => commands::route_report::run(&args, methods),
+            Command::Reproduce(args) => reproduce::run(&args, methods, self.threads),
+            Command::Compare(args) => commands::compare::run(&args, methods),
             Command::List(args) => commands::list::run(&args, methods),
         }
     }

@@ -13,6 +13,8 @@ mod commands;
 mod demo;
 mod progress;
 mod report;
+mod reproduce;
+mod trials;
 
 use std::process::ExitCode;
 

@@ -324,3 +324,76 @@ fn inspection_of_adapterhubs_folders_says_method_sites_and_parameters() {
         assert!(text.contains(said), "{name}: {text}");
     }
 }
+
+const MODELS: &str = "../modl-models/tests/fixtures";
+
+/// The names of the tensors of a folder, and what it computes for `base_llama`'s inputs.
+fn model(place: &Place, dir: &str) -> (Vec<String>, modl_core::Tensor) {
+    let names = Checkpoint::open(Path::new(dir).join("model.safetensors")).unwrap().names();
+    let inputs = format!("{MODELS}/base_llama/inputs.safetensors");
+    let out = place.arg("out.safetensors");
+    succeed(&["forward", "--model", dir, "--inputs", &inputs, "--out", &out]);
+    (names, Checkpoint::open(&out).unwrap().tensor("logits", Device::Cpu).unwrap())
+}
+
+#[test]
+fn an_adapter_is_merged_into_a_folder_with_the_names_of_the_base() {
+    let place = Place::new();
+    let (base, out) = (format!("{FIXTURES}/base_llama"), place.arg("merged"));
+    let lora = adapter("llama_lora");
+    succeed(&["convert", "--model", &base, &lora, "--to", "model", "--out", &out]);
+    let (names, logits) = model(&place, &out);
+    assert_eq!(names, model(&place, &base).0);
+    let wanted = golden("llama_lora", "merged.logits");
+    assert!(logits.all_close(&wanted, 1e-5, 1e-5).unwrap());
+    let again = ["convert", "--model", &base, &out, "--to", "model", "--out", "x"];
+    refuse(&again, "is a fine-tuned model and no adapter");
+}
+
+#[test]
+fn a_dense_model_becomes_a_mixture_of_its_copies() {
+    let place = Place::new();
+    let (base, out) = (format!("{MODELS}/base_llama"), place.arg("moe"));
+    let text = succeed(&["upcycle", &base, "--experts", "4", "--top-k", "3", "--out", &out]);
+    assert!(text.contains("2 layers with 4 experts each, 3 of them"), "{text}");
+    assert!(text.contains("all experts are copies"), "{text}");
+    let (names, logits) = model(&place, &out);
+    let name = "model.layers.1.block_sparse_moe.experts.3.w2.weight";
+    assert!(names.iter().any(|n| n == name) && !names.iter().any(|n| n.contains("experts.4")));
+    assert!(logits.all_close(&model(&place, &base).1, 1e-5, 1e-5).unwrap());
+    refuse(&["upcycle", &base, "--out", &out], "is there already");
+}
+
+/// A file of mergekit-moe, whose gates transformers and torch have worked out, too.
+#[test]
+fn a_file_of_mergekit_moe_is_followed() {
+    let place = Place::new();
+    let base = place.path("base");
+    fs::create_dir(&base).unwrap();
+    let golden = Path::new(MODELS).join("upcycled_llama");
+    for file in ["config.json", "model.safetensors"] {
+        fs::copy(Path::new(MODELS).join("base_llama").join(file), base.join(file)).unwrap();
+    }
+    for file in ["tokenizer.json", "tokenizer_config.json"] {
+        fs::copy(golden.join(file), base.join(file)).unwrap();
+    }
+    let mut text = fs::read_to_string(golden.join("mixture.yml")).unwrap();
+    for name in ["BASE", "EXPERT0", "EXPERT1", "EXPERT2"] {
+        text = text.replace(name, &place.arg("base"));
+    }
+    let file = place.arg("mixture.yml");
+    let out = place.arg("moe");
+    fs::write(&file, &text).unwrap();
+    let said = succeed(&["upcycle", &file, "--out", &out]);
+    assert!(said.contains("2 layers with 3 experts each, 2 of them"), "{said}");
+    let wanted = Checkpoint::open(golden.join("gates.safetensors")).unwrap();
+    let wanted = wanted.tensor("hidden", Device::Cpu).unwrap().select(0, 1).unwrap();
+    let found = Checkpoint::open(place.path("moe").join("model.safetensors")).unwrap();
+    let found = found.tensor("model.layers.1.block_sparse_moe.gate.weight", Device::Cpu).unwrap();
+    assert!(found.max_abs_diff(&wanted).unwrap() < 1e-5);
+    refuse(&["upcycle", &file, "--top-k", "1", "--out", "x"], "experts_per_token");
+    for (more, words) in [("shared_experts: []", "shared_experts"), ("tokens: 3", "tokens")] {
+        fs::write(&file, format!("{text}{more}\n")).unwrap();
+        refuse(&["upcycle", &file, "--out", "x"], words);
+    }
+}

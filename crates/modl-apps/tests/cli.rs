@@ -20,6 +20,7 @@ fn lists_are_tables_or_objects() {
         ("routers", "top_k"),
         ("aggregators", "concat"),
         ("strategies", "per_task"),
+        ("experiments", "mittal"),
     ] {
         assert!(succeed(&["list", axis]).contains(known));
         let json: serde_json::Value =

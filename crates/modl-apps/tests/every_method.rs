@@ -95,6 +95,10 @@ fn particular(name: &str) -> std::result::Result<Trial, &'static str> {
             some(5e-3, Within(0.4))
         }
         "reft" => some(1e-2, Other),
+        // It takes the place of a layer's feed-forward network.
+        "feed_forward" => {
+            Trial { targets: Some(r"encoder\.layer\.5\.output"), ..some(1e-3, Other) }
+        }
         "residual_adapter" => {
             return Err("stands at convolutions: modl-compute's image_sites.rs trains it");
         }

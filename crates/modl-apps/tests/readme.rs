@@ -55,9 +55,12 @@ fn every_command_that_it_names_exists() {
         ("eval", "Eval"),
         ("forward", "Forward"),
         ("convert", "Convert"),
+        ("upcycle", "Upcycle"),
         ("diff", "Diff"),
         ("inspect", "Inspect"),
         ("route-report", "RouteReport"),
+        ("compare", "Compare"),
+        ("reproduce", "Reproduce"),
         ("list", "List"),
     ] {
         assert!(readme.contains(&format!("modl {command}")), "{command}");

@@ -16,8 +16,8 @@ use modl_core::{Registry, Result};
 
 pub use function::{
     AdapterDrop, Bottleneck, BottleneckInit, Compacter, ConditionalNorm, Coupling, CrossStitch,
-    Film, Gated, Ia3, Ia3Init, Invertible, InvertibleBlock, Nested, Orthonormal, Part, Reft,
-    Residual, ResidualAdapter, ResidualPlacement, Scaling, Sluice, TaskHeads, Union,
+    FeedForward, Film, Gated, Ia3, Ia3Init, Invertible, InvertibleBlock, Nested, Orthonormal, Part,
+    Reft, Residual, ResidualAdapter, ResidualPlacement, Scaling, Sluice, TaskHeads, Union,
 };
 pub use hyper::{
     Condition, Cpg, HyperFormer, HyperFormerPlusPlus, HyperLora, HyperNetwork, HyperX, MadG,

@@ -2,9 +2,9 @@
 #![allow(clippy::unwrap_used)]
 
 use modl_compute::{
-    AdapterDrop, Bottleneck, BottleneckInit, Compacter, ConditionalNorm, Film, Gated, Invertible,
-    InvertibleBlock, Lora, Nested, Orthonormal, Part, Reft, ResidualAdapter, ResidualPlacement,
-    Union, register,
+    AdapterDrop, Bottleneck, BottleneckInit, Compacter, ConditionalNorm, FeedForward, Film, Gated,
+    Invertible, InvertibleBlock, Lora, Nested, Orthonormal, Part, Reft, ResidualAdapter,
+    ResidualPlacement, Union, register,
 };
 use modl_core::testing::{Identity, ModuleClaims, check_module};
 use modl_core::{ModuleConfig, Registry, Targets};
@@ -98,6 +98,29 @@ fn residual_adapters() {
     check(&parallel, "all-conv", Identity::Exact, 64, true, 0);
     let series = || Box::new(ResidualAdapter { placement: ResidualPlacement::Series }) as _;
     check(&series, "all-conv", Identity::Exact, 64 + 2 * 8, false, 0);
+}
+
+#[test]
+fn feed_forward_networks() {
+    let swiglu = || Box::new(FeedForward { inner: Some(6), ..FeedForward::default() }) as _;
+    check(&swiglu, "all-sublayer", Identity::No, 3 * 6 * 8, false, 0);
+    let plain = || Box::new(FeedForward { init_std: Some(0.3), ..FeedForward::plain() }) as _;
+    // Four times the output wide, with two biases.
+    let network = |out: usize| 4 * out * (8 + out) + 4 * out + out;
+    check(&plain, r"layer\.0\.query|head", Identity::No, network(8) + network(5), false, 0);
+    let network = FeedForward { inner: Some(0), ..FeedForward::default() };
+    let params = &mut modl_core::ParamStore::new();
+    let site = modl_core::Site {
+        path: "mlp".into(),
+        kind: modl_core::SiteKind::Sublayer,
+        input: 8,
+        output: 8,
+        index: 0,
+    };
+    let theta = modl_core::Tensors::new();
+    let mut scope = modl_core::Scope::new(params, modl_core::Seed(0));
+    let e = network.build(&modl_core::Attachment::alone(&site, &theta), &mut scope).unwrap_err();
+    assert!(e.to_string().contains("feed_forward.inner"), "{e}");
 }
 
 #[test]

@@ -50,6 +50,35 @@ fn with_adapter(base: &str, folder: &Path) -> Modular {
     model
 }
 
+/// LoRA at attention, at the shared expert and its gate, and in the layer that has no mixture; and
+/// at latent attention and the stacked matrices of experts.
+#[test]
+fn a_lora_finds_the_sites_of_qwen2_moe_and_deepseek_v3() {
+    for name in ["tiny_qwen2_moe", "tiny_deepseek_v3"] {
+        a_lora_finds_its_sites(name);
+    }
+}
+
+fn a_lora_finds_its_sites(name: &str) {
+    let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("../modl-models/tests/fixtures");
+    let base = base.join(name);
+    let mut model =
+        Modular::from_box(open(&base, &LoadOptions::default()).unwrap(), Seed(1)).unwrap();
+    peft::load(&mut model, base.join("lora"), Some("a")).unwrap();
+    model.aggregate(Box::new(Sum::default())).unwrap();
+    model.route(Given::only(0), false).unwrap();
+    let inputs = tensors(base.join("inputs.safetensors"));
+    let wanted = tensors(base.join("lora/outputs.safetensors"));
+    let wanted = wanted.need("logits").unwrap();
+    let found = model.forward(&inputs, &Context::eval()).unwrap();
+    assert!(found.need("logits").unwrap().all_close(wanted, 1e-5, 1e-5).unwrap(), "{name}");
+    let plain = model.forward_base(&inputs, &Context::eval()).unwrap();
+    assert!(plain.need("logits").unwrap().max_abs_diff(wanted).unwrap() > 1e-2);
+    model.merge("a").unwrap();
+    let merged = model.forward_base(&inputs, &Context::eval()).unwrap();
+    assert!(merged.need("logits").unwrap().all_close(wanted, 1e-5, 1e-5).unwrap(), "{name}");
+}
+
 #[test]
 fn logits_are_pefts_attached_and_merged() {
     for (base, folder) in adapters() {

@@ -116,6 +116,11 @@ impl<'a> Active<'a> {
         self.support.iter().filter_map(entry)
     }
 
+    /// The module at a place in α.
+    pub(crate) fn module(&self, j: usize) -> Option<&'a dyn Module> {
+        self.bank.module(j)
+    }
+
     /// The number of active modules.
     pub fn len(&self) -> usize {
         self.support.len()

@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use crate::{ActivationCheckpoints, Cache, Error, Result, Routing, Seed, Tensor};
+use crate::of_rows::{Decisions, OfRows};
+use crate::{ActivationCheckpoints, Cache, Error, Result, ResultExt, Routing, Seed, Tensor};
 
 /// What happened during a forward pass.
 #[derive(Debug, Default)]
@@ -43,12 +44,12 @@ pub struct Context {
     pub step: u64,
     /// Where noise and dropout come from.
     pub seed: Seed,
-    labels: BTreeMap<String, Arc<[Arc<str>]>>,
-    features: BTreeMap<String, Tensor>,
+    labels: BTreeMap<String, OfRows<Arc<[Arc<str>]>>>,
+    features: BTreeMap<String, OfRows<Tensor>>,
     past: Option<Cache>,
     checkpoints: Option<ActivationCheckpoints>,
     trace: Rc<RefCell<Trace>>,
-    cache: Rc<RefCell<BTreeMap<String, Routing>>>,
+    decided: Rc<Decisions>,
 }
 
 impl Context {
@@ -63,7 +64,7 @@ impl Context {
             past: None,
             checkpoints: None,
             trace: Rc::default(),
-            cache: Rc::default(),
+            decided: Rc::default(),
         }
     }
 
@@ -85,14 +86,14 @@ impl Context {
         rows: impl IntoIterator<Item = S>,
     ) -> Self {
         let rows = rows.into_iter().map(|name| Arc::from(name.as_ref())).collect();
-        self.labels.insert(kind.into(), rows);
+        self.labels.insert(kind.into(), OfRows::new(rows));
         self
     }
 
     /// With a named tensor that has one row for each row of the batch: a sentence embedding, a
     /// task vector, the `mask` `[batch, seq]` of real tokens.
     pub fn with_feature(mut self, name: impl Into<String>, rows: Tensor) -> Self {
-        self.features.insert(name.into(), rows);
+        self.features.insert(name.into(), OfRows::new(rows));
         self
     }
 
@@ -124,7 +125,7 @@ impl Context {
     /// This context for a part of the pass that is computed once more: routers decide anew, and
     /// what they decide is not recorded a second time.
     pub(crate) fn again(&self) -> Self {
-        Context { trace: Rc::default(), cache: Rc::default(), ..self.clone() }
+        Context { trace: Rc::default(), decided: Rc::default(), ..self.clone() }
     }
 
     /// Whether a router has given a loss or a note so far.
@@ -138,13 +139,14 @@ impl Context {
     /// # Errors
     /// Where none were given.
     pub fn tasks(&self) -> Result<&[Arc<str>]> {
-        self.labels.get(TASK).map(AsRef::as_ref).ok_or_else(|| {
+        let rows = self.labels.get(TASK).ok_or_else(|| {
             Error::invalid(
                 "tasks",
                 "there is none, where a task name for each row is needed; give them with \
                  Context::with_tasks",
             )
-        })
+        })?;
+        Ok(rows.get()?)
     }
 
     /// The name of that kind of each row.
@@ -153,7 +155,7 @@ impl Context {
     /// Where none were given.
     pub fn labels(&self, kind: &str) -> Result<&[Arc<str>]> {
         match self.labels.get(kind) {
-            Some(rows) => Ok(rows),
+            Some(rows) => Ok(rows.get()?),
             None if kind == TASK => self.tasks(),
             None => {
                 let kinds = self.labels.keys();
@@ -167,18 +169,19 @@ impl Context {
     /// # Errors
     /// Where it was not given.
     pub fn feature(&self, name: &str) -> Result<&Tensor> {
-        self.find(name).ok_or_else(|| {
+        let given = self.features.get(name).ok_or_else(|| {
             Error::unknown(
                 "feature (give it with Context::with_feature)",
                 name,
                 self.features.keys(),
             )
-        })
+        })?;
+        given.get()
     }
 
     /// A named tensor with one row for each row of the batch, where it was given.
     pub fn find(&self, name: &str) -> Option<&Tensor> {
-        self.features.get(name)
+        self.features.get(name)?.get().ok()
     }
 
     /// The seed for a draw at `path` in this step.
@@ -186,26 +189,22 @@ impl Context {
         self.seed.nth(self.step).child(path)
     }
 
-    /// The context of some rows of the batch only.
+    /// The context of some rows of the batch only. Their labels and features are picked when
+    /// somebody asks for them.
+    ///
+    /// # Errors
+    /// Where a row is not there.
     pub fn select_rows(&self, index: &[i64]) -> Result<Context> {
+        let rows: Rc<[i64]> = index.into();
         let mut part = self.clone();
-        for (kind, rows) in &mut part.labels {
-            let pick = |i: &i64| rows.get(usize::try_from(*i).ok()?).cloned();
-            let picked: Option<Arc<[_]>> = index.iter().map(pick).collect();
-            *rows = picked.ok_or_else(|| {
-                Error::invalid(kind, format!("{} names for a larger batch", rows.len()))
-            })?;
+        for (kind, names) in &mut part.labels {
+            *names = names.select(&rows).at(kind)?;
         }
-        for rows in part.features.values_mut() {
-            let at = Tensor::from_slice(index, &[index.len() as i64], rows.device())?;
-            *rows = rows.index_select(0, &at)?;
+        for (name, feature) in &mut part.features {
+            *feature = feature.select(&rows).at(name)?;
         }
         part.past = self.past.as_ref().map(|c| c.select_rows(index)).transpose()?;
-        let mut cache = BTreeMap::new();
-        for (key, routing) in &*self.cache.borrow() {
-            cache.insert(key.clone(), routing.select_rows(index)?);
-        }
-        part.cache = Rc::new(RefCell::new(cache));
+        part.decided = Rc::new(Decisions::select(&self.decided, &rows));
         Ok(part)
     }
 
@@ -225,12 +224,12 @@ impl Context {
         key: &str,
         work: impl FnOnce() -> Result<Routing>,
     ) -> Result<Routing> {
-        if let Some(known) = self.cache.borrow().get(key) {
+        if let Some(known) = self.decided.find(key)? {
             // Its losses and notes were counted at the first site.
             return Ok(known.with_weights(known.weights.clone()));
         }
         let routing = work()?;
-        self.cache.borrow_mut().insert(key.to_owned(), routing.clone());
+        self.decided.set(key, routing.clone());
         Ok(routing)
     }
 }
@@ -238,6 +237,7 @@ impl Context {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Device, Weights};
 
     #[test]
     fn labels_of_every_kind_go_with_their_rows() {
@@ -253,6 +253,39 @@ mod tests {
         let e = part.labels("languages").unwrap_err().to_string();
         assert!(e.contains("did you mean `language`"), "{e}");
         assert!(Context::eval().labels("task").unwrap_err().to_string().contains("with_tasks"));
-        assert!(cx.select_rows(&[3]).is_err());
+        let e = cx.select_rows(&[3]).unwrap_err().to_string();
+        assert!(e.contains("language") && e.contains("there are 3"), "{e}");
+    }
+
+    #[test]
+    fn features_of_a_part_of_a_part_are_those_of_its_rows() {
+        let column = |v: &[f32]| Tensor::from_slice(v, &[v.len() as i64, 1], Device::Cpu).unwrap();
+        let cx = Context::eval().with_feature("x", column(&[0., 1., 2., 3.]));
+        let part = cx.select_rows(&[3, 1, 1]).unwrap().with_feature("y", column(&[7., 8., 9.]));
+        let inner = part.select_rows(&[2, 0]).unwrap();
+        let values = |cx: &Context, name| cx.feature(name).unwrap().to_vec::<f32>().unwrap();
+        assert_eq!(values(&inner, "x"), [1., 3.]);
+        assert_eq!(values(&inner, "y"), [9., 7.]);
+        assert_eq!(values(&part, "x"), [3., 1., 1.]);
+        assert!(part.select_rows(&[3]).is_err() && cx.select_rows(&[-1]).is_err());
+    }
+
+    #[test]
+    fn what_was_decided_for_all_rows_is_decided_for_a_part() {
+        let all = Weights::Rows((0..3).map(|j| vec![(j, 1.0)]).collect());
+        let cx = Context::eval();
+        let routing = Routing::new(all, 3);
+        let later = cx.select_rows(&[2]).unwrap();
+        cx.once("key", || Ok(routing)).unwrap();
+        let again = || -> Result<Routing> { Err(Error::invalid("key", "is decided again")) };
+        let part = cx.select_rows(&[2, 0]).unwrap().select_rows(&[0]).unwrap();
+        for part in [part, later] {
+            let found = part.once("key", again).unwrap();
+            assert_eq!(found.support().unwrap(), [2]);
+        }
+        // What a part decides is its own.
+        let own = Routing::new(Weights::Fixed(vec![(1, 1.0)]), 3);
+        cx.select_rows(&[0]).unwrap().once("other", || Ok(own)).unwrap();
+        assert!(cx.once("other", again).is_err());
     }
 }

@@ -1,8 +1,8 @@
 //! Running the active modules: the plain way, and the fast ways that give the same.
 
+use crate::grouped::over;
 use crate::{
-    Active, Context, Device, Error, Host, Module, Result, Routing, Signal, SiteKind, Tensor,
-    Tensors, Weights,
+    Active, Context, Error, Host, Module, Result, Routing, Signal, SiteKind, Tensor, Weights,
 };
 
 /// What α weighs against.
@@ -24,13 +24,6 @@ pub struct Outputs<'a> {
     f: &'a Host<'a>,
     x: &'a Signal,
     cx: &'a Context,
-}
-
-/// One module with the rows or tokens that it gets and their weights `[n]`.
-struct Group<'a> {
-    module: &'a dyn Module,
-    units: Vec<i64>,
-    weight: Tensor,
 }
 
 impl<'a> Outputs<'a> {
@@ -66,7 +59,7 @@ impl<'a> Outputs<'a> {
     /// hⱼ of every active module on the whole batch, for aggregators that look at the outputs
     /// (attention) before they weigh them. f_θ(x) is computed at most once.
     pub fn each(&self) -> Result<Vec<(usize, Signal)>> {
-        self.f.sharing(self.x, self.cx, || {
+        self.f.sharing(self.x, || {
             let run = |(j, _, m): (usize, &str, &dyn Module)| {
                 Ok((j, m.forward(self.f, self.x, self.cx)?))
             };
@@ -93,7 +86,7 @@ impl<'a> Outputs<'a> {
         match &self.routing().weights {
             Weights::Rows(rows) => self.by_rows(rows, base),
             Weights::Sparse { index, weight } if index.dim() == 2 => {
-                self.scatter(self.x, &self.groups(index, weight)?, base, 1)
+                self.rows_by_choice(index, weight, base)
             }
             Weights::Sparse { index, weight } if self.f.site().kind.token_wise() => {
                 self.by_tokens(index, weight, base)
@@ -108,6 +101,10 @@ impl<'a> Outputs<'a> {
         if let Weights::Slots { dispatch, combine } = &self.routing().weights {
             return self.by_slots(dispatch, combine, base);
         }
+        self.f.sharing(self.x, || self.plain_terms(base))
+    }
+
+    fn plain_terms(&self, base: Base) -> Result<Signal> {
         let alpha = self.routing().dense(self.f.kind(self.x), self.x.x.device())?;
         let with_base = base == Base::Kept && !self.routing().normalised;
         let mut sum: Option<Signal> = None;
@@ -119,8 +116,10 @@ impl<'a> Outputs<'a> {
             });
         }
         let Some(sum) = sum else {
-            let y = self.f.call(self.x, self.cx)?;
-            return if base == Base::Kept { Ok(y) } else { Ok(y.replace(y.x.zeros_like()?)) };
+            return match base {
+                Base::Kept => self.f.call(self.x, self.cx),
+                Base::Replaced => self.nothing(self.x),
+            };
         };
         if !with_base {
             return Ok(sum);
@@ -152,73 +151,6 @@ impl<'a> Outputs<'a> {
             format!("an α for each of {tokens} tokens where x is {x:?}"),
             "route per example, or leave this site out of the targets",
         ))
-    }
-
-    /// Rows sent to their modules. Where each row has one module of weight 1 the parts are joined,
-    /// and may differ in length; else they are weighed and added.
-    fn by_rows(&self, rows: &[Vec<(usize, f64)>], base: Base) -> Result<Signal> {
-        let alone = |row: &Vec<(usize, f64)>| match row.as_slice() {
-            [] => base == Base::Kept,
-            [(_, w)] => *w == 1.0,
-            _ => false,
-        };
-        if !rows.iter().all(alone) {
-            let width = rows.iter().map(Vec::len).max().unwrap_or(0).max(1);
-            let mut index = Vec::with_capacity(rows.len() * width);
-            let mut weight = Vec::with_capacity(rows.len() * width);
-            for row in rows {
-                let padding = std::iter::repeat_n(&(usize::MAX, 0.0), width - row.len());
-                for (j, w) in row.iter().chain(padding) {
-                    index.push(if *j == usize::MAX { -1 } else { *j as i64 });
-                    weight.push(*w);
-                }
-            }
-            let shape = [rows.len() as i64, width as i64];
-            let index = Tensor::from_slice(&index, &shape, Device::Cpu)?;
-            let weight = Tensor::from_slice(&weight, &shape, self.x.x.device())?;
-            return self.scatter(self.x, &self.groups(&index, &weight)?, base, 1);
-        }
-        let mut parts = Vec::new();
-        let mut run = |members: Vec<i64>, module: Option<&dyn Module>| -> Result<()> {
-            if members.is_empty() {
-                return Ok(());
-            }
-            let index = Tensor::from_slice(&members, &[members.len() as i64], self.x.x.device())?;
-            let x = self.x.select_rows(&index)?;
-            let y = match module {
-                Some(m) => m.forward(self.f, &x, &self.cx.select_rows(&members)?)?,
-                None => self.f.call(&x, &self.cx.select_rows(&members)?)?,
-            };
-            parts.push((members, y));
-            Ok(())
-        };
-        let members = |wanted: Option<usize>| -> Vec<i64> {
-            let is = |row: &Vec<(usize, f64)>| row.first().map(|(j, _)| *j) == wanted;
-            (0..).zip(rows).filter(|(_, row)| is(row)).map(|(r, _)| r).collect()
-        };
-        for (j, _, module) in self.active.modules() {
-            run(members(Some(j)), Some(module))?;
-        }
-        run(members(None), None)?;
-        Signal::join(&parts, self.x.rows())
-    }
-
-    /// Tokens sent to their modules, at sites whose function takes each token by itself.
-    fn by_tokens(&self, index: &Tensor, weight: &Tensor, base: Base) -> Result<Signal> {
-        let size = self.x.x.size();
-        let &[batch, seq, _] = size.as_slice() else { return self.plain_sum(base) };
-        let flatten = |t: &Tensor| t.reshape(&[batch * seq, t.len_of(-1)]);
-        let fits = |t: &Tensor| t.dim() == 3 && t.len_of(0) == batch && t.len_of(1) == seq;
-        if !self.x.with.iter().all(|(_, t)| fits(t)) {
-            return self.plain_sum(base);
-        }
-        let with = self.x.with.map(|_, t| flatten(t))?;
-        let flat = Signal { x: flatten(&self.x.x)?, with };
-        let k = index.len_of(-1);
-        let groups = self.groups(&index.reshape(&[-1, k])?, &weight.reshape(&[-1, k])?)?;
-        let y = self.scatter(&flat, &groups, base, seq)?;
-        let unflatten = |t: &Tensor| t.reshape(&[batch, seq, t.len_of(-1)]);
-        Ok(Signal { x: unflatten(&y.x)?, with: y.with.map(|_, t| unflatten(t))? })
     }
 
     /// Every module on its slots, which are mixtures of a row's tokens.
@@ -266,71 +198,6 @@ impl<'a> Outputs<'a> {
             }
         }
     }
-
-    /// The units of each active module by `index` and `weight` `[units, k]`; −1 stands for none.
-    fn groups(&self, index: &Tensor, weight: &Tensor) -> Result<Vec<Group<'_>>> {
-        let k = index.len_of(-1).max(1);
-        let chosen = index.to_vec::<i64>()?;
-        let flat = weight.reshape(&[-1])?;
-        let mut groups = Vec::new();
-        for (j, _, module) in self.active.modules() {
-            let slots: Vec<i64> =
-                (0..).zip(&chosen).filter(|(_, c)| **c == j as i64).map(|(s, _)| s).collect();
-            if slots.is_empty() {
-                continue;
-            }
-            let at = Tensor::from_slice(&slots, &[slots.len() as i64], flat.device())?;
-            let units = slots.iter().map(|s| s / k).collect();
-            groups.push(Group { module, units, weight: flat.index_select(0, &at)? });
-        }
-        Ok(groups)
-    }
-
-    /// Runs each group on its units of x and adds up what comes out; `per_row` units make a row
-    /// of the context.
-    fn scatter(&self, x: &Signal, groups: &[Group], base: Base, per_row: i64) -> Result<Signal> {
-        let keep = base == Base::Kept && !self.routing().normalised;
-        let (kind, device) = (self.f.kind(x), x.x.device());
-        let mut rest = Tensor::ones(&[x.rows()], kind, device)?;
-        let mut sum = None;
-        let mut with = Tensors::new();
-        for g in groups {
-            let index = Tensor::from_slice(&g.units, &[g.units.len() as i64], device)?;
-            let rows: Vec<i64> = g.units.iter().map(|u| u / per_row).collect();
-            let h =
-                g.module.forward(self.f, &x.select_rows(&index)?, &self.cx.select_rows(&rows)?)?;
-            let weight = g.weight.to_kind(kind)?;
-            rest = rest.index_add(0, &index, &weight.neg()?)?;
-            let term = h.x.mul(&over(&weight, h.x.dim())?)?;
-            let room = |t: &Tensor| {
-                let shape: Vec<i64> = [x.rows()].into_iter().chain(t.size().split_off(1)).collect();
-                Tensor::zeros(&shape, t.kind(), device)
-            };
-            let before = sum.map_or_else(|| room(&h.x), Ok)?;
-            sum = Some(before.index_add(0, &index, &term)?);
-            for (name, t) in h.with.iter() {
-                let before = with.get(name).cloned().map_or_else(|| room(t), Ok)?;
-                with.set(name.to_owned(), before.index_copy(0, &index, t)?);
-            }
-        }
-        match sum {
-            Some(x) if !keep => Ok(Signal { x, with }),
-            sum => {
-                let rows: Vec<i64> = (0..x.rows()).map(|u| u / per_row).collect();
-                let of_units = (per_row > 1).then(|| self.cx.select_rows(&rows)).transpose()?;
-                let y = self.f.call(x, of_units.as_ref().unwrap_or(self.cx))?;
-                let rest = over(&rest, y.x.dim())?;
-                let kept = if keep { y.x.mul(&rest)? } else { y.x.zeros_like()? };
-                Ok(y.replace(sum.map_or(Ok(kept.clone()), |s| s.add(&kept))?))
-            }
-        }
-    }
-}
-
-/// α with as many trailing dimensions of length 1 as it takes to weigh a tensor of `dims`.
-fn over(alpha: &Tensor, dims: usize) -> Result<Tensor> {
-    (alpha.dim()..dims)
-        .try_fold(alpha.clone(), |a, _| if a.dim() == 0 { Ok(a) } else { a.unsqueeze(-1) })
 }
 
 fn same_companions<'s>(a: &Signal, b: &'s Signal) -> Result<&'s Signal> {

@@ -12,7 +12,7 @@
 //! | `site.rs` | sites, the base function at a site, what flows through it |
 //! | `module.rs`, `router.rs`, `aggregator.rs` | the three traits |
 //! | `routing.rs` | the one type for α: static, per example, per token; hard, soft, sparse |
-//! | `bank.rs`, `dispatch.rs` | the inventory, and the fast ways to run it |
+//! | `bank.rs`, `dispatch.rs`, `grouped.rs`, `low_rank.rs` | the inventory, and the fast ways to run it |
 //! | `model.rs`, `attach.rs`, `model_routing.rs`, `merge.rs`, `backbone.rs`, `targets.rs` | a backbone with modules attached at sites |
 //! | `activation_checkpointing.rs` | training that keeps less and computes more |
 //! | `cache.rs` | what a decoder keeps of the tokens that it has seen |
@@ -37,6 +37,8 @@ mod context;
 mod dispatch;
 mod error;
 mod ffi;
+mod grouped;
+mod grouping;
 mod json;
 mod layer;
 mod linear;
@@ -48,6 +50,7 @@ mod model_routing;
 mod module;
 mod module_file;
 mod nearest;
+mod of_rows;
 mod params;
 mod random;
 mod registry;
@@ -76,6 +79,7 @@ pub use cache::Cache;
 pub use context::{Context, Trace};
 pub use dispatch::{Base, Outputs};
 pub use error::{Error, Mismatch, Result, ResultExt};
+pub use grouping::Grouping;
 pub use json::parse_json;
 pub use layer::ModularLayer;
 pub use machine::{cuda_devices, has_bf16, keep_freed_memory, set_threads, threads};

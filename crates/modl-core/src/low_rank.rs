@@ -1,6 +1,11 @@
 //! Low-rank modules as few matrix products, however many there are.
 
-use crate::{Base, Device, LowRank, Outputs, Result, Signal, SiteKind, Tensor, Weights};
+use crate::grouping::Grouping;
+use crate::{Base, Device, Kind, LowRank, Outputs, Result, Signal, SiteKind, Tensor, Weights};
+
+/// Slots that are computed together where tokens are sorted by module: large enough for a matrix
+/// product, small enough that what is missing in a module's last block costs little.
+const BLOCK: usize = 32;
 
 impl Outputs<'_> {
     /// All low-rank modules as one: with A = [A₁; …; Aₖ] and B = [B₁ … Bₖ],
@@ -23,6 +28,13 @@ impl Outputs<'_> {
             && total > 2 * widest(&parts, rows)
         {
             return self.low_rank_rows(&parts, rows).map(Some);
+        }
+        // From about four times the columns that a token needs, moving tokens is the cheaper way.
+        if let Weights::Sparse { index, weight } = &self.routing().weights
+            && matches!(self.input().x.dim(), 2 | 3)
+            && total > 4 * largest(&parts) * index.len_of(-1)
+        {
+            return self.low_rank_blocks(&parts, index, weight).map(Some);
         }
         let (kind, device) = (self.input().x.kind(), self.input().x.device());
         let mut owner = Vec::new();
@@ -53,23 +65,12 @@ impl Outputs<'_> {
         rows: &[Vec<(usize, f64)>],
     ) -> Result<Signal> {
         let (kind, device) = (self.input().x.kind(), self.input().x.device());
-        let rank = parts.iter().map(|(_, p)| p.down.len_of(0)).max().unwrap_or(0);
+        let rank = largest(parts);
         let each = rows.iter().map(Vec::len).max().unwrap_or(0);
-        // All modules with the rank of the largest, and with zeros behind them one that is nobody's.
-        let mut downs = Vec::with_capacity(parts.len() + 1);
-        let mut ups = Vec::with_capacity(parts.len() + 1);
-        for (_, p) in parts {
-            let missing = rank - p.down.len_of(0);
-            let (down, up) = (p.down.to_kind(kind)?, p.up.to_kind(kind)?.t()?);
-            let fill = |t: Tensor| if missing > 0 { t.pad(&[0, 0, 0, missing]) } else { Ok(t) };
-            downs.push(fill(down)?);
-            ups.push(fill(up)?);
-        }
-        if let (Some(down), Some(up)) = (downs.first(), ups.first()) {
-            let (down, up) = (down.zeros_like()?, up.zeros_like()?);
-            downs.push(down);
-            ups.push(up);
-        }
+        let (downs, ups) = factors(parts, kind)?;
+        // Behind all modules one that is nobody's.
+        let zero = |t: &Tensor| t.pad(&[0, 0, 0, 0, 0, 1]);
+        let (downs, ups) = (zero(&downs)?, zero(&ups)?);
         let mut index = Vec::with_capacity(rows.len() * each);
         let mut alpha = Vec::with_capacity(rows.len() * each);
         for row in rows {
@@ -85,10 +86,8 @@ impl Outputs<'_> {
         }
         let (n, each) = (rows.len() as i64, each as i64);
         let index = Tensor::from_slice(&index, &[n * each], device)?;
-        let of_rows = |all: &[Tensor]| {
-            let width = all.first().map_or(0, |t| t.len_of(1));
-            Tensor::stack(all, 0)?.index_select(0, &index)?.reshape(&[n, each * rank, width])
-        };
+        let of_rows =
+            |all: &Tensor| all.index_select(0, &index)?.reshape(&[n, each * rank, all.len_of(2)]);
         let alpha = Tensor::from_slice(&alpha, &[n, 1, each, 1], Device::Cpu)?.to_kind(kind)?;
         let alpha = alpha.to_device(device)?.expand(&[n, 1, each, rank])?;
         let alpha = alpha.reshape(&[n, 1, each * rank])?;
@@ -96,12 +95,89 @@ impl Outputs<'_> {
         let y = self.host().call(self.input(), self.context())?;
         Ok(y.replace(y.x.baddbmm(&inner, &of_rows(&ups)?, 1.0, 1.0)?))
     }
+
+    /// Low-rank modules where each token has few of many: tokens sorted by module and cut into
+    /// blocks, all blocks in two batched products, whatever the modules' loads.
+    fn low_rank_blocks(
+        &self,
+        parts: &[(usize, LowRank)],
+        index: &Tensor,
+        weight: &Tensor,
+    ) -> Result<Signal> {
+        let x = &self.input().x;
+        let (kind, device) = (x.kind(), x.device());
+        let k = index.len_of(-1);
+        // One choice for all tokens of a row is one for each of them.
+        let per_token = |t: &Tensor| match (t.dim(), x.dim()) {
+            (2, 3) => {
+                let size = [x.len_of(0), x.len_of(1), k];
+                t.unsqueeze(1)?.expand(&size)?.reshape(&[-1, k])
+            }
+            _ => t.reshape(&[-1, k]),
+        };
+        let grouping = Grouping::new(&per_token(index)?, self.routing().modules)?;
+        let y = self.host().call(self.input(), self.context())?;
+        if grouping.is_empty() {
+            return Ok(y);
+        }
+        let (owners, places) = grouping.blocks(BLOCK);
+        let found = |j: &usize| parts.binary_search_by_key(j, |(i, _)| *i).ok();
+        let owners: Vec<usize> = owners.iter().filter_map(found).collect();
+        // What is missing in a block is its last token once more, with the weight 0 behind all
+        // weights: whatever there is in that token stays with it.
+        let none = grouping.all_units() * k;
+        let (mut units, mut slots) = (Vec::new(), Vec::new());
+        for slot in &places {
+            slots.push(slot.unwrap_or(none));
+            units.push(slot.map_or_else(|| units.last().copied().unwrap_or(0), |s| s / k));
+        }
+        let scales: Vec<f64> =
+            owners.iter().filter_map(|at| parts.get(*at)).map(|(_, p)| p.scale).collect();
+        let owners: Vec<i64> = owners.into_iter().map(|at| at as i64).collect();
+        let at = |v: &[i64]| Tensor::from_slice(v, &[v.len() as i64], device);
+        let (blocks, size) = (owners.len() as i64, BLOCK as i64);
+        let (units, each) = (at(&units)?, owners.iter().copied().eq(0..parts.len() as i64));
+        let owners = at(&owners)?;
+        // Where loads are even and small, each module has its one block.
+        let of_blocks = |t: &Tensor| if each { Ok(t.clone()) } else { t.index_select(0, &owners) };
+        let weights = per_token(weight)?.reshape(&[-1])?.to_kind(kind)?.pad(&[0, 1])?;
+        let scale = Tensor::from_slice(&scales, &[blocks, 1, 1], Device::Cpu)?.to_kind(kind)?;
+        let alpha = weights.index_select(0, &at(&slots)?)?.reshape(&[blocks, size, 1])?;
+        let alpha = alpha.mul(&scale.to_device(device)?)?;
+        let (downs, ups) = factors(parts, kind)?;
+        let tokens = x.reshape(&[-1, x.len_of(-1)])?.index_select(0, &units)?;
+        let tokens = tokens.reshape(&[blocks, size, -1])?;
+        let inner = tokens.bmm(&of_blocks(&downs)?.t()?)?.mul(&alpha)?;
+        let change = inner.bmm(&of_blocks(&ups)?)?;
+        let width = y.x.len_of(-1);
+        let flat = y.x.reshape(&[-1, width])?;
+        let sum = flat.index_add(0, &units, &change.reshape(&[-1, width])?)?;
+        Ok(y.replace(sum.reshape(&y.x.size())?))
+    }
+}
+
+/// The largest rank.
+fn largest(parts: &[(usize, LowRank)]) -> i64 {
+    parts.iter().map(|(_, p)| p.down.len_of(0)).max().unwrap_or(0)
 }
 
 /// The largest sum of the ranks of one row's modules.
 fn widest(parts: &[(usize, LowRank)], rows: &[Vec<(usize, f64)>]) -> i64 {
-    let rank = parts.iter().map(|(_, p)| p.down.len_of(0)).max().unwrap_or(0);
-    rank * rows.iter().map(Vec::len).max().unwrap_or(0) as i64
+    largest(parts) * rows.iter().map(Vec::len).max().unwrap_or(0) as i64
+}
+
+/// All A `[modules, rank, in]` and Bᵀ `[modules, rank, out]`, with zeros up to the largest rank.
+fn factors(parts: &[(usize, LowRank)], kind: Kind) -> Result<(Tensor, Tensor)> {
+    let rank = largest(parts);
+    let fill = |t: Tensor| match rank - t.len_of(0) {
+        0 => Ok(t),
+        missing => t.pad(&[0, 0, 0, missing]),
+    };
+    let stack = |of: &dyn Fn(&LowRank) -> Result<Tensor>| {
+        let all: Result<Vec<_>> = parts.iter().map(|(_, p)| fill(of(p)?)).collect();
+        Tensor::stack(&all?, 0)?.to_kind(kind)
+    };
+    Ok((stack(&|p| Ok(p.down.clone()))?, stack(&|p| p.up.t())?))
 }
 
 /// α `[…, n]` with dimensions of length 1 before the last, so that it weighs columns.

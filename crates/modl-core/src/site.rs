@@ -45,10 +45,11 @@ pub enum SiteKind {
     /// The scores of a mixture's experts: y = x Wᵀ, `[…, in]` → `[…, experts]`; θ = `weight`
     /// `[experts, in]`.
     Router,
-    /// A mixture of gated feed-forward networks: x `[batch, seq, in]` → `[batch, seq, in]` by the
+    /// A mixture of feed-forward networks: x `[batch, seq, in]` → `[batch, seq, in]` by the
     /// experts that the companions name for each token, `experts` `[batch, seq, k]` i64, weighed by
     /// `gates` `[batch, seq, k]`. θ = `gate_up_proj` `[experts, 2 · inner, in]`, gate above up, and
-    /// `down_proj` `[experts, in, inner]`. f also takes each of them as a sum that is not
+    /// `down_proj` `[experts, in, inner]`; `wi` `[experts, inner, in]` and `wo` `[experts, in, inner]`
+    /// where they are not gated. f also takes each of them as a sum that is not
     /// multiplied out: with [`STACK_DOWN`] after its name `[experts, r, cols]` and [`STACK_UP`]
     /// `[experts, rows, r]`, whose product is added to it.
     Experts,
@@ -208,8 +209,9 @@ pub struct Host<'a> {
     theta: &'a Tensors,
     f: &'a HostFn<'a>,
     stages: &'a [(&'a str, &'a HostFn<'a>)],
-    /// f_θ(x) for the signal at this address, so that modules that share x share the work.
-    memo: RefCell<Option<(*const Signal, Signal)>>,
+    /// f_θ(x) for the signal at this address, once it is known, so that modules that share x share
+    /// the work.
+    memo: RefCell<Option<(*const Signal, Option<Signal>)>>,
 }
 
 impl fmt::Debug for Host<'_> {
@@ -249,12 +251,19 @@ impl<'a> Host<'a> {
 
     /// f_θ(x).
     pub fn call(&self, x: &Signal, cx: &Context) -> Result<Signal> {
-        if let Some((at, y)) = &*self.memo.borrow()
-            && std::ptr::eq(*at, x)
-        {
+        let shared = self.shares(x);
+        if shared && let Some((_, Some(y))) = &*self.memo.borrow() {
             return Ok(y.clone());
         }
-        (self.f)(self.theta, x, cx)
+        let y = (self.f)(self.theta, x, cx)?;
+        if shared {
+            self.memo.replace(Some((std::ptr::from_ref(x), Some(y.clone()))));
+        }
+        Ok(y)
+    }
+
+    fn shares(&self, x: &Signal) -> bool {
+        matches!(&*self.memo.borrow(), Some((at, _)) if std::ptr::eq(*at, x))
     }
 
     /// f with other parameters, for instance θ ⊕ φ.
@@ -275,15 +284,13 @@ impl<'a> Host<'a> {
         }
     }
 
-    /// Runs `work` while `call(x)` on this very `x` is computed at most once.
-    pub fn sharing<T>(
-        &self,
-        x: &Signal,
-        cx: &Context,
-        work: impl FnOnce() -> Result<T>,
-    ) -> Result<T> {
-        let y = self.call(x, cx)?;
-        let before = self.memo.replace(Some((std::ptr::from_ref(x), y)));
+    /// Runs `work` while `call(x)` on this very `x` is computed at most once, and not at all where
+    /// nobody asks.
+    pub fn sharing<T>(&self, x: &Signal, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        if self.shares(x) {
+            return work();
+        }
+        let before = self.memo.replace(Some((std::ptr::from_ref(x), None)));
         let result = work();
         self.memo.replace(before);
         result

@@ -9,9 +9,9 @@ use crate::place::{Pass, Place};
 /// Scores and probabilities of that many keys no longer stay in the cache.
 const LONG: i64 = 256;
 
-/// Queries `[batch, heads, seq, d]` over keys and values `[batch, groups, keys, d]`, each group for
-/// heads ⁄ groups heads, with `mask`, which broadcasts to `[batch, heads, seq, keys]`, added to the
-/// scores → `[batch, heads, seq, d]`. Scores are multiplied by `scale`, 1⁄√d as a rule. Dropout is
+/// Queries `[batch, heads, seq, d]` over keys `[batch, groups, keys, d]` and values `[batch, groups,
+/// keys, v]`, each group for heads ⁄ groups heads, with `mask`, which broadcasts to `[batch, heads,
+/// seq, keys]`, added to the scores → `[batch, heads, seq, v]`. Scores are multiplied by `scale`, 1⁄√d as a rule. Dropout is
 /// that of the probabilities.
 pub(crate) fn attend(
     query: &Tensor,
@@ -33,7 +33,8 @@ pub(crate) fn attend(
     let n = batch * heads;
     let query = query.reshape(&[n, seq, width])?;
     let key = key.reshape(&[n, keys, width])?.t()?;
-    let value = value.reshape(&[n, keys, width])?;
+    let out = value.len_of(3);
+    let value = value.reshape(&[n, keys, out])?;
     let scores = match mask {
         Some(mask) => {
             let queries = if mask.len_of(2) == 1 { 1 } else { seq };
@@ -43,7 +44,7 @@ pub(crate) fn attend(
         None => query.mul_scalar(scale)?.bmm(&key)?,
     };
     let p = dropout(scores.softmax(-1)?, drop)?;
-    p.bmm(&value)?.reshape(&[batch, heads, seq, width])
+    p.bmm(&value)?.reshape(&[batch, heads, seq, out])
 }
 
 impl Place {

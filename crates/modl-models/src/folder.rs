@@ -13,9 +13,9 @@ use serde_json::Value;
 
 use crate::LoadOptions;
 
-const CONFIG: &str = "config.json";
+pub(crate) const CONFIG: &str = "config.json";
 /// The tensors in one file, and the index of several; the first that is there is read.
-const WEIGHTS: [(&str, &str); 2] = [
+pub(crate) const WEIGHTS: [(&str, &str); 2] = [
     ("model.safetensors", "model.safetensors.index.json"),
     ("pytorch_model.bin", "pytorch_model.bin.index.json"),
 ];
@@ -46,6 +46,8 @@ pub(crate) struct Weights {
     files: Vec<Box<dyn TensorFile>>,
     /// By the architecture's name: the file and the name there.
     found: BTreeMap<String, (usize, String)>,
+    /// How the names of those end that are kept in f32 at least.
+    wide: &'static [&'static str],
 }
 
 impl Weights {
@@ -71,7 +73,12 @@ impl Weights {
                 }
             }
         }
-        Ok(Weights { source: source.display().to_string(), files, found })
+        Ok(Weights { source: source.display().to_string(), files, found, wide: &[] })
+    }
+
+    /// Keeps parameters whose names end so in f32 at least.
+    pub(crate) fn wide(self, ends: &'static [&'static str]) -> Self {
+        Weights { wide: ends, ..self }
     }
 
     /// Whether there is a parameter of that name.
@@ -104,6 +111,10 @@ impl Weights {
         let mut params = ParamStore::new();
         for (name, (file, stored)) in &self.found {
             let tensor = self.file(*file)?.tensor(stored, options.device)?;
+            let kind = match self.wide.iter().any(|end| name.ends_with(end)) {
+                true if kind != Kind::Double => Kind::Float,
+                _ => kind,
+            };
             params.insert(name.as_str(), tensor.to_kind(kind).at(name)?)?;
         }
         Ok(params)

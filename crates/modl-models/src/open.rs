@@ -34,6 +34,7 @@ type Load = fn(&Path, Value, &LoadOptions) -> Result<Box<dyn Backbone>>;
 /// The architectures by the `model_type` of their `config.json`.
 const ARCHITECTURES: &[(&str, Load)] = &[
     ("bert", |dir, config, options| Ok(Box::new(Bert::from_config(dir, config, options)?))),
+    ("deepseek_v3", |dir, config, options| Ok(Box::new(Llama::from_config(dir, config, options)?))),
     ("efficientnet-lite", |dir, config, options| {
         Ok(Box::new(EfficientNet::from_config(dir, config, options)?))
     }),
@@ -41,7 +42,11 @@ const ARCHITECTURES: &[(&str, Load)] = &[
     ("llama", |dir, config, options| Ok(Box::new(Llama::from_config(dir, config, options)?))),
     ("mixtral", |dir, config, options| Ok(Box::new(Llama::from_config(dir, config, options)?))),
     ("olmoe", |dir, config, options| Ok(Box::new(Llama::from_config(dir, config, options)?))),
+    ("qwen2_moe", |dir, config, options| Ok(Box::new(Llama::from_config(dir, config, options)?))),
     ("roberta", |dir, config, options| Ok(Box::new(Bert::from_config(dir, config, options)?))),
+    ("switch_transformers", |dir, config, options| {
+        Ok(Box::new(T5::from_config(dir, config, options)?))
+    }),
     ("t5", |dir, config, options| Ok(Box::new(T5::from_config(dir, config, options)?))),
     ("vit", |dir, config, options| Ok(Box::new(Vit::from_config(dir, config, options)?))),
     ("xlm-roberta", |dir, config, options| Ok(Box::new(Bert::from_config(dir, config, options)?))),

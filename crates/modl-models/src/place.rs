@@ -4,12 +4,12 @@
 //! that are not there.
 
 use modl_core::{
-    Context, Error, HostFn, Layers, ParamStore, Result, ResultExt, Signal, Site, SiteKind, Tensor,
-    Tensors,
+    Context, Error, HostFn, Kind, Layers, ParamStore, Result, ResultExt, Signal, Site, SiteKind,
+    Tensor, Tensors,
 };
 
 use crate::dropout::Drop;
-use crate::moe::{DOWN, GATE_UP};
+use crate::moe::{CHOICE_BIAS, DOWN, GATE_UP, WI, WO};
 
 /// A site and θ there.
 #[derive(Debug)]
@@ -19,7 +19,8 @@ pub(crate) struct Place {
 }
 
 /// The parameters that a site at `path` may have below it.
-const SHORT: [&str; 6] = ["weight", "bias", GATE_UP, DOWN, "running_mean", "running_var"];
+const SHORT: [&str; 9] =
+    ["weight", "bias", GATE_UP, DOWN, WI, WO, CHOICE_BIAS, "running_mean", "running_var"];
 
 /// The parameters of the site at `path`: `PATH.weight`, `PATH.bias`.
 pub(crate) fn theta(params: &ParamStore, path: &str) -> Tensors {
@@ -128,6 +129,18 @@ impl Place {
     /// x Wᵀ + b.
     pub(crate) fn linear(&self, x: &Tensor, pass: Pass) -> Result<Tensor> {
         self.simple(x, pass, |theta, x| x.linear(theta.need("weight")?, theta.get("bias")))
+    }
+
+    /// x Wᵀ + b in f32 at least.
+    pub(crate) fn wide_linear(&self, x: &Tensor, pass: Pass) -> Result<Tensor> {
+        let wide = |t: &Tensor| match t.kind() {
+            Kind::Half | Kind::BFloat16 => t.to_kind(Kind::Float),
+            _ => Ok(t.clone()),
+        };
+        self.simple(&wide(x)?, pass, |theta, x| {
+            let bias = theta.get("bias").map(wide).transpose()?;
+            x.linear(&wide(theta.need("weight")?)?, bias.as_ref())
+        })
     }
 
     /// x W + b for a weight that is stored `[in, out]`, as GPT-2 has it. Modules see it `[out, in]`.

@@ -22,17 +22,26 @@ pub(crate) fn read<T: DeserializeOwned>(
     architecture: &str,
     fixed: &[Fixed],
 ) -> Result<T> {
+    check_fixed(config, architecture, fixed)?;
+    for (name, value) in config.as_object().into_iter().flatten() {
+        // Each by itself, because serde's errors do not say which key they are about.
+        T::deserialize(json!({ name: value })).map_err(|e| Error::invalid(name, e.to_string()))?;
+    }
+    T::deserialize(config).map_err(|e| Error::invalid("config", e.to_string()))
+}
+
+/// Checks that settings which would change the result have a value that is supported.
+///
+/// # Errors
+/// By name where one has not.
+pub(crate) fn check_fixed(config: &Value, architecture: &str, fixed: &[Fixed]) -> Result<()> {
     for (name, fits, advice) in fixed {
         if let Some(value) = config.get(name).filter(|v| !v.is_null() && !fits(v)) {
             let what = format!("{architecture} with `{name}` = {value}");
             return Err(Error::unsupported(what, *advice));
         }
     }
-    for (name, value) in config.as_object().into_iter().flatten() {
-        // Each by itself, because serde's errors do not say which key they are about.
-        T::deserialize(json!({ name: value })).map_err(|e| Error::invalid(name, e.to_string()))?;
-    }
-    T::deserialize(config).map_err(|e| Error::invalid("config", e.to_string()))
+    Ok(())
 }
 
 /// The classes of a classifier: those that `id2label` names, else `num_labels`, else 2.

@@ -86,6 +86,12 @@ impl Tokenizer {
         Ok(ids(&encoding).collect())
     }
 
+    /// The ids of one text alone, without tokens that the tokenizer adds.
+    pub(crate) fn encode_bare(&self, text: &str) -> Result<Vec<i64>> {
+        let encoding = self.inner.encode(text, false).map_err(|e| refused(&e))?;
+        Ok(ids(&encoding).collect())
+    }
+
     /// The text of ids, without special tokens.
     ///
     /// # Errors

@@ -61,7 +61,8 @@ fn outputs_are_those_of_transformers() {
         if let Some(last) = wanted.get("hidden_2") {
             close(found.need("last_hidden_state").unwrap(), last, name);
         }
-        assert_eq!(found.len(), 2);
+        // Mixtures also say what their routers did.
+        assert_eq!(found.names().filter(|n| !n.contains("router") && *n != "aux_loss").count(), 2);
     }
 }
 
@@ -281,7 +282,7 @@ fn inputs_and_settings_that_do_not_fit_are_refused_in_words() {
         assert!(e.contains(words), "{e}\n  does not say: {words}");
     }
     for (name, settings, words) in [
-        ("base_llama", json!({"rope_parameters": {"rope_type": "yarn"}}), "type \"yarn\""),
+        ("base_llama", json!({"rope_parameters": {"rope_type": "longrope"}}), "type \"longrope\""),
         ("base_llama", json!({"rope_parameters": {"rope_type": "linear"}}), "factor: "),
         ("base_llama", json!({"num_key_value_heads": 3}), "num_key_value_heads: 3 has to divide"),
         ("base_llama", json!({"head_dim": 7}), "head_dim: 7 is to be even"),

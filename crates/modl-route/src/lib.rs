@@ -2,6 +2,7 @@
 
 mod balanced;
 mod fixed;
+mod hard;
 mod losses;
 mod post_hoc;
 mod scores;
@@ -12,6 +13,7 @@ mod top_k;
 
 pub use balanced::*;
 pub use fixed::*;
+pub use hard::*;
 pub use post_hoc::*;
 pub use scores::{Input, Scores};
 pub use soft::*;
@@ -28,6 +30,7 @@ use modl_core::{Registry, Result};
 pub fn register(r: &mut Registry) -> Result<()> {
     balanced::register(r)?;
     fixed::register(r)?;
+    hard::register(r)?;
     post_hoc::register(r)?;
     soft::register(r)?;
     task::register(r)?;

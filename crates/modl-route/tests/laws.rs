@@ -52,7 +52,7 @@ fn top_k() -> Result<()> {
 #[test]
 fn every_router_is_documented_and_reads_back_what_it_wrote() -> Result<()> {
     let registry = Registry::new().with(modl_route::register)?;
-    assert_eq!(registry.routers.entries().len(), 27);
+    assert_eq!(registry.routers.entries().len(), 34);
     for entry in registry.routers.entries() {
         assert!(!entry.title.is_empty() && !entry.citation.is_empty() && !entry.section.is_empty());
         let config = registry.routers.parse(&json!({"type": entry.name}))?;

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod batches;
+mod bootstrap;
 mod clip;
 mod config;
 mod data;
@@ -21,6 +22,7 @@ mod trainer;
 mod tsv;
 
 pub use batches::{Batches, Cursor};
+pub use bootstrap::{Bounds, bootstrap};
 pub use clip::clip_grad_norm;
 pub use config::TrainConfig;
 pub use data::{Batch, Dataset, Describe, Example, held_out};

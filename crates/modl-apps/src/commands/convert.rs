@@ -1,5 +1,5 @@
-//! `modl convert`: an adapter in another format, or any change of weights as a LoRA or a sparse
-//! difference.
+//! `modl convert`: an adapter in another format or merged into its base, or any change of weights as
+//! a LoRA or a sparse difference.
 
 use std::path::{Path, PathBuf};
 
@@ -9,6 +9,7 @@ use modl_compute::low_rank::{Extraction, extract, extract_difference};
 use modl_compute::sparse::attach_difference;
 use modl_compute::{adapterhub, peft};
 use modl_core::{Modular, Seed, Select};
+use modl_models::ExpertNames;
 use modl_train::Methods;
 
 use super::adapter::{AdapterArg, is_adapter};
@@ -50,6 +51,8 @@ enum To {
     Adapterhub,
     /// The largest changes of a fine-tuned model as a module file of modl's.
     Delta,
+    /// The base model with the adapter merged in, as a folder that transformers reads.
+    Model,
 }
 
 pub(crate) fn run(args: &ConvertArgs, methods: &Methods) -> Result<()> {
@@ -92,10 +95,17 @@ pub(crate) fn run(args: &ConvertArgs, methods: &Methods) -> Result<()> {
             "{}: is no fine-tuned model; --to delta compares one with the base",
             args.source.display()
         ),
-        (To::Peft | To::Adapterhub, Some(_)) => anyhow::bail!(
+        (To::Peft | To::Adapterhub | To::Model, Some(_)) => anyhow::bail!(
             "{}: is a fine-tuned model and no adapter; --to lora and --to delta make one",
             args.source.display()
         ),
+        (To::Model, None) => {
+            let name = attach(&mut model, args, methods)?;
+            model.merge(&name).with_context(context)?;
+            modl_models::save(model.backbone(), &args.out, ExpertNames::Each)?;
+            modl_models::copy_tokenizer(&args.model, &args.out)?;
+            said(args)
+        }
         (to, None) => {
             let name = attach(&mut model, args, methods)?;
             match to {

@@ -1,5 +1,6 @@
 //! `modl eval`: a trained run on its held-out examples.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -32,27 +33,39 @@ pub(crate) fn run(args: &EvalArgs, methods: &Methods) -> Result<()> {
 /// Rows of a batch.
 const BATCH: usize = 64;
 
+/// What is said of the held-out examples, for tables.
+pub(super) const METRICS: [&str; 3] = ["sign_accuracy", "spearman", "mae"];
+
 /// Prints the metrics of the held-out examples by task, and writes predictions and metrics.
 pub(super) fn report(loaded: &Loaded, folder: &Path) -> Result<()> {
+    let all = measure(loaded, folder)?;
+    let mut table = Table::new(["held out", "examples"].into_iter().chain(METRICS));
+    for (name, examples, found) in all {
+        let value = |m: &&str| found.get(*m).map_or("-".to_owned(), |v| format!("{v:.4}"));
+        table.row([name, examples.to_string()].into_iter().chain(METRICS.iter().map(value)));
+    }
+    println!("{}", table.text());
+    Ok(())
+}
+
+/// Tasks with the number of their held-out examples and their metrics; `all` is the last.
+pub(super) type Measured = Vec<(String, usize, BTreeMap<String, f64>)>;
+
+/// Evaluates the held-out examples, and writes predictions and metrics.
+pub(super) fn measure(loaded: &Loaded, folder: &Path) -> Result<Measured> {
     let said =
         evaluate(&loaded.model, loaded.objective.as_ref(), &loaded.test, BATCH, &Batch::describe)?;
-    let metrics = ["sign_accuracy", "spearman", "mae"];
-    let mut table = Table::new(["held out", "examples"].into_iter().chain(metrics));
-    let mut all = serde_json::Map::new();
+    let mut measured = Measured::new();
     let tasks = loaded.test.tasks();
     for task in tasks.keys().map(|t| Some(*t)).chain([None]) {
         let rows: Vec<_> = said.iter().filter(|p| task.is_none_or(|t| t == p.task)).collect();
         let found = scores(rows.iter().copied(), 0.0);
-        let name = task.unwrap_or("all");
-        let value = |m: &str| found.get(m).map_or("-".to_owned(), |v| format!("{v:.4}"));
-        let cells = [name.to_owned(), rows.len().to_string()];
-        table.row(cells.into_iter().chain(metrics.iter().map(|m| value(m))));
-        all.insert(name.to_owned(), serde_json::to_value(&found)?);
+        measured.push((task.unwrap_or("all").to_owned(), rows.len(), found));
     }
-    checkpoint::write_whole(folder.join("metrics.json"), &serde_json::to_vec_pretty(&all)?)?;
+    let json: BTreeMap<&str, _> = measured.iter().map(|(n, _, m)| (n.as_str(), m)).collect();
+    checkpoint::write_whole(folder.join("metrics.json"), &serde_json::to_vec_pretty(&json)?)?;
     checkpoint::write_whole(folder.join("predictions.json"), &serde_json::to_vec(&said)?)?;
-    println!("{}", table.text());
-    Ok(())
+    Ok(measured)
 }
 
 /// What a run is and how far it is.

@@ -1,4 +1,4 @@
-//! `modl list`: the methods of an axis.
+//! `modl list`: the methods of an axis, and the experiments.
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
@@ -29,6 +29,7 @@ enum Axis {
     Routers,
     Aggregators,
     Strategies,
+    Experiments,
 }
 
 #[derive(Debug, Serialize)]
@@ -39,6 +40,13 @@ struct Row {
     section: &'static str,
     #[serde(flatten)]
     module: Option<ModuleFacts>,
+}
+
+impl From<crate::reproduce::Listed> for Row {
+    fn from(e: crate::reproduce::Listed) -> Self {
+        let (name, title) = (e.name, e.title);
+        Row { name, title, citation: e.citation, section: e.section, module: None }
+    }
 }
 
 /// What is known of a kind of module with its defaults, at its usual sites.
@@ -130,6 +138,7 @@ pub(crate) fn run(args: &ListArgs, methods: &Methods) -> Result<()> {
         Axis::Routers => rows(&methods.registry.routers),
         Axis::Aggregators => rows(&methods.registry.aggregators),
         Axis::Strategies => rows(&methods.strategies),
+        Axis::Experiments => crate::reproduce::list().into_iter().map(Row::from).collect(),
     };
     if args.json {
         println!("{}", serde_json::to_string_pretty(&rows)?);

@@ -1,5 +1,6 @@
 //! One file for each command.
 
+pub(crate) mod compare;
 pub(crate) mod convert;
 pub(crate) mod diff;
 pub(crate) mod eval;
@@ -9,6 +10,7 @@ pub(crate) mod inspect;
 pub(crate) mod list;
 pub(crate) mod route_report;
 pub(crate) mod train;
+pub(crate) mod upcycle;
 
 mod adapter;
 mod run_folder;

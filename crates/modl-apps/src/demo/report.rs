@@ -119,7 +119,7 @@ fn cost(results: &Results) -> Table {
 fn bars(results: &Results) -> Result<String> {
     let bar = |domain: Option<&str>, m: Method| -> Result<Option<Bar>> {
         let (value, half) = Results::summary(&results.metric(m, domain, accuracy))?;
-        Ok(Some(Bar { value, half }))
+        Ok(Some(Bar { value, ends: half.map(|h| (value - h, value + h)) }))
     };
     let groups: Vec<Option<&str>> = DOMAINS.into_iter().map(Some).chain([None]).collect();
     let group = |d: &Option<&str>| Method::ALL.into_iter().map(|m| bar(*d, m)).collect();

@@ -5,11 +5,11 @@ use plotters::prelude::*;
 
 use super::{PALETTE, drawing};
 
-/// One bar: its height and, where there are several seeds, half of its interval.
+/// One bar: its height and, where there are several seeds, the ends of its interval.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Bar {
     pub(crate) value: f64,
-    pub(crate) half: Option<f64>,
+    pub(crate) ends: Option<(f64, f64)>,
 }
 
 /// Groups of bars: `values[group][series]`, a missing bar where `None`. The axis starts at `floor`.
@@ -31,7 +31,7 @@ pub(crate) fn grouped_bars(
             .iter()
             .flatten()
             .flatten()
-            .map(|b| b.value + b.half.unwrap_or(0.0))
+            .map(|b| b.ends.map_or(b.value, |(_, high)| high))
             .fold(floor, f64::max);
         let slots = series.len() as f64 + 1.5;
         let mut chart = ChartBuilder::on(&plot)
@@ -60,8 +60,8 @@ pub(crate) fn grouped_bars(
                     if s < PALETTE.len() { colour.filled() } else { colour.mix(0.5).filled() };
                 let body = Rectangle::new([(left, floor), (left + 0.9, bar.value)], style);
                 chart.draw_series([body]).map_err(drawing)?;
-                if let Some(half) = bar.half {
-                    let ends = [(mid, bar.value - half), (mid, bar.value + half)];
+                if let Some((low, high)) = bar.ends {
+                    let ends = [(mid, low), (mid, high)];
                     chart.draw_series([PathElement::new(ends, BLACK)]).map_err(drawing)?;
                 }
             }

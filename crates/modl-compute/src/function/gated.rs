@@ -123,7 +123,7 @@ impl Module for GatedModule {
     }
 
     fn forward(&self, f: &Host, x: &Signal, cx: &Context) -> Result<Signal> {
-        f.sharing(x, cx, || {
+        f.sharing(x, || {
             let y = f.call(x, cx)?;
             let change = match self.inner.delta(f, x, cx)? {
                 Some(delta) => delta,

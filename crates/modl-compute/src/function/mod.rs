@@ -6,6 +6,7 @@ mod columns;
 mod compacter;
 mod conditional_norm;
 mod cross_stitch;
+mod feed_forward;
 mod film;
 mod gated;
 mod ia3;
@@ -28,6 +29,7 @@ pub use bottleneck::{Bottleneck, BottleneckInit, Residual, Scaling};
 pub use compacter::Compacter;
 pub use conditional_norm::ConditionalNorm;
 pub use cross_stitch::CrossStitch;
+pub use feed_forward::FeedForward;
 pub use film::Film;
 pub use gated::Gated;
 pub use ia3::{Ia3, Ia3Init};
@@ -65,6 +67,11 @@ pub(crate) fn register(r: &mut Catalog<dyn ModuleConfig>) -> Result<()> {
     r.register::<ResidualAdapter>(
         "Residual adapter (series, parallel)",
         "Rebuffi et al. 2017, arXiv 1705.08045",
+        "3.3",
+    )?;
+    r.register::<FeedForward>(
+        "Feed-forward network (MLP, SwiGLU) as an expert",
+        "Shazeer 2020, arXiv 2002.05202",
         "3.3",
     )?;
     r.register::<Reft>("ReFT (LoReFT, NoReFT, DiReFT)", "Wu et al. 2024, arXiv 2404.03592", "3.3")?;

@@ -135,7 +135,7 @@ impl TinyBackbone {
         let context = layers.run(attention, &Tensors::new(), &Signal { x: query, with }, cx, &f)?.x;
         let context = context.transpose(1, 2)?.reshape(&size)?;
         let inner = |_: &Tensors, s: &Signal, cx: &Context| {
-            self.linear("layer.0.output.dense", &s.x, layers, cx).map(Signal::from)
+            Ok(s.replace(self.linear("layer.0.output.dense", &s.x, layers, cx)?))
         };
         let norm = |_: &Tensors, s: &Signal, cx: &Context| {
             self.norm(&s.x.add(s.with.need("residual")?)?, layers, cx).map(Signal::from)

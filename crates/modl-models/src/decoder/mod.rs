@@ -13,6 +13,7 @@ pub(crate) use pass::DecoderPass;
 use crate::dropout::Drop;
 use crate::ids::{check_shape, in_range};
 use crate::mask::{causal, read_mask};
+use crate::moe::{MixtureConfig, RouterLogits};
 use crate::place::{Pass, Place, Surveyor, theta, theta_of};
 use crate::rope::Rotation;
 use crate::settings;
@@ -91,6 +92,8 @@ pub(crate) struct Seen {
     hidden_keys: Tensor,
     /// How queries and keys turn, where they do.
     pub(crate) rotation: Option<Rotation>,
+    /// Where routers leave their logits.
+    pub(crate) router_logits: RouterLogits,
 }
 
 /// What differs among decoders.
@@ -111,6 +114,11 @@ pub(crate) trait Architecture: Debug {
     /// How queries and keys turn at `positions`.
     fn rotation(&self, _positions: &Tensor) -> Result<Option<Rotation>> {
         Ok(None)
+    }
+
+    /// The settings of its mixtures, where it has them.
+    fn mixture(&self) -> Option<&MixtureConfig> {
+        None
     }
 
     /// The layer `n` on x `[batch, seq, dim]`.
@@ -136,6 +144,7 @@ pub(crate) trait Architecture: Debug {
             positions: positions.clone(),
             hidden_keys: causal(&all, mask.len_of(1))?,
             rotation: self.rotation(positions)?,
+            router_logits: RouterLogits::default(),
         })
     }
 }

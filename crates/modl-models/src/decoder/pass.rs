@@ -6,6 +6,7 @@ use modl_core::{
 
 use super::{Architecture, Decoder, Seen};
 use crate::mask::with_mask;
+use crate::moe::RouterLogits;
 use crate::place::{Pass, Place};
 
 /// A pass of a decoder.
@@ -22,11 +23,22 @@ impl DecoderPass<'_> {
         let mut x = self.enter(inputs, layers, cx)?;
         let cx = &with_mask(&x, cx)?;
         let pass = Pass { layers, cx };
-        let seen = self.0.seen(x.with.need("mask")?, x.with.need("positions")?, cx)?;
-        for (n, block) in self.0.decoder().blocks.iter().enumerate() {
+        let mut seen = self.0.seen(x.with.need("mask")?, x.with.need("positions")?, cx)?;
+        let blocks = &self.0.decoder().blocks;
+        // Tokens come one by one where there is a cache, and have no loss.
+        let wanted = self.0.mixture().filter(|m| m.router_logits && cx.cache().is_none());
+        if wanted.is_some() {
+            seen.router_logits = RouterLogits::wanted();
+        }
+        for (n, block) in blocks.iter().enumerate() {
             x.x = self.run_block(n, block, &x.x, &seen, pass)?;
         }
-        self.leave(&x, inputs, layers, cx)
+        let mut outputs = self.leave(&x, inputs, layers, cx)?;
+        if let Some(mixture) = wanted {
+            let own = seen.router_logits.outputs(blocks.len(), mixture, &seen.mask)?;
+            own.iter().for_each(|(name, t)| outputs.set(name.to_owned(), t.clone()));
+        }
+        Ok(outputs)
     }
 
     /// The first hidden states with their `mask` and `positions`, longer where a module puts tokens
@@ -64,7 +76,9 @@ impl DecoderPass<'_> {
             return self.0.layer(n, x, seen, pass);
         }
         let host: &HostFn = &|_, s, cx| {
+            let router_logits = seen.router_logits.clone();
             let seen = self.0.seen(s.with.need("mask")?, s.with.need("positions")?, cx)?;
+            let seen = Seen { router_logits, ..seen };
             Ok(s.replace(self.0.layer(n, &s.x, &seen, pass.of(cx))?))
         };
         let with = Tensors::new()

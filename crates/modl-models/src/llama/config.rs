@@ -4,7 +4,8 @@ use modl_core::{Activation, Result};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::moe::MixtureConfig;
+use super::latent::LatentConfig;
+use crate::moe::{MixtureConfig, Reader};
 use crate::rope::Rope;
 use crate::settings::{
     self, Fixed, check_dropout, check_heads, check_layers, check_positive, refuse,
@@ -36,8 +37,12 @@ pub struct LlamaConfig {
     pub rms_norm_eps: f64,
     /// Dropout of attention probabilities.
     pub attention_dropout: f64,
-    /// Whether the linear layers of attention have biases.
+    /// Whether the linear layers of attention have biases; in DeepSeek-V3, those that make narrow
+    /// vectors and the last one.
     pub attention_bias: bool,
+    /// Whether queries, keys and values have biases even so, as Qwen2-MoE's have.
+    #[serde(skip)]
+    pub qkv_bias: bool,
     /// Whether those of the feed-forward sub-layers have.
     pub mlp_bias: bool,
     /// Whether the output layer is the table of words.
@@ -50,9 +55,14 @@ pub struct LlamaConfig {
     /// Whether queries and keys are normalised over all heads together, as OLMoE's are.
     #[serde(skip)]
     pub query_norm: bool,
-    /// The experts that stand for the feed-forward networks of Mixtral and OLMoE.
+    /// The experts that stand for the feed-forward networks of Mixtral, OLMoE, Qwen2-MoE and
+    /// DeepSeek-V3.
     #[serde(skip)]
     pub mixture: Option<MixtureConfig>,
+    /// Keys and values from narrow vectors, as in DeepSeek-V3; then `head_dim` is the width of the
+    /// part of a head that turns.
+    #[serde(skip)]
+    pub latent: Option<LatentConfig>,
 }
 
 impl Default for LlamaConfig {
@@ -69,21 +79,23 @@ impl Default for LlamaConfig {
             rms_norm_eps: 1e-6,
             attention_dropout: 0.0,
             attention_bias: false,
+            qkv_bias: false,
             mlp_bias: false,
             tie_word_embeddings: false,
             clip_qkv: None,
             rope: Rope::default(),
             query_norm: false,
             mixture: None,
+            latent: None,
         }
     }
 }
 
 /// Settings that would change the result, and their only supported value.
-const FIXED: [Fixed; 2] = [
-    ("quantization_config", Value::is_null, "load unquantised weights"),
-    ("sliding_window", Value::is_null, "only attention to all earlier tokens is"),
-];
+const FIXED: [Fixed; 1] = [("quantization_config", Value::is_null, "load unquantised weights")];
+/// That of all but Qwen2-MoE, where another setting says whether it counts.
+const WINDOW: [Fixed; 1] =
+    [("sliding_window", Value::is_null, "only attention to all earlier tokens is")];
 
 impl LlamaConfig {
     /// Reads and checks the settings.
@@ -91,14 +103,21 @@ impl LlamaConfig {
     /// # Errors
     /// By name where a setting has the wrong type, is out of range, or is not supported.
     pub fn read(config: &Value) -> Result<Self> {
-        let mixture = MixtureConfig::read(config)?;
+        let is = |name: &str| config.get("model_type").is_some_and(|t| t == name);
+        let (mixture, latent) = (MixtureConfig::read(config)?, LatentConfig::read(config)?);
         let own = settings::read::<Self>(config, "Llama", &FIXED)?;
-        let usual_eps = mixture.is_some() && config.get("rms_norm_eps").is_none();
+        if !is("qwen2_moe") {
+            settings::check_fixed(config, "Llama", &WINDOW)?;
+        }
+        let usual_eps = (is("mixtral") || is("olmoe")) && config.get("rms_norm_eps").is_none();
         let settings = LlamaConfig {
-            rope: Rope::read(config)?,
+            rope: Rope::read(config, if is("mixtral") { 1e6 } else { Rope::default().theta })?,
             rms_norm_eps: if usual_eps { 1e-5 } else { own.rms_norm_eps },
-            query_norm: config.get("model_type").is_some_and(|t| t == "olmoe"),
+            query_norm: is("olmoe"),
+            qkv_bias: is("qwen2_moe") && Reader(config).flag("qkv_bias", true)?,
+            head_dim: latent.as_ref().map_or(own.head_dim, |l| Some(l.turning)),
             mixture,
+            latent,
             ..own
         };
         settings.check()?;
@@ -115,6 +134,9 @@ impl LlamaConfig {
             ("head_dim", self.head_width()),
         ])?;
         check_layers("num_hidden_layers", self.num_hidden_layers)?;
+        if let Some(latent) = &self.latent {
+            latent.check(self)?;
+        }
         let heads = ("num_attention_heads", self.num_attention_heads);
         check_heads("num_key_value_heads", self.groups(), heads)?;
         if self.head_dim.is_none() && self.hidden_size % self.num_attention_heads != 0 {
@@ -143,6 +165,17 @@ impl LlamaConfig {
     /// Width of one attention head.
     pub fn head_width(&self) -> i64 {
         self.head_dim.unwrap_or_else(|| self.hidden_size / self.num_attention_heads.max(1))
+    }
+
+    /// Width of all heads' values together.
+    pub(crate) fn values_width(&self) -> i64 {
+        let of_one = self.latent.as_ref().map_or_else(|| self.head_width(), |l| l.value);
+        self.num_attention_heads * of_one
+    }
+
+    /// The mixture of layer `n`, where it has one.
+    pub(crate) fn mixture_at(&self, n: usize) -> Option<&MixtureConfig> {
+        self.mixture.as_ref().filter(|m| m.layers.has(n))
     }
 
     /// Number of groups of heads that share keys and values.

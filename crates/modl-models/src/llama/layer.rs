@@ -1,24 +1,22 @@
-//! One layer of Llama: attention in groups of heads and a gated feed-forward network, or a mixture of
-//! them, each after a normalisation.
+//! One layer of Llama: attention in groups of heads, or by latent vectors, and a gated feed-forward
+//! network, or a mixture of them, each after a normalisation.
 
 use modl_core::{Result, SiteKind, Tensor};
 
 use super::LlamaConfig;
+use super::latent::Latent;
 use crate::attention::split;
 use crate::decoder::{Seen, attention};
+use crate::gated::Gated;
 use crate::moe::Mixture;
 use crate::place::{Pass, Place, Surveyor};
 
 /// A layer with all its sites but its own.
 #[derive(Debug)]
 pub(super) struct Layer {
+    number: usize,
     first_norm: Place,
-    query: Place,
-    key: Place,
-    value: Place,
-    /// Of queries and keys.
-    norms: Option<[Place; 2]>,
-    attention: Place,
+    attention: Attention,
     attention_output: Place,
     attention_dense: Place,
     second_norm: Place,
@@ -30,83 +28,50 @@ pub(super) struct Layer {
 /// What stands in the feed-forward sub-layer.
 #[derive(Debug)]
 enum Network {
-    /// down(σ(gate x) · up x).
-    Gated {
-        gate: Place,
-        up: Place,
-        down: Place,
-    },
-    Mixture(Mixture),
+    Gated(Box<Gated>),
+    Mixture(Box<Mixture>),
 }
 
-impl Layer {
-    pub(super) fn new(to: &mut Surveyor, path: &str, settings: &LlamaConfig) -> Self {
-        use SiteKind::{Attention, Linear, Norm, Sublayer};
-        let (width, inner) = (settings.hidden_size, settings.intermediate_size);
+/// What stands in the attention sub-layer, but for its last linear layer.
+#[derive(Debug)]
+enum Attention {
+    Grouped(Grouped),
+    Latent(Latent),
+}
+
+/// Attention in groups of heads that share keys and values.
+#[derive(Debug)]
+struct Grouped {
+    query: Place,
+    key: Place,
+    value: Place,
+    /// Of queries and keys.
+    norms: Option<[Place; 2]>,
+    place: Place,
+    settings: LlamaConfig,
+}
+
+impl Grouped {
+    fn new(to: &mut Surveyor, path: &str, settings: &LlamaConfig) -> Self {
+        use SiteKind::{Linear, Norm};
+        let width = settings.hidden_size;
         let heads = settings.num_attention_heads * settings.head_width();
         let groups = settings.groups() * settings.head_width();
         let mut place = |name: &str, kind, input, output| {
-            to.place(&format!("{path}.{name}"), kind, input, output)
+            to.place(&format!("{path}{name}"), kind, input, output)
         };
-        let first_norm = place("input_layernorm", Norm, width, width);
-        let query = place("self_attn.q_proj", Linear, width, heads);
-        let key = place("self_attn.k_proj", Linear, width, groups);
-        let value = place("self_attn.v_proj", Linear, width, groups);
+        let query = place(".q_proj", Linear, width, heads);
+        let key = place(".k_proj", Linear, width, groups);
+        let value = place(".v_proj", Linear, width, groups);
         let norms = settings.query_norm.then(|| {
-            let query = place("self_attn.q_norm", Norm, heads, heads);
-            [query, place("self_attn.k_norm", Norm, groups, groups)]
+            let query = place(".q_norm", Norm, heads, heads);
+            [query, place(".k_norm", Norm, groups, groups)]
         });
-        let attention = place("self_attn", Attention, groups, heads);
-        let attention_output = place("self_attn.output", Sublayer, heads, width);
-        let attention_dense = place("self_attn.o_proj", Linear, heads, width);
-        let second_norm = place("post_attention_layernorm", Norm, width, width);
-        let feed_forward = place("mlp", Sublayer, width, width);
-        let network = match &settings.mixture {
-            None => Network::Gated {
-                gate: place("mlp.gate_proj", Linear, width, inner),
-                up: place("mlp.up_proj", Linear, width, inner),
-                down: place("mlp.down_proj", Linear, inner, width),
-            },
-            Some(mixture) => {
-                let (path, act) = (format!("{path}.mlp"), settings.hidden_act);
-                Network::Mixture(Mixture::new(to, &path, width, mixture, act))
-            }
-        };
-        let settings = settings.clone();
-        Layer {
-            first_norm,
-            query,
-            key,
-            value,
-            norms,
-            attention,
-            attention_output,
-            attention_dense,
-            second_norm,
-            feed_forward,
-            network,
-            settings,
-        }
+        let place = place("", SiteKind::Attention, groups, heads);
+        Grouped { query, key, value, norms, place, settings: settings.clone() }
     }
 
-    /// x `[batch, seq, hidden]`, of the same shape.
-    pub(super) fn forward(&self, x: &Tensor, seen: &Seen, pass: Pass) -> Result<Tensor> {
-        let eps = self.settings.rms_norm_eps;
-        let context = self.attend(&self.first_norm.rms_norm(x, eps, pass)?, seen, pass)?;
-        let x = self.attention_output.sublayer(&context, x, pass, |context, pass| {
-            self.attention_dense.linear(context, pass)
-        })?;
-        let normal = self.second_norm.rms_norm(&x, eps, pass)?;
-        self.feed_forward.sublayer(&normal, &x, pass, |x, pass| match &self.network {
-            Network::Gated { gate, up, down } => {
-                let gate = self.settings.hidden_act.apply(&gate.linear(x, pass)?)?;
-                down.linear(&gate.mul(&up.linear(x, pass)?)?, pass)
-            }
-            Network::Mixture(mixture) => mixture.forward(x, pass),
-        })
-    }
-
-    fn attend(&self, x: &Tensor, seen: &Seen, pass: Pass) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, seen: &Seen, pass: Pass) -> Result<Tensor> {
         let norms = self.norms.as_ref().map(|[query, key]| (query, key)).unzip();
         let projected = |place: &Place, norm: Option<&Place>| {
             let t = place.linear(x, pass)?;
@@ -122,8 +87,78 @@ impl Layer {
         let query = turned(projected(&self.query, norms.0)?, heads)?;
         let key = turned(projected(&self.key, norms.1)?, groups)?;
         let value = split(&projected(&self.value, None)?, groups)?;
-        let drop = pass.dropout(&self.attention.site.path, self.settings.attention_dropout);
+        let drop = pass.dropout(&self.place.site.path, self.settings.attention_dropout);
         let scale = (self.settings.head_width() as f64).sqrt().recip();
-        attention(&self.attention, [query, key, value], seen, scale, drop, pass)
+        attention(&self.place, [query, key, value], seen, scale, drop, pass)
+    }
+}
+
+impl Layer {
+    /// The layer of that `number` at `path`.
+    pub(super) fn new(
+        to: &mut Surveyor,
+        path: &str,
+        number: usize,
+        settings: &LlamaConfig,
+    ) -> Self {
+        use SiteKind::{Linear, Norm, Sublayer};
+        let (width, heads) = (settings.hidden_size, settings.values_width());
+        let place = |to: &mut Surveyor, name: &str, kind, input, output| {
+            to.place(&format!("{path}.{name}"), kind, input, output)
+        };
+        let first_norm = place(to, "input_layernorm", Norm, width, width);
+        let own = format!("{path}.self_attn");
+        let attention = match &settings.latent {
+            None => Attention::Grouped(Grouped::new(to, &own, settings)),
+            Some(latent) => Attention::Latent(Latent::new(to, &own, settings, latent)),
+        };
+        let attention_output = place(to, "self_attn.output", Sublayer, heads, width);
+        let attention_dense = place(to, "self_attn.o_proj", Linear, heads, width);
+        let second_norm = place(to, "post_attention_layernorm", Norm, width, width);
+        let feed_forward = place(to, "mlp", Sublayer, width, width);
+        let (path, act) = (format!("{path}.mlp"), settings.hidden_act);
+        let network = match settings.mixture_at(number) {
+            None => {
+                let sizes = [width, settings.intermediate_size];
+                Network::Gated(Box::new(Gated::new(to, &path, sizes, act)))
+            }
+            Some(mixture) => {
+                Network::Mixture(Box::new(Mixture::new(to, &path, width, mixture, act)))
+            }
+        };
+        let settings = settings.clone();
+        Layer {
+            number,
+            first_norm,
+            attention,
+            attention_output,
+            attention_dense,
+            second_norm,
+            feed_forward,
+            network,
+            settings,
+        }
+    }
+
+    /// x `[batch, seq, hidden]`, of the same shape.
+    pub(super) fn forward(&self, x: &Tensor, seen: &Seen, pass: Pass) -> Result<Tensor> {
+        let eps = self.settings.rms_norm_eps;
+        let normal = self.first_norm.rms_norm(x, eps, pass)?;
+        let context = match &self.attention {
+            Attention::Grouped(attention) => attention.forward(&normal, seen, pass),
+            Attention::Latent(attention) => attention.forward(&normal, seen, pass),
+        }?;
+        let x = self.attention_output.sublayer(&context, x, pass, |context, pass| {
+            self.attention_dense.linear(context, pass)
+        })?;
+        let normal = self.second_norm.rms_norm(&x, eps, pass)?;
+        self.feed_forward.sublayer(&normal, &x, pass, |x, pass| match &self.network {
+            Network::Gated(network) => network.forward(x, pass),
+            Network::Mixture(mixture) => {
+                let (y, logits) = mixture.forward(x, pass)?;
+                seen.router_logits.note(self.number, &logits);
+                Ok(y)
+            }
+        })
     }
 }

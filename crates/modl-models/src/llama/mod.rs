@@ -1,8 +1,9 @@
 //! Llama (Touvron et al. 2023, arXiv 2302.13971 and 2307.09288; Grattafiori et al. 2024, arXiv
 //! 2407.21783): a decoder with rotary positions, groups of heads that share keys and values, gated
 //! feed-forward networks, and normalisation by the root mean square before each sub-layer. SmolLM is
-//! of this architecture; [Mixtral and OLMoE](crate::MixtureConfig) have mixtures of experts for the
-//! feed-forward networks, and OLMoE normalises queries and keys.
+//! of this architecture; [Mixtral, OLMoE, Qwen2-MoE and DeepSeek-V3](crate::MixtureConfig) have
+//! mixtures of experts for the feed-forward networks, OLMoE normalises queries and keys, and
+//! DeepSeek-V3 makes them [of narrow vectors](crate::LatentConfig).
 //!
 //! | site | kind |
 //! |---|---|
@@ -16,6 +17,10 @@
 //! | `model.layers.N.mlp.{gate_proj,up_proj,down_proj}` | linear |
 //! | with a mixture instead: `model.layers.N.mlp.gate` | router |
 //! | `model.layers.N.mlp.experts` | experts |
+//! | Qwen2-MoE's `model.layers.N.mlp.shared_expert.{gate_proj,up_proj,down_proj}`, `….shared_expert_gate` | linear |
+//! | DeepSeek-V3's `model.layers.N.mlp.shared_experts.{gate_proj,up_proj,down_proj}` | linear |
+//! | its `model.layers.N.self_attn.{q_a_proj,q_b_proj,kv_a_proj_with_mqa,kv_b_proj}` for `q_proj`, `k_proj`, `v_proj` | linear |
+//! | its `model.layers.N.self_attn.{q_a_layernorm,kv_a_layernorm}` | norm |
 //! | OLMoE's `model.layers.N.self_attn.{q_norm,k_norm}` | norm |
 //! | `lm_head` | linear |
 //!
@@ -24,7 +29,9 @@
 
 mod config;
 mod gguf;
+mod latent;
 mod layer;
+mod names;
 
 use std::path::Path;
 
@@ -32,23 +39,28 @@ use modl_core::{Backbone, Context, Layers, Result, ResultExt, Site, SiteKind, Te
 use serde_json::Value;
 
 pub use config::LlamaConfig;
+pub use latent::LatentConfig;
 use layer::Layer;
 
 use crate::LoadOptions;
-use crate::decoder::{Architecture, Decoder, HEAD, Naming, Seen, backbone};
-use crate::folder::{Shapes, Weights, files, read_config};
+use crate::decoder::{Architecture, Decoder, Naming, Seen, backbone};
+use crate::folder::{Weights, files, read_config};
 use crate::gguf::Gguf;
-use crate::moe::{DOWN, Fused, GATE_UP, in_memory};
+use crate::moe::{CHOICE_BIAS, Fused, MixtureConfig, in_memory};
 use crate::place::{Pass, Place, Surveyor};
 use crate::rope::{Rotation, table};
 
-/// A Llama decoder, or Mixtral or OLMoE.
+/// A Llama decoder, or Mixtral, OLMoE, Qwen2-MoE or DeepSeek-V3.
 ///
 /// Inputs: `input_ids` `[batch, seq]` i64; `attention_mask` `[batch, seq]` of ones and zeros (ones
 /// where it is not given); `position_ids` `[batch, seq]` i64 (from the number of tokens in the
 /// context's cache, or 0, where they are not given). With a cache all are of the new tokens alone.
 /// Outputs: `last_hidden_state` `[batch, seq, hidden_size]`; `logits` `[batch, seq, vocab_size]`;
-/// and, where a module has lengthened the sequence, `attention_mask` of the longer one.
+/// and, where a module has lengthened the sequence, `attention_mask` of the longer one. With
+/// `output_router_logits` also `router_logits.N` `[batch · seq, experts]` of each layer N that has a
+/// mixture, and the auxiliary loss `aux_loss` `[]` of all of them, which DeepSeek-V3 does not have;
+/// neither with a cache or activation checkpointing, nor of a layer whose rows modules around it
+/// have separated.
 ///
 /// The context's feature `mask` is the attention mask in the kind of the hidden states.
 #[derive(Debug)]
@@ -79,12 +91,17 @@ impl Llama {
         let settings = LlamaConfig::read(&config).at(dir.to_string_lossy())?;
         let naming = Self::naming(&config)?;
         let tied = settings.tie_word_embeddings;
-        let own = |stored: &str| naming.stored(stored, tied, &[".rotary_emb.inv_freq"]);
+        let ahead = names::ahead(&config, settings.num_hidden_layers);
+        let own = |stored: &str| {
+            let name = naming.stored(stored, tied, &[".rotary_emb.inv_freq"])?;
+            (!ahead(&name)).then_some(name)
+        };
         let weights = match &settings.mixture {
             None => Weights::open(dir, own)?,
             Some(_) => {
                 let fused = Box::new(Fused::new(dir, files(dir)?)?);
                 Weights::of(dir, vec![fused], |stored| own(&in_memory(stored)))?
+                    .wide(&[CHOICE_BIAS])
             }
         };
         Self::assemble(config, settings, &weights, options)
@@ -103,6 +120,8 @@ impl Llama {
         let (bare, headed) = match config.get("model_type").and_then(Value::as_str) {
             Some("mixtral") => ("MixtralModel", "MixtralForCausalLM"),
             Some("olmoe") => ("OlmoeModel", "OlmoeForCausalLM"),
+            Some("qwen2_moe") => ("Qwen2MoeModel", "Qwen2MoeForCausalLM"),
+            Some("deepseek_v3") => ("DeepseekV3Model", "DeepseekV3ForCausalLM"),
             _ => ("LlamaModel", "LlamaForCausalLM"),
         };
         Naming::read(config, "model.", bare, headed)
@@ -120,7 +139,7 @@ impl Llama {
         let naming = Self::naming(&config)?;
         let (width, tied) = (settings.hidden_size, settings.tie_word_embeddings);
         let words = naming.path("embed_tokens");
-        let wanted = shapes(&settings, naming);
+        let wanted = names::shapes(&settings, naming);
         let params = weights.load(&wanted, &format!("{words}.weight"), options)?;
         let mut to = Surveyor { params: &params, sites: Vec::new() };
         let words = to.place(&words, SiteKind::Embedding, settings.vocab_size, width);
@@ -129,7 +148,7 @@ impl Llama {
         for n in 0..settings.num_hidden_layers {
             let path = naming.path(&format!("layers.{n}"));
             blocks.push(to.place(&path, SiteKind::Block, width, width));
-            layers.push(Layer::new(&mut to, &path, &settings));
+            layers.push(Layer::new(&mut to, &path, n, &settings));
         }
         let norm = to.place(&naming.path("norm"), SiteKind::Norm, width, width);
         let head = naming.head_place(&mut to, &words, tied);
@@ -157,7 +176,12 @@ impl Architecture for Llama {
     }
 
     fn rotation(&self, positions: &Tensor) -> Result<Option<Rotation>> {
-        Rotation::new(positions, &self.frequencies, self.decoder.kind()).map(Some)
+        let stretch = self.settings.rope.stretch();
+        Rotation::new(positions, &self.frequencies, stretch, self.decoder.kind()).map(Some)
+    }
+
+    fn mixture(&self) -> Option<&MixtureConfig> {
+        self.settings.mixture.as_ref()
     }
 
     fn layer(&self, n: usize, x: &Tensor, seen: &Seen, pass: Pass) -> Result<Tensor> {
@@ -170,54 +194,3 @@ impl Architecture for Llama {
 }
 
 backbone!(Llama);
-
-/// All parameters with their shapes.
-fn shapes(settings: &LlamaConfig, naming: Naming) -> Shapes {
-    let (width, inner) = (settings.hidden_size, settings.intermediate_size);
-    let heads = settings.num_attention_heads * settings.head_width();
-    let groups = settings.groups() * settings.head_width();
-    let mut all = Shapes::new();
-    let mut one = |path: &str, shape: &[i64], bias: bool| {
-        all.insert(naming.path(&format!("{path}.weight")), shape.to_vec());
-        if bias {
-            all.insert(
-                naming.path(&format!("{path}.bias")),
-                shape.iter().take(1).copied().collect(),
-            );
-        }
-    };
-    one("embed_tokens", &[settings.vocab_size, width], false);
-    for n in 0..settings.num_hidden_layers {
-        let mut of =
-            |name: &str, shape: &[i64], bias| one(&format!("layers.{n}.{name}"), shape, bias);
-        of("input_layernorm", &[width], false);
-        for (name, out) in [("q_proj", heads), ("k_proj", groups), ("v_proj", groups)] {
-            of(&format!("self_attn.{name}"), &[out, width], settings.attention_bias);
-        }
-        of("self_attn.o_proj", &[width, heads], settings.attention_bias);
-        of("post_attention_layernorm", &[width], false);
-        if settings.query_norm {
-            of("self_attn.q_norm", &[heads], false);
-            of("self_attn.k_norm", &[groups], false);
-        }
-        match &settings.mixture {
-            None => {
-                of("mlp.gate_proj", &[inner, width], settings.mlp_bias);
-                of("mlp.up_proj", &[inner, width], settings.mlp_bias);
-                of("mlp.down_proj", &[width, inner], settings.mlp_bias);
-            }
-            Some(mixture) => of("mlp.gate", &[mixture.experts, width], false),
-        }
-    }
-    one("norm", &[width], false);
-    for (n, mixture) in (0..settings.num_hidden_layers).zip(settings.mixture.iter().cycle()) {
-        let path = naming.path(&format!("layers.{n}.mlp.experts"));
-        let experts = mixture.experts;
-        all.insert(format!("{path}.{GATE_UP}"), vec![experts, 2 * inner, width]);
-        all.insert(format!("{path}.{DOWN}"), vec![experts, width, inner]);
-    }
-    if naming.head && !settings.tie_word_embeddings {
-        all.insert(format!("{HEAD}.weight"), vec![settings.vocab_size, width]);
-    }
-    all
-}

@@ -7,7 +7,9 @@
 //! | `mlp.experts.gate_up_proj[E]` | `block_sparse_moe.experts.E.w1.weight` above `….w3.weight` | `mlp.experts.E.gate_proj.weight` above `….up_proj.weight` |
 //! | `mlp.experts.down_proj[E]` | `block_sparse_moe.experts.E.w2.weight` | `mlp.experts.E.down_proj.weight` |
 //!
-//! Files that have what is in memory are read, too.
+//! | Switch's `mlp.experts.{wi,wo}[E]` | `mlp.experts.expert_E.{wi,wo}.weight` | |
+//!
+//! Qwen2-MoE and DeepSeek-V3 are as OLMoE. Files that have what is in memory are read, too.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -15,29 +17,38 @@ use std::path::{Path, PathBuf};
 use modl_core::checkpoint::TensorFile;
 use modl_core::{Device, Error, Kind, Result, Tensor};
 
-use super::{DOWN, GATE_UP};
+use super::{DOWN, GATE_UP, WI, WO};
 
 /// The name in memory of what is called `name` on disk, but for the experts' own tensors.
 pub(crate) fn in_memory(name: &str) -> String {
     name.replace(".block_sparse_moe.", ".mlp.")
 }
 
-/// Which matrix of an expert a name on disk is: that of gates, of what they gate, or the last.
-fn matrix(name: &str) -> Option<usize> {
+/// A matrix in memory and which part of its rows one is: 0 above 1.
+type Part = (&'static str, usize);
+
+/// Which matrix of an expert a name on disk is.
+fn matrix(name: &str) -> Option<Part> {
     Some(match name {
-        "w1" | "gate_proj" => 0,
-        "w3" | "up_proj" => 1,
-        "w2" | "down_proj" => 2,
+        "w1" | "gate_proj" => (GATE_UP, 0),
+        "w3" | "up_proj" => (GATE_UP, 1),
+        "w2" | "down_proj" => (DOWN, 0),
+        "wi" => (WI, 0),
+        "wo" => (WO, 0),
         _ => return None,
     })
 }
 
+/// What an expert has: it is gated or not.
+const GATED: [Part; 3] = [(DOWN, 0), (GATE_UP, 0), (GATE_UP, 1)];
+const PLAIN: [Part; 2] = [(WI, 0), (WO, 0)];
+
 /// `PATH.experts.E.NAME.weight` as (PATH.experts, E, matrix).
-fn expert(name: &str) -> Option<(&str, usize, usize)> {
+fn expert(name: &str) -> Option<(&str, usize, Part)> {
     let (rest, last) = name.strip_suffix(".weight")?.rsplit_once('.')?;
     let (path, e) = rest.rsplit_once('.')?;
     path.ends_with(".experts").then_some(())?;
-    Some((path, e.parse().ok()?, matrix(last)?))
+    Some((path, e.strip_prefix("expert_").unwrap_or(e).parse().ok()?, matrix(last)?))
 }
 
 /// Where a tensor lies: the file and its name there.
@@ -67,28 +78,30 @@ impl Fused {
                 }
             }
         }
-        let mut layers: BTreeMap<&str, BTreeMap<usize, [Option<&Found>; 3]>> = BTreeMap::new();
+        let mut layers: BTreeMap<&str, BTreeMap<usize, BTreeMap<Part, &Found>>> = BTreeMap::new();
         for (name, found) in &all {
-            let Some((path, e, m)) = expert(name) else { continue };
-            let own = layers.entry(path).or_default().entry(e).or_default();
-            if let Some(place) = own.get_mut(m) {
-                *place = Some(found);
-            }
+            let Some((path, e, part)) = expert(name) else { continue };
+            layers.entry(path).or_default().entry(e).or_default().insert(part, found);
         }
         let (mut tensors, mut taken) = (BTreeMap::new(), BTreeSet::new());
         for (path, experts) in layers {
             // Where one is missing all stay as they are, so that the error names what is there.
+            let all = |parts: &[Part]| experts.values().all(|e| e.keys().eq(parts));
             let whole = experts.keys().copied().eq(0..experts.len());
-            let Some(all) = experts.into_values().map(complete).collect::<Option<Vec<_>>>() else {
-                continue;
-            };
-            if !whole {
+            if !whole || !(all(&GATED) || all(&PLAIN)) {
                 continue;
             }
-            let parts = |of: fn([Found; 3]) -> Vec<Found>| all.iter().cloned().map(of).collect();
-            taken.extend(all.iter().flatten().map(|(_, name)| name.clone()));
-            tensors.insert(format!("{path}.{GATE_UP}"), parts(|[gate, up, _]| vec![gate, up]));
-            tensors.insert(format!("{path}.{DOWN}"), parts(|[_, _, down]| vec![down]));
+            for own in experts.into_values() {
+                let mut matrices: BTreeMap<&str, Vec<Found>> = BTreeMap::new();
+                for ((name, _), found) in own {
+                    taken.insert(found.1.clone());
+                    matrices.entry(name).or_default().push(found.clone());
+                }
+                for (name, parts) in matrices {
+                    let of_all: &mut Vec<_> = tensors.entry(format!("{path}.{name}")).or_default();
+                    of_all.push(parts);
+                }
+            }
         }
         let others = all.into_iter().filter(|(name, _)| !taken.contains(name));
         tensors.extend(others.map(|(name, found)| (name, vec![vec![found]])));
@@ -104,11 +117,6 @@ impl Fused {
         let lost = || Error::file(&self.dir, format!("has lost the file with `{name}`"));
         self.files.get(*i).map(AsRef::as_ref).ok_or_else(lost)
     }
-}
-
-fn complete(expert: [Option<&Found>; 3]) -> Option<[Found; 3]> {
-    let [a, b, c] = expert;
-    Some([a?.clone(), b?.clone(), c?.clone()])
 }
 
 /// Whether a tensor is made of parts at all.

@@ -3,8 +3,9 @@
 
 use modl_core::{Activation, Error, HostFn, Result, ResultExt, Signal, SiteKind, Tensor, Tensors};
 
+use super::T5Config;
+use super::switch::Switch;
 use super::view::View;
-use super::{FEED_FORWARD, T5Config};
 use crate::attention::attend;
 use crate::dropout::{Drop, dropout};
 use crate::place::{Pass, Place, Surveyor};
@@ -124,47 +125,78 @@ impl Attention {
     }
 }
 
-/// The feed-forward network: σ(x Wᵢ) Wₒ, or (σ(x W₀) ⊙ x W₁) Wₒ where it is gated.
+/// The feed-forward sub-layer.
 #[derive(Debug)]
 struct FeedForward {
     sublayer: Sublayer,
+    network: Network,
+    draw: String,
+}
+
+#[derive(Debug)]
+enum Network {
+    Dense(Dense),
+    Switch(Switch),
+}
+
+/// σ(x Wᵢ) Wₒ, or (σ(x W₀) ⊙ x W₁) Wₒ where it is gated.
+#[derive(Debug)]
+struct Dense {
     into: Place,
     gated: Option<Place>,
     out: Place,
     activation: Activation,
-    draw: String,
 }
 
 impl FeedForward {
-    fn new(to: &mut Surveyor, layer: &str, settings: &T5Config) -> Result<Self> {
+    /// That of block `n` of the encoder, or of the decoder where it is `causal`.
+    fn new(
+        to: &mut Surveyor,
+        layer: &str,
+        (causal, n): (bool, usize),
+        settings: &T5Config,
+    ) -> Result<Self> {
         let (width, inner) = (settings.d_model, settings.d_ff);
         let (activation, gated) = settings.feed_forward()?;
-        let path = format!("{layer}.{FEED_FORWARD}");
+        let path = format!("{layer}.{}", settings.network());
         let norm = norm(to, layer, settings);
         let sublayer = sublayer(to, layer, norm, width, settings);
+        let draw = format!("{path}.dropout");
+        if let Some(switch) = settings.switch.as_ref().filter(|s| s.has(causal, n)) {
+            let network = Switch::new(to, &path, width, switch, activation, n);
+            return Ok(FeedForward { sublayer, network: Network::Switch(network), draw });
+        }
         let mut linear = |name: &str, input, output| {
             to.place(&format!("{path}.{name}"), SiteKind::Linear, input, output)
         };
-        Ok(FeedForward {
-            sublayer,
+        let network = Network::Dense(Dense {
             into: linear(if gated { "wi_0" } else { "wi" }, width, inner),
             gated: gated.then(|| linear("wi_1", width, inner)),
             out: linear("wo", inner, width),
             activation,
-            draw: format!("{path}.dropout"),
-        })
+        });
+        Ok(FeedForward { sublayer, network, draw })
     }
 
-    fn forward(&self, x: &Tensor, pass: Pass) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, view: &View, pass: Pass) -> Result<Tensor> {
         let normed = self.sublayer.normed(x, pass)?;
         self.sublayer.add(x, normed, pass, |x, pass| {
-            let mut inner = self.activation.apply(&self.into.linear(x, pass)?)?;
-            if let Some(gated) = &self.gated {
-                inner = inner.mul(&gated.linear(x, pass)?)?;
+            let drop = pass.dropout(&self.draw, self.sublayer.dropout);
+            match &self.network {
+                Network::Dense(network) => network.forward(x, drop, pass),
+                Network::Switch(network) => network.forward(x, drop, &view.router_logits, pass),
             }
-            let inner = dropout(inner, pass.dropout(&self.draw, self.sublayer.dropout))?;
-            self.out.linear(&inner, pass)
         })
+    }
+}
+
+impl Dense {
+    fn forward(&self, x: &Tensor, drop: Drop, pass: Pass) -> Result<Tensor> {
+        let mut inner = self.activation.apply(&self.into.linear(x, pass)?)?;
+        if let Some(gated) = &self.gated {
+            inner = inner.mul(&gated.linear(x, pass)?)?;
+        }
+        self.out.linear(&dropout(inner, drop)?, pass)
     }
 }
 
@@ -199,19 +231,23 @@ pub(super) struct Block {
 }
 
 impl Block {
-    /// A block at `path`, of the decoder where it is `causal`.
+    /// Block `n` of `stack`, which is the decoder where it is `causal`.
     pub(super) fn new(
         to: &mut Surveyor,
-        path: &str,
-        causal: bool,
+        stack: &str,
+        (causal, n): (bool, usize),
         settings: &T5Config,
     ) -> Result<Self> {
+        let path = &format!("{stack}.block.{n}");
         let layer = |k: usize| format!("{path}.layer.{k}");
         Ok(Block {
             place: to.place(path, SiteKind::Block, settings.d_model, settings.d_model),
             own: Attention::new(to, &layer(0), "SelfAttention", settings),
             across: causal.then(|| Attention::new(to, &layer(1), "EncDecAttention", settings)),
-            feed_forward: FeedForward::new(to, &layer(1 + usize::from(causal)), settings)?,
+            feed_forward: {
+                let layer = layer(1 + usize::from(causal));
+                FeedForward::new(to, &layer, (causal, n), settings)?
+            },
         })
     }
 
@@ -222,7 +258,8 @@ impl Block {
         }
         // Modules may send some of the rows only, so that the view is that of the signal.
         let host: &HostFn = &|_, s, cx| {
-            let view = View::new(view.bias, s.with.clone())?;
+            let router_logits = view.router_logits.clone();
+            let view = View { router_logits, ..View::new(view.bias, s.with.clone())? };
             Ok(s.replace(self.inner(&s.x, &view, pass.of(cx))?))
         };
         let with = view.companions()?;
@@ -239,6 +276,6 @@ impl Block {
         if let Some(across) = &self.across {
             x = across.forward(&x, view, true, pass)?;
         }
-        self.feed_forward.forward(&x, pass)
+        self.feed_forward.forward(&x, view, pass)
     }
 }

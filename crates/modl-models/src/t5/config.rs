@@ -2,8 +2,10 @@
 
 use modl_core::{Activation, Error, Result};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use super::FEED_FORWARD;
+use super::switch::SwitchConfig;
 use crate::settings::{self, Fixed, MOST_LAYERS, check_dropout, check_positive, refuse};
 
 /// The settings of T5 that count for its computation, with the defaults of transformers'
@@ -40,6 +42,9 @@ pub struct T5Config {
     pub scale_decoder_outputs: Option<bool>,
     /// Whether the head's table is that of the words.
     pub tie_word_embeddings: Option<bool>,
+    /// The experts that stand for some of the feed-forward networks of Switch Transformers.
+    #[serde(skip)]
+    pub switch: Option<SwitchConfig>,
 }
 
 impl Default for T5Config {
@@ -59,6 +64,7 @@ impl Default for T5Config {
             feed_forward_proj: "relu".to_owned(),
             scale_decoder_outputs: None,
             tie_word_embeddings: None,
+            switch: None,
         }
     }
 }
@@ -75,9 +81,19 @@ impl T5Config {
     /// # Errors
     /// By name where a setting has the wrong type, is out of range, or is not supported.
     pub fn read(config: &Value) -> Result<Self> {
-        let all: Self = settings::read(config, "T5", &FIXED)?;
+        let switch = SwitchConfig::read(config)?;
+        let all: Self = match &switch {
+            None => settings::read(config, "T5", &FIXED)?,
+            Some(_) => settings::read(&filled(config), "Switch Transformers", &FIXED)?,
+        };
+        let all = T5Config { switch, ..all };
         all.check()?;
         Ok(all)
+    }
+
+    /// The name of the feed-forward network in its sub-layer.
+    pub(super) fn network(&self) -> &'static str {
+        if self.switch.is_some() { "mlp" } else { FEED_FORWARD }
     }
 
     fn check(&self) -> Result<()> {
@@ -154,4 +170,15 @@ impl T5Config {
             .map_err(|e| Error::invalid("feed_forward_proj", e.to_string()))?;
         Ok((act, gated))
     }
+}
+
+/// Settings of Switch Transformers with its own defaults, under T5's names.
+fn filled(config: &Value) -> Value {
+    let mut all = json!({ "d_model": 768, "num_layers": 12, "num_heads": 12 });
+    let given = config.as_object().into_iter().flatten().filter(|(_, v)| !v.is_null());
+    for (name, value) in given {
+        let name = if name == "dense_act_fn" { "feed_forward_proj" } else { name };
+        all[name] = value.clone();
+    }
+    all
 }

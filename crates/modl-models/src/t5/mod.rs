@@ -1,5 +1,7 @@
 //! T5 (Raffel et al. 2020, arXiv 1910.10683): an encoder and a decoder with relative positions,
-//! normalisation by the root of the mean square before each sub-layer, and no biases.
+//! normalisation by the root of the mean square before each sub-layer, and no biases; and Switch
+//! Transformers (Fedus et al. 2021, arXiv 2101.03961), of whose feed-forward networks some are
+//! mixtures of experts.
 //!
 //! | site | kind |
 //! |---|---|
@@ -11,6 +13,9 @@
 //! | `….layer.0.SelfAttention` | attention |
 //! | `….layer.K` (from its attention or norm up to the residual connection) | sub-layer |
 //! | `….layer.1.DenseReluDense.{wi,wo}`, or `{wi_0,wi_1,wo}` where it is gated | linear |
+//! | `….layer.1.mlp` for it in Switch Transformers, and where it is a mixture: | |
+//! | `….layer.1.mlp.router.classifier` | router |
+//! | `….layer.1.mlp.experts` | experts |
 //! | `encoder.final_layer_norm` | norm |
 //! | `lm_head` | linear |
 //!
@@ -30,6 +35,7 @@ mod config;
 mod greedy;
 mod names;
 mod stack;
+mod switch;
 mod view;
 
 use std::path::Path;
@@ -43,11 +49,13 @@ use serde_json::Value;
 pub use config::T5Config;
 pub use greedy::greedy;
 use stack::{Stack, States};
+pub use switch::SwitchConfig;
 
 use crate::LoadOptions;
-use crate::folder::{Weights, read_config};
+use crate::folder::{Weights, files, read_config};
 use crate::ids::{check_shape, in_range};
 use crate::mask::read_mask;
+use crate::moe::Fused;
 use crate::place::{Pass, Place, Surveyor, theta, theta_of};
 use crate::settings::class;
 
@@ -57,7 +65,7 @@ const HEAD: &str = "lm_head";
 const TABLE: &str = "layer.0.SelfAttention.relative_attention_bias";
 const FEED_FORWARD: &str = "DenseReluDense";
 
-/// A T5 encoder–decoder.
+/// A T5 encoder–decoder, or Switch Transformers.
 ///
 /// Inputs: `input_ids` `[batch, seq]` i64; `attention_mask` `[batch, seq]` of ones and zeros (ones
 /// where it is not given); `decoder_input_ids` `[batch, target]` i64; `decoder_attention_mask`
@@ -67,7 +75,10 @@ const FEED_FORWARD: &str = "DenseReluDense";
 /// Outputs: `logits` `[batch, target, vocab]`, or for a `T5Model`, which has no head,
 /// `last_hidden_state` `[batch, target, d_model]`; `encoder_last_hidden_state`
 /// `[batch, seq, d_model]`; and, where a module has lengthened a sequence, the `attention_mask` or
-/// `decoder_attention_mask` of the longer one.
+/// `decoder_attention_mask` of the longer one. With `output_router_logits` in Switch Transformers'
+/// settings also `encoder_router_logits.N` `[batch, seq, experts]` of each layer N with experts, the
+/// losses `encoder_z_loss` and `encoder_aux_loss` `[]` of all of them, and those of the decoder. Where
+/// every layer has experts transformers has losses of 0; here they are what they are.
 ///
 /// The context's feature `mask` is the mask of the stack that runs, in the kind of the hidden
 /// states.
@@ -114,7 +125,8 @@ impl T5 {
         }
         let headed = match class(&config, "T5ForConditionalGeneration") {
             "T5ForConditionalGeneration" | "T5WithLMHeadModel" => true,
-            "T5Model" => false,
+            "SwitchTransformersForConditionalGeneration" => true,
+            "T5Model" | "SwitchTransformersModel" => false,
             other => {
                 return Err(Error::unsupported(
                     format!("the architecture `{other}`"),
@@ -122,7 +134,13 @@ impl T5 {
                 ));
             }
         };
-        let weights = Weights::open(dir, names::canonical)?;
+        let weights = match &settings.switch {
+            None => Weights::open(dir, names::canonical)?,
+            Some(_) => {
+                let fused = Box::new(Fused::new(dir, files(dir)?)?);
+                Weights::of(dir, vec![fused], names::canonical)?
+            }
+        };
         let (_, gated) = settings.feed_forward()?;
         let stored =
             |path: &str| (headed || path != HEAD) && weights.has(&format!("{path}.weight"));
@@ -171,7 +189,7 @@ impl T5 {
         }
         let mask = inputs.get("attention_mask");
         let mask = read_mask(mask, &hidden.select(2, 0)?, self.shared()?.kind())?;
-        Ok((States { hidden: hidden.clone(), mask }, false))
+        Ok((States { hidden: hidden.clone(), mask, routed: Tensors::new() }, false))
     }
 }
 
@@ -223,6 +241,9 @@ impl Backbone for T5 {
             None => outputs.set("last_hidden_state", decoded.hidden),
         }
         outputs.set("encoder_last_hidden_state", encoded.hidden);
+        for (name, t) in encoded.routed.iter().chain(decoded.routed.iter()) {
+            outputs.set(name.to_owned(), t.clone());
+        }
         if longer {
             outputs.set("attention_mask", encoded.mask.to_kind(ids.kind())?);
         }

@@ -1,7 +1,8 @@
 //! The names and shapes of T5's parameters.
 
-use super::{FEED_FORWARD, HEAD, SHARED, T5Config, TABLE, WORDS};
+use super::{HEAD, SHARED, T5Config, TABLE, WORDS};
 use crate::folder::Shapes;
+use crate::moe::{WI, WO};
 
 /// The name of a stored tensor in the bare model, or `None` where it is not part of it.
 pub(super) fn canonical(stored: &str) -> Option<String> {
@@ -21,29 +22,42 @@ pub(super) fn shapes(settings: &T5Config, gated: bool, stored: impl Fn(&str) -> 
     let (width, heads, inner) = (settings.d_model, settings.heads_width(), settings.d_ff);
     let mut all = Shapes::new();
     let mut add = |path: &str, shape: &[i64]| {
-        all.insert(format!("{path}.weight"), shape.to_vec());
+        let weight = !path.ends_with(".bias") && !path.contains(".experts.");
+        let name = if weight { format!("{path}.weight") } else { path.to_owned() };
+        all.insert(name, shape.to_vec());
     };
     add(SHARED, &[settings.vocab_size, width]);
     for (stack, layers) in
         [("encoder", settings.num_layers), ("decoder", settings.decoder_layers())]
     {
         for i in 0..layers {
-            let kinds: &[&str] = match stack {
-                "encoder" => &["SelfAttention", FEED_FORWARD],
-                _ => &["SelfAttention", "EncDecAttention", FEED_FORWARD],
+            let causal = stack == "decoder";
+            let switch = settings.switch.as_ref().filter(|s| s.has(causal, i));
+            let network = settings.network();
+            let kinds: &[&str] = match causal {
+                false => &["SelfAttention", network],
+                true => &["SelfAttention", "EncDecAttention", network],
             };
             for (k, kind) in kinds.iter().enumerate() {
                 let layer = format!("{stack}.block.{i}.layer.{k}");
                 add(&format!("{layer}.layer_norm"), &[width]);
                 let mut linear =
-                    |name: &str, shape: [i64; 2]| add(&format!("{layer}.{kind}.{name}"), &shape);
-                if *kind == FEED_FORWARD {
+                    |name: &str, shape: &[i64]| add(&format!("{layer}.{kind}.{name}"), shape);
+                if let (true, Some(switch)) = (*kind == network, switch) {
+                    let experts = switch.experts;
+                    linear("router.classifier", &[experts, width]);
+                    if switch.router_bias {
+                        linear("router.classifier.bias", &[experts]);
+                    }
+                    linear(&format!("experts.{WI}"), &[experts, inner, width]);
+                    linear(&format!("experts.{WO}"), &[experts, width, inner]);
+                } else if *kind == network {
                     let into: &[&str] = if gated { &["wi_0", "wi_1"] } else { &["wi"] };
-                    into.iter().for_each(|name| linear(name, [inner, width]));
-                    linear("wo", [width, inner]);
+                    into.iter().for_each(|name| linear(name, &[inner, width]));
+                    linear("wo", &[width, inner]);
                 } else {
-                    ["q", "k", "v"].iter().for_each(|name| linear(name, [heads, width]));
-                    linear("o", [width, heads]);
+                    ["q", "k", "v"].iter().for_each(|name| linear(name, &[heads, width]));
+                    linear("o", &[width, heads]);
                 }
             }
         }

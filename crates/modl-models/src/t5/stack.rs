@@ -6,9 +6,11 @@ use modl_core::{
 
 use super::bias::Buckets;
 use super::block::Block;
+use super::switch;
 use super::view::{Bias, View};
 use super::{T5Config, TABLE, WORDS, table_of_words};
 use crate::dropout::dropout;
+use crate::moe::RouterLogits;
 use crate::place::{Pass, Place, Surveyor};
 
 /// A stack with all its sites.
@@ -30,6 +32,8 @@ pub(super) struct States {
     pub(super) hidden: Tensor,
     /// `[batch, seq]` in the kind of the hidden states.
     pub(super) mask: Tensor,
+    /// What its routers said.
+    pub(super) routed: Tensors,
 }
 
 impl Stack {
@@ -44,7 +48,7 @@ impl Stack {
             table_of_words(to, &format!("{name}.{WORDS}"), SiteKind::Embedding, [rows, width]);
         let tokens = to.place(name, SiteKind::Tokens, width, width);
         let blocks = (0..layers)
-            .map(|i| Block::new(to, &format!("{name}.block.{i}"), causal, settings))
+            .map(|i| Block::new(to, name, (causal, i), settings))
             .collect::<Result<_>>()?;
         Ok(Stack {
             name,
@@ -75,16 +79,24 @@ impl Stack {
         let mask = with.need("mask")?.clone();
         let cx = &cx.clone().with_feature("mask", mask.clone());
         let pass = Pass { layers, cx };
-        if let Some(States { hidden, mask }) = encoder {
+        if let Some(States { hidden, mask, .. }) = encoder {
             with.set("encoder_hidden_states", hidden.clone());
             with.set("encoder_attention_mask", mask.clone());
         }
-        let view = View::new(&self.bias, with).at(self.name)?;
+        let mut view = View::new(&self.bias, with).at(self.name)?;
+        let wanted = self.settings.switch.as_ref().is_some_and(|s| s.router_logits);
+        if wanted {
+            view.router_logits = RouterLogits::wanted();
+        }
         for block in &self.blocks {
             x = block.forward(&x, &view, pass)?;
         }
         let x = self.norm.rms_norm(&x, self.settings.layer_norm_epsilon, pass)?;
-        Ok(States { hidden: self.dropout(x, "final_layer_norm", pass)?, mask })
+        let routed = match wanted {
+            true => switch::outputs(self.name, &view.router_logits, &mask)?,
+            false => Tensors::new(),
+        };
+        Ok(States { hidden: self.dropout(x, "final_layer_norm", pass)?, mask, routed })
     }
 
     /// The first hidden states `[batch, seq, d_model]` with their `mask` and `positions`.

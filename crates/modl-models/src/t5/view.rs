@@ -4,6 +4,7 @@ use modl_core::{Result, Tensor, Tensors};
 
 use super::bias::Buckets;
 use crate::mask::{additive, causal};
+use crate::moe::RouterLogits;
 
 /// How a stack sees positions.
 #[derive(Debug)]
@@ -27,6 +28,8 @@ pub(super) struct View<'a> {
     pub(super) own: Tensor,
     /// Added to the scores of cross-attention, `[batch, 1, 1, keys]`.
     pub(super) across: Option<Tensor>,
+    /// Where routers leave their logits.
+    pub(super) router_logits: RouterLogits,
 }
 
 impl Bias {
@@ -54,7 +57,7 @@ impl<'a> View<'a> {
             None => near,
         };
         let across = with.get("encoder_attention_mask").map(additive).transpose()?.flatten();
-        Ok(View { bias, with, own, across })
+        Ok(View { bias, with, own, across, router_logits: RouterLogits::default() })
     }
 
     /// The companions with a row of positions for each row of the batch.

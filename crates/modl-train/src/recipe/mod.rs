@@ -190,7 +190,7 @@ impl Recipe {
     }
 
     /// The recipe with all that was set, as JSON.
-    pub(crate) fn values(&self) -> &Map<String, Value> {
+    pub fn values(&self) -> &Map<String, Value> {
         &self.values
     }
 

@@ -1,0 +1,329 @@
+//! `modl compare`: several routers on one recipe, with seeds, controls and paired differences.
+//!
+//! Each router takes the place of the recipe's and is trained with each seed as `modl train` would
+//! train it, in a folder of its own, `OUT/ROUTER/seed-N`, which `modl eval` and `modl inspect`
+//! understand. The held-out examples are the same for all seeds and routers.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result};
+use clap::Args;
+use modl_core::{Select, checkpoint};
+use modl_train::{Fanout, JsonLines, Methods, Recipe};
+use serde_json::{Value, json};
+
+use super::eval::{METRICS, measure};
+use super::run_folder::{self, Loaded};
+use crate::progress::Bars;
+use crate::report::{Bar, Page, grouped_bars};
+use crate::trials::{Columns, Measure, Results, Run, Runs, commit, fingerprint, peak_rss_mb};
+
+/// Arguments of `modl compare`.
+#[derive(Debug, Args)]
+pub(crate) struct CompareArgs {
+    /// The recipe, whose router is replaced.
+    recipe: PathBuf,
+    /// Routers by name, each with settings if wanted: top_k{"k":2},soft. Differences are to the
+    /// first.
+    #[arg(long, value_name = "LIST")]
+    routers: String,
+    /// How many seeds, from 0.
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    seeds: u64,
+    /// Where runs and the report go.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Leaves out the controls: `uniform`, `random`, and `oracle`, which knows the task.
+    #[arg(long)]
+    no_controls: bool,
+    /// Sets a value of the recipe, for instance phases.0.lr=1e-4; as often as wanted.
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+/// A router that takes part.
+#[derive(Debug, Clone, PartialEq)]
+struct Contestant {
+    /// What it is called in tables: `top_k{"k":2}`.
+    label: String,
+    /// Its configuration with its `type`.
+    config: Value,
+}
+
+pub(crate) fn run(args: &CompareArgs, methods: &Methods) -> Result<()> {
+    anyhow::ensure!(args.seeds > 0, "--seeds is to be at least 1");
+    let text = std::fs::read_to_string(&args.recipe)
+        .with_context(|| format!("recipe {}", args.recipe.display()))?;
+    let mut contestants = contestants(&args.routers)?;
+    let recipe = run_folder::read(&args.recipe, &text, &args.set, methods)?;
+    anyhow::ensure!(recipe.router.is_some(), "the recipe has no [router] to be replaced");
+    if !args.no_controls {
+        add_controls(&mut contestants, &recipe, methods);
+    }
+    let mut study = Study { args, methods, text, runs: Runs::open(args.out.join("runs.jsonl"))? };
+    let mut runs = Vec::new();
+    for contestant in &contestants {
+        let set = study.settings(contestant)?;
+        for seed in 0..args.seeds {
+            runs.push(study.run(contestant, &set, seed)?);
+        }
+    }
+    report(args, &contestants, &Results::new(&runs))
+}
+
+struct Study<'a> {
+    args: &'a CompareArgs,
+    methods: &'a Methods,
+    text: String,
+    runs: Runs,
+}
+
+impl Study<'_> {
+    fn recipe(&self, set: &[String]) -> Result<Recipe> {
+        run_folder::read(&self.args.recipe, &self.text, set, self.methods)
+    }
+
+    /// What is set in the recipe for a router: itself, and the phases without those in which it
+    /// leaves nothing to be trained, as where `routing` is trained and the router does not learn.
+    fn settings(&self, contestant: &Contestant) -> Result<Vec<String>> {
+        let label = || format!("router {}", contestant.label);
+        let mut set = self.args.set.clone();
+        let before = self.recipe(&set)?;
+        let mut config = contestant.config.clone();
+        // Its reach is not the router's own setting, and stays as the recipe has it.
+        let reach = before.values().get("router").and_then(|r| r.get("scope"));
+        if let (Some(reach), Some(own)) = (reach, config.as_object_mut()) {
+            own.entry("scope").or_insert_with(|| reach.clone());
+        }
+        set.push(format!("router={}", as_toml(&config).with_context(label)?));
+        let mut loaded = Loaded::new(self.recipe(&set).with_context(label)?)?;
+        loaded.recipe.attach(&mut loaded.model, self.methods).with_context(label)?;
+        loaded.objective.setup(&mut loaded.model)?;
+        let trains = |patterns: &[String]| {
+            let any = patterns.iter().map(|p| p.replace("{module}", "*"));
+            let select = Select::any(any);
+            let base = loaded.model.backbone().params().iter();
+            let base = base.map(|(n, p)| (format!("base.{n}"), p));
+            let own = loaded.model.params().iter().map(|(n, p)| (n.to_owned(), p));
+            own.chain(base).any(|(n, p)| !p.is_buffer() && select.matches(&n))
+        };
+        let idle: Vec<bool> =
+            loaded.recipe.phases.iter().map(|p| !trains(&p.train.train)).collect();
+        if idle.contains(&true) {
+            let phases = loaded.recipe.values().get("phases").and_then(Value::as_array);
+            let left = phases.into_iter().flatten().zip(&idle).filter(|(_, idle)| !**idle);
+            let left: Vec<Value> = left.map(|(p, _)| p.clone()).collect();
+            for (phase, _) in loaded.recipe.phases.iter().zip(&idle).filter(|(_, idle)| **idle) {
+                println!("{}: phase `{}` is left out: it would train nothing", label(), phase.name);
+            }
+            set.push(format!("phases={}", as_toml(&left.into())?));
+        }
+        Ok(set)
+    }
+
+    /// Trains and tests a router with a seed, if that has not been done.
+    fn run(&mut self, contestant: &Contestant, set: &[String], seed: u64) -> Result<Run> {
+        let set = [set, &[format!("seed={seed}")]].concat();
+        let place = || format!("router {}, seed {seed}", contestant.label);
+        let recipe = self.recipe(&set).with_context(place)?;
+        let config = fingerprint(&Value::Object(recipe.values().clone()));
+        if let Some(run) = self.runs.find(&contestant.label, seed, &config) {
+            return Ok(run.clone());
+        }
+        let folder = self.args.out.join(folder(&contestant.label)).join(format!("seed-{seed}"));
+        let clock = Instant::now();
+        let mut loaded = Loaded::new(recipe)?;
+        run_folder::note(&folder, &self.args.recipe, &self.text, &set)?;
+        let mut bars = Bars::new(format!("{} seed {seed} ", contestant.label));
+        let mut lines = JsonLines::append(folder.join("events.jsonl"))?;
+        modl_train::run(
+            &loaded.recipe,
+            self.methods,
+            &mut loaded.model,
+            loaded.objective.as_ref(),
+            &loaded.train,
+            &folder,
+            &mut Fanout(vec![&mut bars, &mut lines]),
+        )
+        .with_context(place)?;
+        let measured = measure(&loaded, &folder)?;
+        let (_, _, metrics) = measured.into_iter().next_back().context("nothing is held out")?;
+        let run = Run {
+            condition: contestant.label.clone(),
+            seed,
+            config,
+            metrics,
+            seconds: clock.elapsed().as_secs_f64(),
+            peak_rss_mb: peak_rss_mb(),
+            modl: env!("CARGO_PKG_VERSION").to_owned(),
+            commit: commit(),
+        };
+        self.runs.add(run.clone())?;
+        Ok(run)
+    }
+}
+
+/// `uniform`, `random` where there is such a router, and `oracle`, the module of the task's name,
+/// where each task has one; those of them that do not take part already.
+fn add_controls(contestants: &mut Vec<Contestant>, recipe: &Recipe, methods: &Methods) {
+    let mut add = |label: &str, kind: &str| {
+        let config = json!({ "type": kind });
+        if !contestants.iter().any(|c| c.config == config) {
+            contestants.push(Contestant { label: label.to_owned(), config });
+        }
+    };
+    for kind in ["uniform", "random"] {
+        if methods.registry.routers.entries().iter().any(|e| e.name == kind) {
+            add(kind, kind);
+        }
+    }
+    let has = |task: &String| recipe.modules.iter().any(|m| &m.name == task);
+    match recipe.data.tasks.keys().find(|t| !has(t)) {
+        None => add("oracle", "fixed"),
+        Some(task) => println!("no control `oracle`: task `{task}` has no module of its name"),
+    }
+}
+
+/// `top_k{"k":2},soft`: names with settings in JSON.
+fn contestants(list: &str) -> Result<Vec<Contestant>> {
+    let mut all: Vec<Contestant> = Vec::new();
+    let mut rest = list.trim();
+    while !rest.is_empty() {
+        let end = rest.find([',', '{']).unwrap_or(rest.len());
+        let (name, after) = rest.split_at(end);
+        let name = name.trim();
+        let mut config = json!({ "type": name });
+        let mut label = name.to_owned();
+        rest = after;
+        if rest.starts_with('{') {
+            let mut settings = serde_json::Deserializer::from_str(rest).into_iter::<Value>();
+            let own = settings.next().transpose();
+            let own = own.with_context(|| format!("--routers: settings of `{name}`"))?;
+            let read = settings.byte_offset();
+            if let (Some(Value::Object(own)), Some(all)) = (own, config.as_object_mut()) {
+                all.extend(own);
+            }
+            label += rest.get(..read).unwrap_or_default();
+            rest = rest.get(read..).unwrap_or_default();
+        }
+        anyhow::ensure!(!name.is_empty(), "--routers: `{list}` has a router without a name");
+        rest = rest.trim_start();
+        let next = rest.strip_prefix(',');
+        anyhow::ensure!(
+            next.is_some() || rest.is_empty(),
+            "--routers: `{rest}` after `{label}`; routers are separated by commas"
+        );
+        rest = next.unwrap_or_default().trim_start();
+        if let Some(same) = all.iter().find(|c| folder(&c.label) == folder(&label)) {
+            anyhow::bail!("--routers: `{}` and `{label}` are the same", same.label);
+        }
+        all.push(Contestant { label, config });
+    }
+    anyhow::ensure!(!all.is_empty(), "--routers: names none");
+    Ok(all)
+}
+
+/// The name of a router's folder: what is neither letter nor digit in its label is one `-`.
+fn folder(label: &str) -> String {
+    let parts = label.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == '.'));
+    parts.filter(|p| !p.is_empty()).collect::<Vec<_>>().join("-")
+}
+
+/// A value as TOML writes it in one line.
+fn as_toml(value: &Value) -> Result<String> {
+    let parts =
+        |all: Vec<String>, open: &str, close: &str| open.to_owned() + &all.join(", ") + close;
+    Ok(match value {
+        Value::Null => anyhow::bail!("null is no value of a recipe"),
+        Value::Array(all) => parts(all.iter().map(as_toml).collect::<Result<_>>()?, "[", "]"),
+        Value::Object(all) => {
+            let pair = |(k, v): (&String, &Value)| Ok(format!("{} = {}", json!(k), as_toml(v)?));
+            parts(all.iter().map(pair).collect::<Result<_>>()?, "{ ", " }")
+        }
+        // JSON's strings, numbers and truth values are TOML's.
+        other => other.to_string(),
+    })
+}
+
+const MEASURES: [Measure; 3] = [
+    Measure { key: METRICS[0], title: "accuracy of the sign", digits: 4 },
+    Measure { key: METRICS[1], title: "Spearman", digits: 4 },
+    Measure { key: METRICS[2], title: "mean absolute error", digits: 4 },
+];
+
+fn report(args: &CompareArgs, contestants: &[Contestant], results: &Results) -> Result<()> {
+    let rows: Vec<(String, String)> =
+        contestants.iter().map(|c| (c.label.clone(), c.label.clone())).collect();
+    let Some((first, _)) = rows.first() else { return Ok(()) };
+    let columns = Columns { head: "held out", rows: &rows, measures: &MEASURES };
+    let means = columns.means(results)?;
+    let head = format!("less {first}");
+    let reference = |label: &str| (label != first).then(|| first.clone());
+    let differences = Columns { head: &head, ..columns }.differences(results, reference)?;
+    let seeds = results.seeds().len();
+    let note = format!(
+        "{seeds} seed{}; in brackets the 95 % interval by the bootstrap over seeds, of differences \
+         paired by seed.",
+        if seeds == 1 { "" } else { "s" }
+    );
+    println!("{}\n\n{}\n\n{note}", means.text(), differences.text());
+
+    let mut page = Page::new("modl compare");
+    page.paragraph(&format!("Routers on {}. {note}", args.recipe.display()));
+    page.table(&means);
+    page.heading(&format!("Differences from {first}"));
+    page.table(&differences);
+    for m in MEASURES {
+        let svg = plot(&m, &rows, results)?;
+        page.figure(&svg, "Means over seeds; the lines are 95 % intervals by the bootstrap.");
+        write(&args.out.join(format!("{}.svg", m.key)), &svg)?;
+    }
+    let path = args.out.join("report.html");
+    write(&path, &page.html())?;
+    println!("report: {}", path.display());
+    Ok(())
+}
+
+fn plot(measure: &Measure, rows: &[(String, String)], results: &Results) -> Result<String> {
+    let bar = |(label, _): &(String, String)| -> Result<Option<Bar>> {
+        let (value, ends) = results.mean(label, measure.key)?;
+        Ok((!value.is_nan()).then_some(Bar { value, ends }))
+    };
+    let values = vec![rows.iter().map(bar).collect::<Result<Vec<_>>>()?];
+    let lowest = values.iter().flatten().flatten();
+    let lowest = lowest.map(|b| b.ends.map_or(b.value, |(low, _)| low)).fold(0.0, f64::min);
+    let series: Vec<String> = rows.iter().map(|(_, title)| title.clone()).collect();
+    grouped_bars(measure.title, measure.title, &["held out".into()], &series, &values, lowest)
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    Ok(checkpoint::write_whole(path, text.as_bytes())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn routers_come_with_settings_in_json() {
+        let all = contestants(r#"top_k{"k": 2, "noise":[1,{"a":","}]} , soft,top_k"#).unwrap();
+        let configs: Vec<&Value> = all.iter().map(|c| &c.config).collect();
+        let first = json!({"type": "top_k", "k": 2, "noise": [1, {"a": ","}]});
+        assert_eq!(configs, [&first, &json!({"type": "soft"}), &json!({"type": "top_k"})]);
+        assert_eq!(folder(&all[0].label), "top_k-k-2-noise-1-a");
+        for bad in ["", ",", "soft,soft", "soft{\"k\":}", "soft{} top_k", "{}"] {
+            assert!(contestants(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn values_are_the_same_in_toml() {
+        let value = json!({"type": "fixed", "table": {"a \"b\"": ["x", "y\n"]}, "k": 2, "t": 0.5,
+                           "on": true, "none": []});
+        let text = format!("router = {}", as_toml(&value).unwrap());
+        let read: Value = toml::from_str(&text).unwrap();
+        assert_eq!(read["router"], value);
+        assert!(as_toml(&json!({"a": null})).is_err());
+    }
+}

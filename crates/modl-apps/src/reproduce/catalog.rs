@@ -1,0 +1,8 @@
+//! The experiments that there are.
+
+use super::experiment::Experiment;
+
+/// All, in the order of the survey's sections.
+pub(super) fn all() -> Vec<Box<dyn Experiment>> {
+    vec![Box::new(super::mittal::Rules), Box::new(super::balance::Balance)]
+}

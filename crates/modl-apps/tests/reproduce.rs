@@ -1,0 +1,74 @@
+//! `modl reproduce` as a user meets it, with few steps.
+
+#![allow(clippy::unwrap_used)]
+
+mod bench;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use bench::{refuse, run, succeed, text};
+use serde_json::Value;
+
+/// The runs of a file: metrics by condition and seed.
+fn runs(file: &Path) -> BTreeMap<(String, u64), Value> {
+    let lines = fs::read_to_string(file).unwrap();
+    let read = |line: &str| {
+        let run: Value = serde_json::from_str(line).unwrap();
+        let key = (run["condition"].as_str().unwrap().to_owned(), run["seed"].as_u64().unwrap());
+        assert!(
+            run["seconds"].as_f64().unwrap() > 0.0 && run["peak_rss_mb"].as_f64().unwrap() > 1.0
+        );
+        assert_eq!(run["config"].as_str().unwrap().len(), 16);
+        (key, run["metrics"].clone())
+    };
+    let found: BTreeMap<_, _> = lines.lines().map(read).collect();
+    assert_eq!(found.len(), lines.lines().count(), "a run is there twice");
+    found
+}
+
+fn reproduce(name: &str, seeds: &str, out: &Path) -> String {
+    let out = out.display().to_string();
+    succeed(&["reproduce", name, "--quick", "--seeds", seeds, "--out", &out])
+}
+
+#[test]
+fn an_experiment_is_kept_goes_on_and_gives_the_same_numbers_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (first, second) = (dir.path().join("first"), dir.path().join("second"));
+    let printed = reproduce("mittal", "2", &first);
+    for part in ["known rule", "soft router", "alignment", "not judged", "≤ 0.8", "2 seeds"] {
+        assert!(printed.contains(part), "lacks `{part}`:\n{printed}");
+    }
+    let file = first.join("mittal/runs.jsonl");
+    let whole = runs(&file);
+    assert_eq!(whole.len(), 2 * 11);
+    // The known rule is one-to-one by construction.
+    assert_eq!(whole[&("known-16".to_owned(), 0)]["alignment"], 0.0);
+    assert_ne!(whole[&("soft-16".to_owned(), 0)]["l1"], whole[&("soft-16".to_owned(), 1)]["l1"]);
+    let page = fs::read_to_string(first.join("mittal/report.html")).unwrap();
+    assert!(page.contains("declared before the run") && page.contains("<svg"));
+    assert!(first.join("mittal/l1.svg").is_file());
+
+    // Stopped in the middle of a line: what is whole is kept, the rest is done, the numbers are those
+    // of a run that was never stopped.
+    let lines = fs::read_to_string(&file).unwrap();
+    let cut = lines.lines().take(5).map(str::len).sum::<usize>() + 5 + 30;
+    fs::create_dir_all(second.join("mittal")).unwrap();
+    fs::write(second.join("mittal/runs.jsonl"), &lines[..cut]).unwrap();
+    let printed = reproduce("mittal", "2", &second);
+    assert!(printed.contains("5 runs were there before"), "{printed}");
+    assert_eq!(runs(&second.join("mittal/runs.jsonl")), whole);
+    // A third seed is added to the two.
+    let printed = reproduce("mittal", "3", &second);
+    assert!(printed.contains("22 runs were there before"), "{printed}");
+}
+
+#[test]
+fn what_is_asked_wrongly_is_refused_in_words() {
+    refuse(&["reproduce", "mital"], &["unknown experiment", "did you mean `mittal`"]);
+    refuse(&["reproduce", "mittal", "--seeds", "0"], &["--seeds"]);
+    let out = run(&["list", "experiments", "--json"]);
+    assert!(text(&out.stdout).contains("2206.02713"));
+}

@@ -1,0 +1,164 @@
+//! Switch Transformers' feed-forward networks: every token has the one expert that the router finds
+//! likeliest, as long as that expert has room.
+//!
+//! p = softmax(x Wᵀ) in f32, e = argmax p; y = pₑ · expertₑ(x), and 0 for tokens that come after
+//! the first `expert_capacity` of their sequence for e. In training the router sees x times numbers
+//! from [1 − jitter, 1 + jitter].
+//!
+//! Fedus et al. 2021, *Switch Transformers*, arXiv 2101.03961; the z-loss is of Zoph et al. 2022,
+//! *ST-MoE*, arXiv 2202.08906.
+
+use modl_core::{Activation, HostFn, Kind, Result, ResultExt, Signal, SiteKind, Tensor, Tensors};
+use serde_json::Value;
+
+use crate::dropout::Drop;
+use crate::moe::{Expert, Reader, RouterLogits, jitter, mix};
+use crate::place::{Pass, Place, Surveyor};
+use crate::settings::{Fixed, check_fixed, check_positive, refuse};
+
+/// The settings of Switch Transformers' mixtures, with the defaults of transformers'
+/// `SwitchTransformersConfig`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SwitchConfig {
+    /// The number of experts, `num_experts`: 8.
+    pub experts: i64,
+    /// How many tokens of a sequence an expert takes, `expert_capacity`: 64.
+    pub capacity: i64,
+    /// Whether the router has a bias, `router_bias`.
+    pub router_bias: bool,
+    /// How far the router's inputs are off in training, `router_jitter_noise`: 0.01.
+    pub jitter: f64,
+    /// In the encoder and in the decoder, every so-manieth layer has experts, from the second on; 1
+    /// for all, 0 for none: `encoder_sparse_step` and `decoder_sparse_step`, or from the numbers of
+    /// layers and of sparse ones, 12 and 3.
+    pub steps: [i64; 2],
+    /// Whether `encoder_router_logits.N` and `decoder_router_logits.N` and their losses are among
+    /// the outputs, `output_router_logits`.
+    pub router_logits: bool,
+}
+
+const FIXED: [Fixed; 1] = [("router_dtype", |v| v == "float32", "only `float32` is")];
+
+impl SwitchConfig {
+    /// Reads the settings where the architecture has them.
+    ///
+    /// # Errors
+    /// By name where one has the wrong type, is out of range or is not supported.
+    pub(super) fn read(config: &Value) -> Result<Option<Self>> {
+        if config.get("model_type").is_none_or(|t| t != "switch_transformers") {
+            return Ok(None);
+        }
+        check_fixed(config, "Switch Transformers", &FIXED)?;
+        let from = Reader(config);
+        let layers = from.number("num_layers", 12)?;
+        let step = |name, sparse, layers: i64| {
+            let sparse = from.number(sparse, 3)?;
+            from.number(name, if sparse > 0 { layers / sparse } else { layers })
+        };
+        let decoder = from.number("num_decoder_layers", layers)?;
+        let settings = SwitchConfig {
+            experts: from.number("num_experts", 8)?,
+            capacity: from.number("expert_capacity", 64)?,
+            router_bias: from.flag("router_bias", false)?,
+            jitter: from.real("router_jitter_noise", 0.01)?,
+            steps: [
+                step("encoder_sparse_step", "num_sparse_encoder_layers", layers)?,
+                step("decoder_sparse_step", "num_sparse_decoder_layers", decoder)?,
+            ],
+            router_logits: from.flag("output_router_logits", false)?,
+        };
+        let (experts, capacity) = (settings.experts, settings.capacity);
+        check_positive(&[("num_experts", experts), ("expert_capacity", capacity)])?;
+        if !(0.0..1.0).contains(&settings.jitter) {
+            refuse("router_jitter_noise", settings.jitter, "is to be in [0, 1)")?;
+        }
+        Ok(Some(settings))
+    }
+
+    /// Whether layer `n` of the encoder, or of the decoder where it is `causal`, has experts.
+    pub fn has(&self, causal: bool, n: usize) -> bool {
+        let step = self.steps[usize::from(causal)];
+        step > 0 && (step == 1 || n as i64 % step == 1)
+    }
+}
+
+/// A router and its experts.
+#[derive(Debug)]
+pub(super) struct Switch {
+    router: Place,
+    experts: Place,
+    settings: SwitchConfig,
+    act: Activation,
+    /// The number of its layer.
+    layer: usize,
+}
+
+impl Switch {
+    /// The mixture at `path` for vectors of `width`.
+    pub(super) fn new(
+        to: &mut Surveyor,
+        path: &str,
+        width: i64,
+        settings: &SwitchConfig,
+        act: Activation,
+        layer: usize,
+    ) -> Self {
+        let router = format!("{path}.router.classifier");
+        let router = to.place(&router, SiteKind::Router, width, settings.experts);
+        let experts = to.place(&format!("{path}.experts"), SiteKind::Experts, width, width);
+        Switch { router, experts, settings: settings.clone(), act, layer }
+    }
+
+    /// x `[batch, seq, dim]`, of the same shape, with `drop` within experts.
+    pub(super) fn forward(
+        &self,
+        x: &Tensor,
+        drop: Drop,
+        said: &RouterLogits,
+        pass: Pass,
+    ) -> Result<Tensor> {
+        let seen = jitter(x, self.settings.jitter, &self.router, pass)?;
+        let logits = self.router.wide_linear(&seen, pass)?;
+        said.note(self.layer, &logits);
+        let (gate, index) = logits.softmax(-1)?.to_kind(x.kind())?.max_dim(-1)?; // [batch, seq]
+        let chosen = index.one_hot(self.settings.experts)?;
+        let place = chosen.cumsum(1)?.mul(&chosen)?.sum_dims(&[-1], false)?; // from 1 on
+        let full = place.gt_scalar(self.settings.capacity as f64)?;
+        let gates = gate.masked_fill(&full, 0.0)?.unsqueeze(-1)?;
+        let expert = Expert::Plain(self.act, drop);
+        let host: &HostFn = &|theta, s, _| {
+            let (index, gates) = (s.with.need("experts")?, s.with.need("gates")?);
+            Ok(s.replace(mix(theta, &s.x, index, gates, expert)?))
+        };
+        let with = Tensors::new().with("experts", index.unsqueeze(-1)?).with("gates", gates);
+        let x = Signal { x: x.clone(), with };
+        Ok(self.experts.run(&x, pass, host).at(&self.experts.site.path)?.x)
+    }
+}
+
+/// What the routers of a stack said, for `mask` `[batch, seq]`: `NAME_router_logits.N`
+/// `[batch, seq, experts]`, and over all of them `NAME_z_loss` and `NAME_aux_loss` `[]`.
+///
+/// z = mean (ln Σₑ e^logit)²; aux = E² · mean over sequences and experts of fₑ Pₑ, the share of
+/// tokens for which e is likeliest, in whatever layer, and its mean probability. Padding counts, and
+/// so do tokens for which there was no room, as in transformers.
+pub(super) fn outputs(name: &str, said: &RouterLogits, mask: &Tensor) -> Result<Tensors> {
+    let mut outputs = Tensors::new();
+    let mut all = Vec::new();
+    for (n, logits) in said.by_layer(mask.numel() as i64)? {
+        let logits = logits.reshape(&[mask.len_of(0), mask.len_of(1), -1])?;
+        all.push(logits.clone());
+        outputs.set(format!("{name}_router_logits.{n}"), logits);
+    }
+    if all.is_empty() {
+        return Ok(outputs);
+    }
+    let logits = Tensor::cat(&all, 1)?; // [batch, layers · seq, experts]
+    let experts = logits.len_of(-1);
+    outputs.set(format!("{name}_z_loss"), logits.logsumexp(-1)?.pow(2.0)?.mean()?);
+    let p = logits.softmax(-1)?;
+    let chosen = p.argmax(-1)?.one_hot(experts)?.to_kind(Kind::Float)?.mean_dims(&[1], false)?;
+    let both = chosen.mul(&p.mean_dims(&[1], false)?)?.mean()?;
+    outputs.set(format!("{name}_aux_loss"), both.mul_scalar((experts * experts) as f64)?);
+    Ok(outputs)
+}
