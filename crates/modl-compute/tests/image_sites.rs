@@ -131,7 +131,7 @@ fn residual_adapters_learn_real_digits_in_a_frozen_backbone() {
         let of_base = |model: &Modular| -> Vec<Tensor> {
             model.backbone().params().iter().map(|(_, p)| p.tensor().copy().unwrap()).collect()
         };
-        let (theta, steps) = (of_base(&model), 60);
+        let (theta, steps) = (of_base(&model), 200);
         let before = no_grad(|| loss(&Context::eval())).item().unwrap();
         for step in 0..steps {
             let gradients = loss(&Context::train(Seed(4), step)).gradients(&leaves, false).unwrap();
@@ -139,14 +139,15 @@ fn residual_adapters_learn_real_digits_in_a_frozen_backbone() {
             no_grad(|| {
                 for ((name, t), g) in named.iter().zip(gradients) {
                     let g = g.unwrap();
-                    t.clone().add_in_place(&g.mul_scalar(-0.5).unwrap()).unwrap();
+                    t.clone().add_in_place(&g.mul_scalar(-1.0).unwrap()).unwrap();
                     of_step.set(name.clone(), g);
                 }
             });
             model.after_step(&of_step, step + 1, steps).unwrap();
         }
         let after = no_grad(|| loss(&Context::eval())).item().unwrap();
-        assert!(after < 0.8 * before, "{placement:?}: the loss goes from {before} to {after}");
+        eprintln!("{placement:?}: the loss goes from {before:.3} to {after:.3}");
+        assert!(after < 0.8 * before, "{placement:?}");
         for (then, now) in theta.iter().zip(of_base(&model)) {
             assert!(then.bit_equal(&now).unwrap(), "{placement:?} has changed the backbone");
         }

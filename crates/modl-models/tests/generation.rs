@@ -238,6 +238,37 @@ fn parts_of_a_sequence_give_the_logits_of_the_whole() {
     }
 }
 
+/// f of other hidden states.
+#[derive(Debug)]
+struct Shift;
+
+#[derive(Debug)]
+struct ShiftModule(Tensor);
+
+impl ModuleConfig for Shift {
+    fn kind(&self) -> &'static str {
+        "shift"
+    }
+
+    fn to_json(&self) -> Result<Value> {
+        Ok(json!({}))
+    }
+
+    fn build(&self, at: &Attachment, scope: &mut Scope) -> Result<Box<dyn Module>> {
+        Ok(Box::new(ShiftModule(scope.param("by", &[at.site.input], Init::Normal(0.5))?)))
+    }
+}
+
+impl Module for ShiftModule {
+    fn kind(&self) -> &'static str {
+        "shift"
+    }
+
+    fn forward(&self, f: &Host, x: &Signal, cx: &Context) -> Result<Signal> {
+        f.call(&x.replace(x.x.add(&self.0)?), cx)
+    }
+}
+
 /// Modules at a block that see different inputs would leave different keys behind.
 #[test]
 fn what_a_cache_cannot_keep_is_refused() {
@@ -248,10 +279,15 @@ fn what_a_cache_cannot_keep_is_refused() {
     let mut model = attached("base_llama", scale, &["layers.0"], both);
     model.aggregate(Box::new(PlainSum::default())).unwrap();
     assert_eq!(continued(&model, &greedy(true)), continued(&model, &greedy(false)));
-    // Soft weights by row run each module on its own part, and the base once more.
-    let half = Given(Weights::Rows(vec![vec![(0, 0.5)]; 3]));
+    // Soft weights by row run each module on its own part, and share the base.
+    let half = || Box::new(Given(Weights::Rows(vec![vec![(0, 0.5)]; 3])));
     model.aggregate(Box::new(Sum::default())).unwrap();
-    model.route(Box::new(half), false).unwrap();
+    model.route(half(), false).unwrap();
+    assert_eq!(continued(&model, &greedy(true)), continued(&model, &greedy(false)));
+    // Where a module calls f with hidden states of its own, the base sees others.
+    let shift: fn() -> Box<dyn ModuleConfig> = || Box::new(Shift);
+    let mut model = attached("base_llama", shift, &["layers.0"], half());
+    model.aggregate(Box::new(Sum::default())).unwrap();
     let e = generate(&model, &inputs(), &Context::eval(), &greedy(true)).unwrap_err().to_string();
     assert!(e.contains("model.layers.0.self_attn") && e.contains("without a cache"), "{e}");
     assert_eq!(continued(&model, &greedy(false)).len(), 3);
