@@ -507,7 +507,7 @@ fn the_base_is_computed_once_and_only_where_it_is_wanted() -> Result<()> {
     assert_eq!(run(&opaque, &few, Base::Replaced)?, [1, 1]);
     assert_eq!(run(&own, &index, Base::Kept)?, [all]);
     assert!(run(&own, &index, Base::Replaced)?.is_empty());
-    assert!(run(&own, &vec![-1; 24], Base::Replaced)?.is_empty());
+    assert!(run(&own, &[-1; 24], Base::Replaced)?.is_empty());
     Ok(())
 }
 

@@ -16,6 +16,7 @@ mod aggregator_laws;
 mod backbone;
 mod given;
 mod module_contract;
+mod router_claims;
 mod router_laws;
 pub mod standins;
 
@@ -23,7 +24,8 @@ pub use aggregator_laws::{AggregatorClaims, check_aggregator};
 pub use backbone::TinyBackbone;
 pub use given::{Given, PlainSum, Sum};
 pub use module_contract::{Identity, ModuleClaims, check_module};
-pub use router_laws::{RouterClaims, check_router};
+pub use router_claims::RouterClaims;
+pub use router_laws::check_router;
 
 use crate::{Init, Modular, Result, Seed, Select, Tensor, no_grad};
 
