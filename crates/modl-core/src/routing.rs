@@ -165,7 +165,7 @@ impl Routing {
                     *last = m;
                 }
                 let first = Tensor::zeros(&[1], Kind::Int64, index.device())?;
-                let none = first.greater(index)?;
+                let none = index.lt_scalar(0.0)?;
                 let weight = weight.to_kind(kind)?.masked_fill(&none, 0.0)?;
                 Tensor::zeros(&shape, kind, index.device())?
                     .scatter_add(-1, &index.maximum(&first)?, &weight)?

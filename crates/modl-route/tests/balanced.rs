@@ -136,7 +136,7 @@ fn identity(config: Value, modules: usize) -> Made {
     let made = Made::new(config, modules, modules as i64).unwrap();
     let eye: Vec<f64> =
         (0..modules * modules).map(|i| f64::from(u8::from(i % (modules + 1) == 0))).collect();
-    made.set("router.weight", &eye).unwrap();
+    made.set("router.weight", &eye);
     made
 }
 
@@ -223,7 +223,7 @@ fn laws(config: Value) -> Result<()> {
 fn base_assigns_in_training_and_is_greedy_in_evaluation() -> Result<()> {
     let (m, n, width) = (4, 24, 6);
     let made = Made::new(json!({"type": "base"}), m, width)?;
-    let w = made.get("router.weight")?;
+    let w = made.get("router.weight");
     let x = normal(&[2, n / 2, width], 5).add_scalar(0.7)?;
     let tokens: Vec<Vec<f64>> =
         x.to_vec::<f64>()?.chunks(width as usize).map(<[f64]>::to_vec).collect();
@@ -408,7 +408,7 @@ fn learns(kind: &str, rate: f64) -> Result<()> {
     let first = run(&Context::eval(), 1000)?.0.item()?;
     for step in 0..300 {
         let (loss, _) = run(&Context::train(Seed(1), step), step)?;
-        made.descend(&["router.weight"], &loss, rate)?;
+        made.descend_by(&["router.weight"], &loss, rate)?;
     }
     let (loss, right) = run(&Context::eval(), 1000)?;
     let last = loss.item()?;

@@ -2,9 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-mod kit;
+mod made;
 
-use kit::{Made, assert_close, check, noise, t};
+use made::{Made, assert_close, check, normal, t};
 use modl_core::testing::{RouterClaims, TinyBackbone};
 use modl_core::{
     Context, Device, Error, Kind, Modular, Outcome, Result, Seed, Targets, Tensor, Weights,
@@ -38,7 +38,7 @@ fn chi_square(counts: &[usize]) -> f64 {
 
 #[test]
 fn lots_are_even_over_modules_and_pairs() -> Result<()> {
-    let made = Made::new(json!({"type": "random", "k": 2, "level": "token"}), &NAMES, 8)?;
+    let made = Made::named(json!({"type": "random", "k": 2, "level": "token"}), &NAMES, 8)?;
     let x = Tensor::zeros(&[60, 100, 8], Kind::Double, Device::Cpu)?;
     let chosen = made.chosen(&x, &Context::train(Seed(4), 0))?;
     let mut pairs = [0usize; 16];
@@ -57,7 +57,7 @@ fn lots_are_even_over_modules_and_pairs() -> Result<()> {
 fn lots_follow_step_seed_and_their_own_seed() -> Result<()> {
     let x = Tensor::zeros(&[40, 8], Kind::Double, Device::Cpu)?;
     let at = |own: u64, seed: u64, step: u64| {
-        Made::new(json!({"type": "random", "seed": own}), &NAMES, 8)?
+        Made::named(json!({"type": "random", "seed": own}), &NAMES, 8)?
             .chosen(&x, &Context::train(Seed(seed), step))
     };
     let first = at(0, 1, 0)?;
@@ -70,9 +70,9 @@ fn lots_follow_step_seed_and_their_own_seed() -> Result<()> {
 
 #[test]
 fn thor_and_adamix_run_one_module_in_training_and_all_in_evaluation() -> Result<()> {
-    let x = noise(&[3, 5, 8], 1);
+    let x = normal(&[3, 5, 8], 1);
     for kind in ["thor", "adamix"] {
-        let made = Made::new(json!({"type": kind}), &NAMES, 8)?;
+        let made = Made::named(json!({"type": kind}), &NAMES, 8)?;
         let mut counts = [0usize; 4];
         for step in 0..400 {
             let routing = made.route(&x, &Context::train(Seed(2), step))?;
@@ -89,8 +89,8 @@ fn thor_and_adamix_run_one_module_in_training_and_all_in_evaluation() -> Result<
 
 #[test]
 fn adamix_draws_in_and_out_independently_where_it_is_asked_to() -> Result<()> {
-    let made = Made::new(json!({"type": "adamix", "independent": true}), &NAMES, 8)?;
-    let x = noise(&[3, 5, 8], 1);
+    let made = Made::named(json!({"type": "adamix", "independent": true}), &NAMES, 8)?;
+    let x = normal(&[3, 5, 8], 1);
     let mut pairs = [0usize; 16];
     for step in 0..1600 {
         let routing = made.route(&x, &Context::train(Seed(2), step))?;
@@ -127,20 +127,20 @@ fn ids(values: &[i64], rows: i64) -> Context {
 
 #[test]
 fn a_hash_looks_at_the_id_alone() -> Result<()> {
-    let made = Made::new(json!({"type": "hash", "vocab": 50}), &NAMES, 8)?;
+    let made = Made::named(json!({"type": "hash", "vocab": 50}), &NAMES, 8)?;
     let all: Vec<i64> = (0..50).collect();
-    let table = made.chosen(&noise(&[1, 50, 8], 1), &ids(&all, 1))?;
+    let table = made.chosen(&normal(&[1, 50, 8], 1), &ids(&all, 1))?;
     assert!((0..4).all(|j| table.contains(&j)), "{table:?}");
     // The same ids elsewhere, with other x, in training.
     let mixed: Vec<i64> = (0..50).map(|i| (i * 7 + 3) % 50).collect();
-    let found = made.chosen(&noise(&[5, 10, 8], 2), &ids(&mixed, 5))?;
+    let found = made.chosen(&normal(&[5, 10, 8], 2), &ids(&mixed, 5))?;
     let expected: Vec<i64> = mixed.iter().map(|id| table[*id as usize]).collect();
     assert_eq!(found, expected);
     assert_eq!(made.store.trainable().count(), 0, "nothing to learn");
-    let again = Made::new(json!({"type": "hash", "vocab": 50}), &NAMES, 8)?;
-    assert_eq!(again.chosen(&noise(&[1, 50, 8], 3), &ids(&all, 1))?, table);
-    let other = Made::new(json!({"type": "hash", "vocab": 50, "seed": 1}), &NAMES, 8)?;
-    assert_ne!(other.chosen(&noise(&[1, 50, 8], 3), &ids(&all, 1))?, table);
+    let again = Made::named(json!({"type": "hash", "vocab": 50}), &NAMES, 8)?;
+    assert_eq!(again.chosen(&normal(&[1, 50, 8], 3), &ids(&all, 1))?, table);
+    let other = Made::named(json!({"type": "hash", "vocab": 50, "seed": 1}), &NAMES, 8)?;
+    assert_ne!(other.chosen(&normal(&[1, 50, 8], 3), &ids(&all, 1))?, table);
     Ok(())
 }
 
@@ -150,8 +150,8 @@ fn balanced_hashes_spread_tokens_evenly_where_random_ones_do_not() -> Result<()>
     let counts: Vec<f64> = (1..=2000).map(|r| 1e6 / f64::from(r)).collect();
     let all: Vec<i64> = (0..2000).collect();
     let loads = |config| -> Result<Vec<f64>> {
-        let made = Made::new(config, &NAMES, 8)?;
-        let table = made.chosen(&noise(&[1, 2000, 8], 1), &ids(&all, 1))?;
+        let made = Made::named(config, &NAMES, 8)?;
+        let table = made.chosen(&normal(&[1, 2000, 8], 1), &ids(&all, 1))?;
         let mut loads = [0.0; 4];
         table.iter().zip(&counts).for_each(|(j, c)| loads[*j as usize] += c);
         Ok(loads.iter().map(|l| l * 4.0 / counts.iter().sum::<f64>()).collect())
@@ -161,12 +161,12 @@ fn balanced_hashes_spread_tokens_evenly_where_random_ones_do_not() -> Result<()>
     let by_lot = loads(json!({"type": "hash", "vocab": 2000}))?;
     assert!(by_lot.iter().any(|l| (l - 1.0).abs() > 0.05), "{by_lot:?}");
     // Ids that never occur are spread, too.
-    let zeros = Made::new(
+    let zeros = Made::named(
         json!({"type": "hash", "assignment": "balanced", "counts": vec![0.0; 40]}),
         &NAMES,
         8,
     )?;
-    let table = zeros.chosen(&noise(&[1, 40, 8], 1), &ids(&all[..40], 1))?;
+    let table = zeros.chosen(&normal(&[1, 40, 8], 1), &ids(&all[..40], 1))?;
     assert!((0..4).all(|j| table.iter().filter(|t| **t == j).count() == 10));
     Ok(())
 }
@@ -177,7 +177,7 @@ fn clustered_hashes_find_clusters_and_are_a_fixed_point_of_k_means() -> Result<(
     let corners = t(&[9.0, 0.0, 0.0, -9.0, 0.0, 9.0], &[3, 2]);
     let index: Vec<i64> = (0..60).map(|i| i % 3).collect();
     let of = Tensor::from_slice(&index, &[60], Device::Cpu)?;
-    let vectors = corners.index_select(0, &of)?.add(&noise(&[60, 2], 6))?;
+    let vectors = corners.index_select(0, &of)?.add(&normal(&[60, 2], 6))?;
     for seed in 0..5 {
         let table = Hash::clustered(&vectors, 3, seed)?.table;
         let same = |a: usize, b: usize| (table[a] == table[b]) == (index[a] == index[b]);
@@ -185,7 +185,7 @@ fn clustered_hashes_find_clusters_and_are_a_fixed_point_of_k_means() -> Result<(
     }
     // Without clusters: each vector is nearest to the mean of its own cluster, and none is empty.
     let (n, k, width) = (200, 7, 3);
-    let vectors = noise(&[n, width], 8);
+    let vectors = normal(&[n, width], 8);
     let hash = Hash::clustered(&vectors, k, 0)?;
     assert_eq!(hash.assignment, Assignment::Given);
     let v = vectors.to_vec::<f64>()?;
@@ -212,14 +212,14 @@ fn clustered_hashes_find_clusters_and_are_a_fixed_point_of_k_means() -> Result<(
 #[test]
 fn what_does_not_fit_a_hash_is_refused() -> Result<()> {
     let refused = |config, words: &str| {
-        let e = Made::new(config, &NAMES, 8).unwrap_err().to_string();
+        let e = Made::named(config, &NAMES, 8).unwrap_err().to_string();
         assert!(e.contains(words), "{e}");
     };
     refused(json!({"type": "hash"}), "hash.vocab");
     refused(json!({"type": "hash", "assignment": "balanced"}), "hash.counts");
     refused(json!({"type": "hash", "assignment": "given", "table": [0, 4]}), "modules are 0 to 3");
-    let made = Made::new(json!({"type": "hash", "vocab": 5}), &NAMES, 8)?;
-    let x = noise(&[1, 3, 8], 1);
+    let made = Made::named(json!({"type": "hash", "vocab": 5}), &NAMES, 8)?;
+    let x = normal(&[1, 3, 8], 1);
     let told = |cx: &Context| made.route(&x, cx).unwrap_err().to_string();
     assert!(told(&Context::eval()).contains("input_ids"));
     assert!(told(&ids(&[0, 1, 5], 1)).contains("5 is beyond the 5 ids"));
@@ -266,8 +266,8 @@ fn nearest_prototype_keeps_the_laws() {
 
 #[test]
 fn prototypes_are_the_means_of_what_their_modules_were_trained_on() -> Result<()> {
-    let made = Made::new(json!({"type": "nearest_prototype"}), &["a", "b", "c"], 4)?;
-    let e = made.route(&noise(&[2, 4], 1), &Context::eval()).unwrap_err().to_string();
+    let made = Made::named(json!({"type": "nearest_prototype"}), &["a", "b", "c"], 4)?;
+    let e = made.route(&normal(&[2, 4], 1), &Context::eval()).unwrap_err().to_string();
     assert!(e.contains("train with labels"), "{e}");
     // Two of three modules see rows in batches of different size.
     let centre =
@@ -276,7 +276,7 @@ fn prototypes_are_the_means_of_what_their_modules_were_trained_on() -> Result<()
     for (step, batch) in
         [vec!["a", "b", "a"], vec!["b"], vec!["a", "a", "b", "b", "b"]].iter().enumerate()
     {
-        let rows = noise(&[batch.len() as i64, 4], 20 + step as u64);
+        let rows = normal(&[batch.len() as i64, 4], 20 + step as u64);
         let centres: Vec<f64> = batch.iter().flat_map(|n| centre(n)).collect();
         let x = rows.mul_scalar(0.3)?.add(&t(&centres, &[batch.len() as i64, 4]))?;
         let cx = Context::train(Seed(0), step as u64).with_tasks(batch);
@@ -298,7 +298,7 @@ fn prototypes_are_the_means_of_what_their_modules_were_trained_on() -> Result<()
     // New rows find their module without a label, and never the one that was not trained.
     let centres: Vec<f64> =
         (0..40).flat_map(|i| centre(if i % 2 == 0 { "a" } else { "b" })).collect();
-    let x = noise(&[40, 4], 77).mul_scalar(0.3)?.add(&t(&centres, &[40, 4]))?;
+    let x = normal(&[40, 4], 77).mul_scalar(0.3)?.add(&t(&centres, &[40, 4]))?;
     let expected: Vec<i64> = (0..40).map(|i| i % 2).collect();
     assert_eq!(made.chosen(&x, &Context::eval())?, expected);
     Ok(())
@@ -312,7 +312,7 @@ fn similarities_and_weights_are_their_formulas() -> Result<()> {
     for similarity in ["cosine", "dot"] {
         let config = json!({"type": "nearest_prototype", "similarity": similarity, "k": 2,
             "temperature": 0.5, "prototypes": {"a": c[0], "b": c[1], "c": c[2]}});
-        let made = Made::new(config, &["a", "b", "c"], 2)?;
+        let made = Made::named(config, &["a", "b", "c"], 2)?;
         let s = c.map(|c| match similarity {
             "dot" => dot(&c, &x),
             _ => dot(&c, &x) / length(&c) / length(&x),
@@ -330,7 +330,7 @@ fn similarities_and_weights_are_their_formulas() -> Result<()> {
 #[test]
 fn prototypes_that_do_not_fit_are_refused() {
     let refused = |config, words: &str| {
-        let e = Made::new(config, &["a", "b"], 3).unwrap_err().to_string();
+        let e = Made::named(config, &["a", "b"], 3).unwrap_err().to_string();
         assert!(e.contains(words), "{e}");
     };
     let kind = "nearest_prototype";
@@ -340,8 +340,8 @@ fn prototypes_that_do_not_fit_are_refused() {
     refused(json!({"type": kind, "prototypes": {"x": [1.0, 2.0, 3.0]}}), "`x`");
     refused(json!({"type": kind, "temperature": 0.0}), "nearest_prototype.temperature");
     assert!(matches!(NearestPrototype::default().k, 1));
-    let unknown = Made::new(json!({"type": kind}), &["tweets", "news"], 3).unwrap();
+    let unknown = Made::named(json!({"type": kind}), &["tweets", "news"], 3).unwrap();
     let cx = Context::train(Seed(0), 0).with_tasks(["tweet"]);
-    let e = unknown.route(&noise(&[1, 3], 1), &cx).unwrap_err();
+    let e = unknown.route(&normal(&[1, 3], 1), &cx).unwrap_err();
     assert!(matches!(e, Error::Unknown { nearest: Some(n), .. } if n == "tweets"));
 }

@@ -3,72 +3,18 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use modl_core::testing::{RouterClaims, check_router};
+mod made;
+
+use made::{Made, assert_close, bank, check, numbered, site, softmax, t};
+use modl_core::testing::RouterClaims;
 use modl_core::{
-    Bank, Context, Device, Init, Kind, LowRank, Outcome, ParamStore, Registry, Result, Router,
-    Routing, Scope, Seed, Signal, Site, SiteKind, Tensor, Weights, no_grad,
+    Context, Device, Init, Kind, Outcome, Result, Routing, Seed, Tensor, Weights, no_grad,
 };
 use serde_json::{Value, json};
 
-struct Made {
-    router: Box<dyn Router>,
-    bank: Bank,
-    store: ParamStore,
-}
-
-impl Made {
-    /// A router in f64 over `modules` modules, at a site of this width.
-    fn new(config: Value, modules: usize, width: i64) -> Result<Self> {
-        Self::at("router", config, modules, width)
-    }
-
-    fn at(path: &str, config: Value, modules: usize, width: i64) -> Result<Self> {
-        modl_core::set_threads(1); // all tensors are small
-        let registry = Registry::new().with(modl_route::register)?;
-        let mut bank = Bank::new();
-        for j in 0..modules {
-            let zeros = |shape: &[i64]| Tensor::zeros(shape, Kind::Double, Device::Cpu);
-            let module = LowRank { down: zeros(&[1, width])?, up: zeros(&[width, 1])?, scale: 1.0 };
-            bank.insert(format!("m{j}"), Box::new(module))?;
-        }
-        let site = Site {
-            path: "site".into(),
-            kind: SiteKind::Linear,
-            input: width,
-            output: width,
-            index: 0,
-        };
-        let mut store = ParamStore::new();
-        let mut scope = Scope::at(&mut store, path, Seed(1)).on(Kind::Double, Device::Cpu);
-        let router = registry.routers.parse(&config)?.build(&site, &bank, &mut scope)?;
-        Ok(Made { router, bank, store })
-    }
-
-    fn set(&self, name: &str, values: &[f64]) {
-        let mut own = self.store.get(name).unwrap().clone();
-        let values = t(values, &own.size());
-        no_grad(|| own.copy_from(&values)).unwrap();
-    }
-
-    fn get(&self, name: &str) -> Vec<f64> {
-        self.store.get(name).unwrap().to_vec::<f64>().unwrap()
-    }
-
-    fn route(&self, x: &Tensor, cx: &Context) -> Result<Routing> {
-        let signal = Signal::from(x.clone());
-        let routing = self.router.route(&signal, &self.bank, cx)?;
-        routing.check(self.bank.len(), signal.rows())?;
-        Ok(routing)
-    }
-
-    /// α in the graph.
-    fn alpha(&self, x: &Tensor, cx: &Context) -> Tensor {
-        self.route(x, cx).unwrap().dense(Kind::Double, Device::Cpu).unwrap()
-    }
-}
-
-fn t(values: &[f64], shape: &[i64]) -> Tensor {
-    Tensor::from_slice(values, shape, Device::Cpu).unwrap()
+/// A router whose parameters stand under `path`.
+fn made_at(path: &str, config: Value, modules: usize, width: i64) -> Result<Made> {
+    Made::build(config, bank(&numbered(modules), width), &site(width), path, Kind::Double)
 }
 
 fn ones(shape: &[i64]) -> Tensor {
@@ -79,25 +25,7 @@ fn train(seed: u64, step: u64) -> Context {
     Context::train(Seed(seed), step)
 }
 
-fn softmax(logits: &[f64]) -> Vec<f64> {
-    let e: Vec<f64> = logits.iter().map(|l| l.exp()).collect();
-    e.iter().map(|v| v / e.iter().sum::<f64>()).collect()
-}
-
-fn assert_close(found: &[f64], expected: &[f64], tolerance: f64) {
-    assert_eq!(found.len(), expected.len());
-    for (f, e) in found.iter().zip(expected) {
-        assert!((f - e).abs() < tolerance, "{found:?} is not {expected:?}");
-    }
-}
-
 // ---- The laws ----
-
-fn check(config: Value, claims: RouterClaims) {
-    let registry = Registry::new().with(modl_route::register).unwrap();
-    registry.routers.parse(&config).unwrap();
-    check_router(&|| registry.routers.parse(&config).unwrap(), &claims, &registry);
-}
 
 /// Drawn in training and one module in evaluation, which no gradient goes through.
 fn drawn() -> RouterClaims {
@@ -180,7 +108,7 @@ fn choices_are_drawn_with_the_frequencies_of_the_softmax() {
     {
         let made = Made::new(config.clone(), 5, 1).unwrap();
         made.set("router.bias", &LOGITS);
-        let alpha = made.alpha(&ones(&[DRAWS, 1]), &train(n as u64, 2));
+        let alpha = made.dense(&ones(&[DRAWS, 1]), &train(n as u64, 2)).unwrap();
         let chosen = alpha.argmax(-1).unwrap().to_vec::<i64>().unwrap();
         let mut counts = [0.0; 5];
         chosen.iter().for_each(|j| counts[*j as usize] += 1.0);
@@ -198,7 +126,7 @@ fn a_relaxed_choice_is_one_hot_as_tau_goes_to_0_and_spread_where_it_is_large() {
     let mean_of_largest = |tau: f64| {
         let made = Made::new(json!({"type": "gumbel_softmax", "tau": tau}), 5, 1).unwrap();
         made.set("router.bias", &LOGITS);
-        let largest = made.alpha(&ones(&[1000, 1]), &train(3, 0)).max_dim(-1).unwrap().0;
+        let largest = made.dense(&ones(&[1000, 1]), &train(3, 0)).unwrap().max_dim(-1).unwrap().0;
         let largest = largest.to_vec::<f64>().unwrap();
         (largest.iter().sum::<f64>() / 1000.0, largest.iter().copied().fold(1.0, f64::min))
     };
@@ -211,7 +139,7 @@ fn a_relaxed_choice_is_one_hot_as_tau_goes_to_0_and_spread_where_it_is_large() {
 fn pulled(config: Value, c: &[f64], step: u64) -> (Vec<f64>, Vec<f64>) {
     let made = Made::new(config, 5, 1).unwrap();
     made.set("router.bias", &LOGITS);
-    let alpha = made.alpha(&ones(&[1, 1]), &train(5, step));
+    let alpha = made.dense(&ones(&[1, 1]), &train(5, step)).unwrap();
     let loss = alpha.mul(&t(c, &[1, 5])).unwrap().sum().unwrap();
     let g = loss.gradients(&[made.store.get("router.bias").unwrap()], false).unwrap();
     (alpha.to_vec().unwrap(), g[0].as_ref().unwrap().to_vec().unwrap())
@@ -260,7 +188,7 @@ fn gates_open_with_the_frequency_of_the_sigmoid() {
         let config = json!({"type": "concrete_bernoulli", "hard": hard, "tau": tau});
         let made = Made::new(config, 5, 1).unwrap();
         made.set("router.bias", &LOGITS);
-        let open = made.alpha(&ones(&[DRAWS, 1]), &train(7, 1)).gt_scalar(0.5).unwrap();
+        let open = made.dense(&ones(&[DRAWS, 1]), &train(7, 1)).unwrap().gt_scalar(0.5).unwrap();
         let open = open.to_kind(Kind::Double).unwrap().mean_dims(&[0], false).unwrap();
         for (found, l) in open.to_vec::<f64>().unwrap().iter().zip(LOGITS) {
             let p = 1.0 / (1.0 + (-l).exp());
@@ -531,7 +459,7 @@ fn agents(config: Value, costs: &[[f64; 3]; 2], steps: u64) -> (Made, Vec<usize>
             index.iter().enumerate().map(|(r, j)| costs[r % 2][*j as usize]).collect();
         made.router.learn(&routing, &Outcome::new(&t(&loss, &[8]), &cx)).unwrap();
     }
-    let alpha = made.alpha(&ones(&[2, 1]), &Context::eval().with_tasks(["a", "b"]));
+    let alpha = made.dense(&ones(&[2, 1]), &Context::eval().with_tasks(["a", "b"])).unwrap();
     let chosen = alpha.argmax(-1).unwrap().to_vec::<i64>().unwrap();
     (made, chosen.into_iter().map(|j| j as usize).collect())
 }
@@ -619,7 +547,7 @@ fn the_winner_of_a_tournament_overwrites_the_loser_with_few_mutations() {
         "type": "path_net", "active": active, "layers": layers, "population": 6,
         "evaluate_for": tries,
     });
-    let sites = ["one", "two"].map(|p| Made::at(p, config.clone(), m, 1).unwrap());
+    let sites = ["one", "two"].map(|p| made_at(p, config.clone(), m, 1).unwrap());
     let mut losers = 0;
     for tournament in 0..400u64 {
         let (one, two) = (genes(&sites[0], "one"), genes(&sites[1], "two"));
@@ -675,7 +603,7 @@ fn a_gene_moves_with_one_chance_in_all_genes() {
             "type": "path_net", "active": active, "layers": layers, "population": 2,
             "evaluate_for": 1,
         });
-        let made = [Made::at("one", config, 7, 1).unwrap()];
+        let made = [made_at("one", config, 7, 1).unwrap()];
         let (mut changed, mut all) = (0.0, 0.0);
         for tournament in 0..2000u64 {
             step(&made, 2 * tournament, |_| 0.5 + (tournament % 3) as f64);
@@ -700,7 +628,7 @@ fn the_tournament_finds_the_path_of_the_right_modules() {
     let config = json!({
         "type": "path_net", "active": 2, "population": 16, "evaluate_for": 2, "seed": 4,
     });
-    let made = [Made::at("one", config, 6, 1).unwrap()];
+    let made = [made_at("one", config, 6, 1).unwrap()];
     // Modules 1 and 4 are needed; each other one costs.
     let cost = |path: &[usize]| {
         let needed = [1, 4].iter().filter(|j| path.contains(j)).count() as f64;
@@ -868,7 +796,7 @@ fn learned(config: Value, passes: u64, lr: f64) -> [f64; 2] {
     let made = Made::new(config, 3, RULES).unwrap();
     let accuracy = || {
         let (x, rule) = rules(300, 999);
-        let alpha = made.alpha(&x, &Context::eval());
+        let alpha = made.dense(&x, &Context::eval()).unwrap();
         let off = losses(&alpha, &rule).to_vec::<f64>().unwrap();
         off.iter().filter(|l| **l < 0.01).count() as f64 / 300.0
     };

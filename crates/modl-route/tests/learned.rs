@@ -2,61 +2,16 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use modl_core::{
-    Bank, Context, Device, Kind, LowRank, ParamStore, Registry, Result, Router, Routing, Scope,
-    Seed, Signal, Site, SiteKind, Tensor, Weights, no_grad,
-};
+mod made;
+
+use made::{Made, assert_close, bank, numbered, site, softmax, t, top};
+use modl_core::{Context, Device, Kind, Result, Routing, Seed, Tensor, Weights};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-struct Made {
-    router: Box<dyn Router>,
-    bank: Bank,
-    store: ParamStore,
-}
-
-impl Made {
-    fn new(config: Value, modules: usize, width: i64, kind: Kind) -> Result<Self> {
-        let registry = Registry::new().with(modl_route::register)?;
-        let mut bank = Bank::new();
-        for j in 0..modules {
-            let zeros = |shape: &[i64]| Tensor::zeros(shape, kind, Device::Cpu);
-            let module = LowRank { down: zeros(&[1, width])?, up: zeros(&[width, 1])?, scale: 1.0 };
-            bank.insert(format!("m{j}"), Box::new(module))?;
-        }
-        let site = Site {
-            path: "site".into(),
-            kind: SiteKind::Linear,
-            input: width,
-            output: width,
-            index: 0,
-        };
-        let mut store = ParamStore::new();
-        let mut scope = Scope::at(&mut store, "router", Seed(1)).on(kind, Device::Cpu);
-        let router = registry.routers.parse(&config)?.build(&site, &bank, &mut scope)?;
-        Ok(Made { router, bank, store })
-    }
-
-    fn set(&self, name: &str, values: &[f64]) -> Result<()> {
-        let mut t = self.store.get(name)?.clone();
-        let values = Tensor::from_slice(values, &t.size(), Device::Cpu)?;
-        no_grad(|| t.copy_from(&values))
-    }
-
-    fn route(&self, x: &Tensor, cx: &Context) -> Result<Routing> {
-        let signal = Signal::from(x.clone());
-        let routing = self.router.route(&signal, &self.bank, cx)?;
-        routing.check(self.bank.len(), signal.rows())?;
-        Ok(routing)
-    }
-
-    fn alpha(&self, x: &Tensor, cx: &Context) -> Result<Vec<f64>> {
-        self.route(x, cx)?.dense(Kind::Double, Device::Cpu)?.to_vec()
-    }
-}
-
-fn t(values: &[f64], shape: &[i64]) -> Tensor {
-    Tensor::from_slice(values, shape, Device::Cpu).unwrap()
+fn made(config: Value, modules: usize, width: i64, kind: Kind) -> Result<Made> {
+    let bank = bank(&numbered(modules), width);
+    Made::build(config, bank, &site(width), "router", kind)
 }
 
 /// x `[ROWS, LEN, WIDTH]` with a mask, W `[MODULES, WIDTH]` and b.
@@ -119,35 +74,15 @@ impl Case {
 
     fn made(&self, mut config: Value, kind: Kind) -> Made {
         config["temperature"] = json!(self.tau);
-        let made = Made::new(config, MODULES, WIDTH as i64, kind).unwrap();
-        made.set("router.weight", &self.w).unwrap();
-        made.set("router.bias", &self.b).unwrap();
+        let made = made(config, MODULES, WIDTH as i64, kind).unwrap();
+        made.set("router.weight", &self.w);
+        made.set("router.bias", &self.b);
         made
     }
 }
 
-fn softmax(logits: &[f64]) -> Vec<f64> {
-    let most = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let e: Vec<f64> = logits.iter().map(|l| (l - most).exp()).collect();
-    e.iter().map(|v| v / e.iter().sum::<f64>()).collect()
-}
-
 /// The weight of module j by p and the modules that are kept.
 type Weight<'a> = &'a dyn Fn(&[f64], &[usize], usize) -> f64;
-
-fn top(p: &[f64], k: usize) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..p.len()).collect();
-    order.sort_by(|a, b| p[*b].total_cmp(&p[*a]));
-    order.truncate(k);
-    order
-}
-
-fn assert_close(found: &[f64], expected: &[f64], tolerance: f64) {
-    assert_eq!(found.len(), expected.len());
-    for (f, e) in found.iter().zip(expected) {
-        assert!((f - e).abs() < tolerance, "{f} is not {e}");
-    }
-}
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
@@ -248,9 +183,9 @@ proptest! {
 /// Rows that a feature `p` names, routed with probabilities `p` (one row of `p` for each).
 fn routed_with(p: &[&[f64]], config: Value) -> Result<(Made, Routing)> {
     let (n, m) = (p.len(), p[0].len());
-    let made = Made::new(config, m, n as i64, Kind::Double)?;
+    let made = made(config, m, n as i64, Kind::Double)?;
     let logits = (0..m).flat_map(|j| p.iter().map(move |p| p[j].max(1e-300).ln()));
-    made.set("router.weight", &logits.collect::<Vec<_>>())?;
+    made.set("router.weight", &logits.collect::<Vec<_>>());
     let mut rows = vec![0.0; n * n];
     (0..n).for_each(|i| rows[i * n + i] = 1.0);
     let routing = made.route(&t(&rows, &[n as i64, n as i64]), &Context::train(Seed(0), 0))?;
@@ -287,7 +222,7 @@ fn the_gradient_of_z_is_twice_the_logsumexp_times_p() -> Result<()> {
     let p = [0.5, 0.3, 0.2];
     let (made, routing) = routed_with(&[&p], json!({"type": "top_k", "k": 1}))?;
     // ln Σ exp ln p = 0: a shift by c makes it c, and leaves p as it is.
-    made.set("router.bias", &[2.0; 3])?;
+    made.set("router.bias", &[2.0; 3]);
     assert!(routing.losses[1].1.item()?.abs() < 1e-20);
     let x = t(&[1.0], &[1, 1]);
     let z = made.route(&x, &Context::train(Seed(0), 0))?.losses[1].1.clone();
@@ -320,7 +255,7 @@ fn straight_through_weighs_one_and_learns_as_p_does() -> Result<()> {
 fn equal_scores_spread_over_the_modules_and_repeat() -> Result<()> {
     let x = modl_core::Init::Normal(1.0).tensor(&[256, 8], Seed(5), Kind::Float, Device::Cpu)?;
     let choice = |seed: u64, x: &Tensor| -> Result<Vec<i64>> {
-        let made = Made::new(json!({"type": "top_k", "k": 1, "seed": seed}), 4, 8, Kind::Float)?;
+        let made = made(json!({"type": "top_k", "k": 1, "seed": seed}), 4, 8, Kind::Float)?;
         let routing = made.route(x, &Context::eval())?;
         let Weights::Sparse { index, .. } = routing.weights else { panic!() };
         index.to_vec()
@@ -339,7 +274,7 @@ fn equal_scores_spread_over_the_modules_and_repeat() -> Result<()> {
 
 #[test]
 fn noise_is_drawn_in_training_from_seed_and_step() -> Result<()> {
-    let made = Made::new(json!({"type": "top_k", "k": 2, "noise": 1.0}), 4, 8, Kind::Float)?;
+    let made = made(json!({"type": "top_k", "k": 2, "noise": 1.0}), 4, 8, Kind::Float)?;
     let x = Tensor::ones(&[16, 8], Kind::Float, Device::Cpu)?;
     let at = |seed, step| made.alpha(&x, &Context::train(Seed(seed), step));
     assert_eq!(at(1, 5)?, at(1, 5)?);
@@ -353,7 +288,7 @@ fn noise_is_drawn_in_training_from_seed_and_step() -> Result<()> {
 #[test]
 fn settings_out_of_range_are_refused_by_name() {
     let refused = |config: Value, words: &str| {
-        let e = Made::new(config, 3, 8, Kind::Float).err().unwrap().to_string();
+        let e = made(config, 3, 8, Kind::Float).err().unwrap().to_string();
         assert!(e.contains(words), "{e}");
     };
     refused(json!({"type": "top_k", "k": 0}), "top_k.k");
@@ -364,7 +299,7 @@ fn settings_out_of_range_are_refused_by_name() {
     refused(json!({"type": "soft", "init_std": -0.1}), "soft.init_std");
     refused(json!({"type": "soft", "width": 5}), "soft.width");
     refused(json!({"type": "soft", "input": "token"}), "did you mean `tokens`");
-    let made = Made::new(json!({"type": "soft", "input": "feature:e"}), 3, 8, Kind::Float).unwrap();
+    let made = made(json!({"type": "soft", "input": "feature:e"}), 3, 8, Kind::Float).unwrap();
     let x = Tensor::ones(&[2, 8], Kind::Float, Device::Cpu).unwrap();
     let e = made.route(&x, &Context::eval()).unwrap_err().to_string();
     assert!(e.contains("with_feature"), "{e}");

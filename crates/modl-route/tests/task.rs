@@ -2,11 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-mod kit;
+mod made;
 
 use std::collections::BTreeSet;
 
-use kit::{Made, assert_close, check, noise, t};
+use made::{Made, assert_close, check, normal, t};
 use modl_core::testing::{RouterClaims, Sum, TinyBackbone, perturb, standins};
 use modl_core::{
     Context, Device, Error, Kind, Modular, ModuleConfig, Result, RouterConfig, Seed, Select,
@@ -44,7 +44,7 @@ fn a_sub_network_keeps_the_laws() {
 fn polytropon(tasks: &[&str], skills: &[&str], more: Value) -> Made {
     let mut config = json!({"type": "polytropon", "tasks": tasks});
     config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-    Made::new(config, skills, 6).unwrap()
+    Made::named(config, skills, 6).unwrap()
 }
 
 fn eval(tasks: &[&str]) -> Context {
@@ -66,7 +66,7 @@ fn skills_are_the_sigmoids_of_their_task_made_to_sum_to_one() -> Result<()> {
         let z: Vec<f64> = logits[3 * t..][..3].iter().map(|l| sigmoid(*l)).collect();
         z.iter().map(|v| v / z.iter().sum::<f64>()).collect()
     };
-    let x = noise(&[3, 6], 1);
+    let x = normal(&[3, 6], 1);
     let expected = [row(1), row(0), row(1)].concat();
     assert_close(&made.alpha(&x, &eval(&["y", "x", "y"]))?, &expected, 1e-9);
     // Exchanging the tasks' rows of ℓ exchanges their α.
@@ -79,7 +79,7 @@ fn skills_are_the_sigmoids_of_their_task_made_to_sum_to_one() -> Result<()> {
 
 #[test]
 fn one_skill_is_a_shared_module_and_z_of_ones_and_zeros_are_private_ones() -> Result<()> {
-    let x = noise(&[4, 6], 2);
+    let x = normal(&[4, 6], 2);
     let shared = polytropon(&["x", "y"], &["a"], json!({}));
     for cx in
         [eval(&["x", "y", "x", "y"]), Context::train(Seed(3), 0).with_tasks(["x", "y", "y", "x"])]
@@ -124,7 +124,7 @@ fn ibp(z: &[&[f64]], a: f64) -> Result<(f64, Vec<f64>)> {
         z.concat().iter().map(|on| if *on == 1.0 { 0.7 } else { -0.7 }).collect();
     made.set("router.logits", &logits);
     let cx = Context::train(Seed(0), 0).with_tasks(["t0"]);
-    let routing = made.route(&noise(&[1, 6], 1), &cx)?;
+    let routing = made.route(&normal(&[1, 6], 1), &cx)?;
     assert_eq!(routing.losses[0].0, "ibp");
     let g = routing.losses[0].1.gradients(&[made.store.get("router.logits")?], false)?;
     Ok((routing.losses[0].1.item()?, g[0].as_ref().unwrap().to_vec()?))
@@ -199,7 +199,7 @@ fn skills_of_tasks_are_learned() -> Result<()> {
         (json!({"type": "polytropon", "tasks": tasks}), 5.0),
         (json!({"type": "multi_head", "heads": 2, "tasks": tasks}), 10.0),
     ] {
-        let made = Made::new(config, &["a", "b", "c"], 6)?;
+        let made = Made::named(config, &["a", "b", "c"], 6)?;
         let before = loss(&made, &eval(&tasks), &target)?.item()?;
         for step in 0..600 {
             let cx = Context::train(Seed(1), step).with_tasks(tasks);
@@ -207,7 +207,7 @@ fn skills_of_tasks_are_learned() -> Result<()> {
         }
         let after = loss(&made, &eval(&tasks), &target)?.item()?;
         assert!(after < 0.02 * before, "{before} → {after}");
-        let alpha = made.alpha(&noise(&[3, 6], 1), &eval(&tasks))?;
+        let alpha = made.alpha(&normal(&[3, 6], 1), &eval(&tasks))?;
         assert_close(&alpha, &target.to_vec::<f64>()?, 0.1);
     }
     Ok(())
@@ -216,9 +216,10 @@ fn skills_of_tasks_are_learned() -> Result<()> {
 #[test]
 fn heads_have_skills_of_their_own_and_one_head_is_polytropon() -> Result<()> {
     let tasks = json!(["x", "y"]);
-    let x = noise(&[3, 6], 1);
+    let x = normal(&[3, 6], 1);
     let names = ["x", "y", "x"];
-    let one = Made::new(json!({"type": "multi_head", "heads": 1, "tasks": tasks}), &["a", "b"], 6)?;
+    let one =
+        Made::named(json!({"type": "multi_head", "heads": 1, "tasks": tasks}), &["a", "b"], 6)?;
     let plain = polytropon(&["x", "y"], &["a", "b"], json!({}));
     for made in [&one, &plain] {
         made.set("router.logits", &[0.5, -0.3, 1.0, 2.0]);
@@ -226,7 +227,8 @@ fn heads_have_skills_of_their_own_and_one_head_is_polytropon() -> Result<()> {
     for cx in [eval(&names), Context::train(Seed(2), 1).with_tasks(names)] {
         assert_eq!(one.alpha(&x, &cx)?, plain.alpha(&x, &cx)?);
     }
-    let two = Made::new(json!({"type": "multi_head", "heads": 2, "tasks": tasks}), &["a", "b"], 6)?;
+    let two =
+        Made::named(json!({"type": "multi_head", "heads": 2, "tasks": tasks}), &["a", "b"], 6)?;
     let logits = [0.5, -0.3, 1.0, 2.0, -1.0, 0.2, 0.0, 0.7];
     two.set("router.logits", &logits);
     let share = |t: usize, q: usize, j: usize| {
@@ -268,7 +270,7 @@ fn a_new_skill_leaves_what_was_learned() -> Result<()> {
 
 #[test]
 fn task_moe_is_the_top_of_the_softmax_of_its_tasks_embedding() -> Result<()> {
-    let made = Made::new(
+    let made = Made::named(
         json!({"type": "task_moe", "tasks": ["x", "y"], "k": 2, "width": 2}),
         &["a", "b", "c"],
         6,
@@ -280,7 +282,7 @@ fn task_moe_is_the_top_of_the_softmax_of_its_tasks_embedding() -> Result<()> {
     let (xa, xb) = pair(1.0, 0.8);
     let (yb, yc) = pair(1.7, 2.2);
     let expected = [0.0, yb, yc, xa, xb, 0.0];
-    let x = noise(&[2, 6], 1);
+    let x = normal(&[2, 6], 1);
     assert_close(&made.alpha(&x, &eval(&["y", "x"]))?, &expected, 1e-12);
     // f = ½ of one choice for a, c and of both for b, P the mean of the two softmaxes.
     let routing = made.route(&x, &Context::train(Seed(0), 0).with_tasks(["y", "x"]))?;
@@ -297,8 +299,9 @@ fn task_moe_is_the_top_of_the_softmax_of_its_tasks_embedding() -> Result<()> {
 fn experts_of_tasks_are_learned() -> Result<()> {
     let tasks = ["x", "y", "z"];
     // Each task has two experts of three; which parts they have is to be learned.
-    let made = Made::new(json!({"type": "task_moe", "tasks": tasks, "k": 2}), &["a", "b", "c"], 6)?;
-    let chosen = made.chosen(&noise(&[3, 6], 1), &eval(&tasks))?;
+    let made =
+        Made::named(json!({"type": "task_moe", "tasks": tasks, "k": 2}), &["a", "b", "c"], 6)?;
+    let chosen = made.chosen(&normal(&[3, 6], 1), &eval(&tasks))?;
     let mut target = [0.0; 9];
     for (t, own) in chosen.chunks(2).enumerate() {
         target[3 * t + own[0] as usize] = 0.1;
@@ -389,7 +392,7 @@ fn tasks_use_different_parts_and_a_router_that_looks_at_x_has_none() -> Result<(
 #[test]
 fn settings_out_of_range_and_unknown_tasks_are_refused() {
     let refused = |config: Value, words: &str| {
-        let e = Made::new(config, &["a", "b"], 6).unwrap_err().to_string();
+        let e = Made::named(config, &["a", "b"], 6).unwrap_err().to_string();
         assert!(e.contains(words), "{e}");
     };
     refused(json!({"type": "polytropon"}), "polytropon.tasks");
@@ -405,11 +408,11 @@ fn settings_out_of_range_and_unknown_tasks_are_refused() {
     refused(json!({"type": "task_moe", "tasks": ["x"], "init_std": 0.0}), "task_moe.init_std");
     refused(json!({"type": "sub_network"}), "`site`");
     for kind in ["polytropon", "multi_head", "task_moe"] {
-        let made =
-            Made::new(json!({"type": kind, "tasks": ["tweets", "news"]}), &["a", "b"], 6).unwrap();
-        let e = made.route(&noise(&[1, 6], 1), &eval(&["tweet"])).unwrap_err();
+        let made = Made::named(json!({"type": kind, "tasks": ["tweets", "news"]}), &["a", "b"], 6)
+            .unwrap();
+        let e = made.route(&normal(&[1, 6], 1), &eval(&["tweet"])).unwrap_err();
         assert!(matches!(&e, Error::Unknown { nearest: Some(n), .. } if n == "tweets"), "{e}");
-        let e = made.route(&noise(&[2, 6], 1), &eval(&["tweets"])).unwrap_err().to_string();
+        let e = made.route(&normal(&[2, 6], 1), &eval(&["tweets"])).unwrap_err().to_string();
         assert!(e.contains("1 names for 2 rows"), "{e}");
     }
 }

@@ -30,6 +30,7 @@ use serde_json::Value;
 use super::policy::{Drawn, Policy, mean_of_rows, per_row};
 use super::reward::Reward;
 use crate::Scores;
+use crate::top_k::check_not_negative;
 
 /// What is taken off the reward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -90,9 +91,7 @@ impl RouterConfig for Reinforce {
         if !(0.0..1.0).contains(&self.decay) {
             return Err(Error::invalid("reinforce.decay", "is to be 0 or above, and below 1"));
         }
-        if !(self.entropy >= 0.0 && self.entropy.is_finite()) {
-            return Err(Error::invalid("reinforce.entropy", "is to be 0 or above"));
-        }
+        check_not_negative("reinforce.entropy", self.entropy)?;
         let policy = Policy::build(&self.scores, self.seed, "reinforce", site, bank, scope)?;
         let width = policy.scorer.weight.len_of(-1);
         let base = match self.baseline {

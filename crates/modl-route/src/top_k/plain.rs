@@ -31,8 +31,8 @@ use serde_json::Value;
 use crate::Scores;
 use crate::losses::{balance, z};
 use crate::scores::Scorer;
-use crate::top_k::check_k;
 use crate::top_k::ties::Ties;
+use crate::top_k::{check_k, check_not_negative};
 
 /// The k most probable modules.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -83,9 +83,7 @@ impl RouterConfig for TopK {
             let problem = "fixes the weights itself; leave out `renormalise`";
             return Err(Error::invalid("top_k.straight_through", problem));
         }
-        if !(self.noise >= 0.0 && self.noise.is_finite()) {
-            return Err(Error::invalid("top_k.noise", "is to be 0 or above"));
-        }
+        check_not_negative("top_k.noise", self.noise)?;
         let scorer = self.scores.build("top_k", site, bank.len(), scope)?;
         let path = scope.path().to_owned();
         let ties = Ties::new(self.seed, &scorer, &path)?;

@@ -1,13 +1,49 @@
-//! A router over low-rank modules at one site, for the tests of a family.
+//! Routers made from what a recipe says, over banks of low-rank modules at one site, and the
+//! arithmetic that they are held to.
+#![allow(dead_code, reason = "each test binary uses a part")]
 
-#![allow(dead_code)]
-
+use modl_core::testing::{RouterClaims, check_router};
 use modl_core::{
     Bank, Context, Device, Init, Kind, LowRank, ParamStore, Registry, Result, Router, Routing,
     Scope, Seed, Signal, Site, SiteKind, Tensor, Weights, no_grad,
 };
 use serde_json::Value;
 
+pub fn registry() -> Registry {
+    Registry::new().with(modl_route::register).unwrap()
+}
+
+/// Puts a router through the laws of routing.
+pub fn check(config: Value, claims: RouterClaims) {
+    let registry = registry();
+    registry.routers.parse(&config).unwrap();
+    check_router(&|| registry.routers.parse(&config).unwrap(), &claims, &registry);
+}
+
+pub fn site(width: i64) -> Site {
+    Site { path: "site".into(), kind: SiteKind::Linear, input: width, output: width, index: 0 }
+}
+
+/// Random modules of rank 1 in f64 under these names.
+pub fn bank<S: AsRef<str>>(names: &[S], width: i64) -> Bank {
+    let mut bank = Bank::new();
+    for name in names.iter().map(AsRef::as_ref) {
+        let draw = |part: &str, shape: &[i64]| {
+            let seed = Seed(11).child(name).child(part);
+            Init::Normal(1.0).tensor(shape, seed, Kind::Double, Device::Cpu).unwrap()
+        };
+        let (down, up) = (draw("down", &[1, width]), draw("up", &[width, 1]));
+        bank.insert(name, Box::new(LowRank { down, up, scale: 1.0 })).unwrap();
+    }
+    bank
+}
+
+/// `m0`, `m1`, …
+pub fn numbered(modules: usize) -> Vec<String> {
+    (0..modules).map(|j| format!("m{j}")).collect()
+}
+
+#[derive(Debug)]
 pub struct Made {
     pub router: Box<dyn Router>,
     pub bank: Bank,
@@ -15,19 +51,17 @@ pub struct Made {
 }
 
 impl Made {
-    /// Over modules `m0`, `m1`, … of rank 1 at a site of this width.
+    /// In f64 over random modules `m0`, `m1`, … at a site of this width.
     pub fn new(config: Value, modules: usize, width: i64) -> Result<Self> {
-        let module = |j: usize| {
-            let draw = |part: &str, shape: &[i64]| {
-                let seed = Seed(j as u64).child(part);
-                Init::Normal(1.0).tensor(shape, seed, Kind::Double, Device::Cpu)
-            };
-            let (down, up) = (draw("down", &[1, width])?, draw("up", &[width, 1])?);
-            Ok(LowRank { down, up, scale: 1.0 })
-        };
-        Self::over(config, (0..modules).map(module).collect::<Result<_>>()?, width)
+        Self::with_bank(config, bank(&numbered(modules), width), width)
     }
 
+    /// [`Made::new`] over modules of these names.
+    pub fn named(config: Value, names: &[&str], width: i64) -> Result<Self> {
+        Self::with_bank(config, bank(names, width), width)
+    }
+
+    /// [`Made::new`] over these modules.
     pub fn over(config: Value, modules: Vec<LowRank>, width: i64) -> Result<Self> {
         let mut bank = Bank::new();
         for (j, module) in modules.into_iter().enumerate() {
@@ -37,23 +71,29 @@ impl Made {
     }
 
     pub fn with_bank(config: Value, bank: Bank, width: i64) -> Result<Self> {
-        let registry = Registry::new().with(modl_route::register)?;
-        let path = "site".into();
-        let site = Site { path, kind: SiteKind::Linear, input: width, output: width, index: 0 };
+        Self::build(config, bank, &site(width), "router", Kind::Double)
+    }
+
+    /// At a site, with its parameters under `path`.
+    pub fn build(config: Value, bank: Bank, site: &Site, path: &str, kind: Kind) -> Result<Self> {
+        modl_core::set_threads(1); // all tensors are small
         let mut store = ParamStore::new();
-        let mut scope = Scope::at(&mut store, "router", Seed(1)).on(Kind::Double, Device::Cpu);
-        let router = registry.routers.parse(&config)?.build(&site, &bank, &mut scope)?;
+        let mut scope = Scope::at(&mut store, path, Seed(1)).on(kind, Device::Cpu);
+        let router = registry().routers.parse(&config)?.build(site, &bank, &mut scope)?;
         Ok(Made { router, bank, store })
     }
 
-    pub fn set(&self, name: &str, values: &[f64]) -> Result<()> {
-        let mut own = self.store.get(name)?.clone();
-        let values = t(values, &own.size());
-        no_grad(|| own.copy_from(&values))
+    pub fn param(&self, name: &str) -> Tensor {
+        self.store.get(name).unwrap().clone()
     }
 
-    pub fn get(&self, name: &str) -> Result<Vec<f64>> {
-        self.store.get(name)?.to_vec()
+    pub fn set(&self, name: &str, values: &[f64]) {
+        let mut own = self.param(name);
+        no_grad(|| own.copy_from(&t(values, &own.size()))).unwrap();
+    }
+
+    pub fn get(&self, name: &str) -> Vec<f64> {
+        self.param(name).to_vec().unwrap()
     }
 
     pub fn route(&self, x: &Tensor, cx: &Context) -> Result<Routing> {
@@ -63,12 +103,33 @@ impl Made {
         Ok(routing)
     }
 
-    pub fn alpha(&self, x: &Tensor, cx: &Context) -> Result<Vec<f64>> {
-        self.route(x, cx)?.dense(Kind::Double, Device::Cpu)?.to_vec()
+    /// α in the graph, `[…, modules]`.
+    pub fn dense(&self, x: &Tensor, cx: &Context) -> Result<Tensor> {
+        self.route(x, cx)?.dense(Kind::Double, Device::Cpu)
     }
 
-    /// One step down the gradient of a loss by these parameters.
-    pub fn descend(&self, names: &[&str], loss: &Tensor, rate: f64) -> Result<()> {
+    pub fn alpha(&self, x: &Tensor, cx: &Context) -> Result<Vec<f64>> {
+        self.dense(x, cx)?.to_vec()
+    }
+
+    /// The modules that are chosen, unit by unit.
+    pub fn chosen(&self, x: &Tensor, cx: &Context) -> Result<Vec<i64>> {
+        Ok(sparse(&self.route(x, cx)?).0)
+    }
+
+    /// A step of plain gradient descent on all parameters.
+    pub fn descend(&self, loss: &Tensor, rate: f64) -> Result<()> {
+        let all: Vec<&Tensor> = self.store.trainable().map(|(_, t)| t).collect();
+        for (t, g) in all.iter().zip(loss.gradients(&all, false)?) {
+            if let Some(g) = g {
+                no_grad(|| (*t).clone().add_in_place(&g.mul_scalar(-rate)?))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A step of plain gradient descent on these parameters, each of which has a gradient.
+    pub fn descend_by(&self, names: &[&str], loss: &Tensor, rate: f64) -> Result<()> {
         let own: Vec<&Tensor> = names.iter().map(|n| self.store.get(n)).collect::<Result<_>>()?;
         for (own, gradient) in own.iter().zip(loss.gradients(&own, false)?) {
             let Some(gradient) = gradient else { panic!("{names:?}: no gradient") };
@@ -113,7 +174,7 @@ pub fn dot(a: &[f64], b: &[f64]) -> f64 {
 pub fn assert_close(found: &[f64], expected: &[f64], tolerance: f64) {
     assert_eq!(found.len(), expected.len());
     for (f, e) in found.iter().zip(expected) {
-        assert!((f - e).abs() < tolerance, "{f} is not {e}");
+        assert!((f - e).abs() < tolerance, "{found:?} is not {expected:?}");
     }
 }
 

@@ -57,7 +57,7 @@ impl Case {
             "capacity_factor": self.factor, "eval_capacity_factor": self.factor});
         config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         let made = Made::new(config, self.modules, self.modules as i64).unwrap();
-        made.set("weight", &identity(self.modules, self.modules));
+        made.set("router.weight", &identity(self.modules, self.modules));
         made
     }
 
@@ -102,7 +102,7 @@ proptest! {
     fn first_choices_fill_before_second_ones_and_the_rest_is_dropped(case in case()) {
         for (kind, k) in [("switch", 1), ("gshard", 2), ("st_moe", 2)] {
             let made = case.made(kind, json!({}));
-            let routing = made.route(&case.tensor(), &case.context(Context::eval()));
+            let routing = made.routed(&case.tensor(), &case.context(Context::eval()));
             let (index, weight) = sparse(&routing);
             let (expected, dropped) = case.expected(k);
             prop_assert_eq!(&index, &expected);
@@ -126,7 +126,7 @@ proptest! {
         for fill in ["order", "random", "score"] {
             let made = case.made("gshard", json!({"fill": fill, "threshold": 0.0}));
             let cx = case.context(training(seed));
-            let routing = made.route(&case.tensor(), &cx);
+            let routing = made.routed(&case.tensor(), &cx);
             let (index, _) = sparse(&routing);
             let kept = index.iter().flatten().filter(|j| **j >= 0).count();
             let choices: usize = 2 * case.groups().iter().map(Vec::len).sum::<usize>();
@@ -144,7 +144,7 @@ proptest! {
                 }
                 prop_assert!((0..case.modules as i64).all(|j| load(j) <= places));
             }
-            prop_assert_eq!(sparse(&made.route(&case.tensor(), &cx)).0, index);
+            prop_assert_eq!(sparse(&made.routed(&case.tensor(), &cx)).0, index);
         }
     }
 }
@@ -158,13 +158,13 @@ fn crowd(fill: &str) -> (Made, Tensor) {
         4,
     )
     .unwrap();
-    made.set("weight", &identity(4, 4));
+    made.set("router.weight", &identity(4, 4));
     let x: Vec<f64> = (1..=8).flat_map(|i| [f64::from(i), 0.0, 0.0, 0.0]).collect();
     (made, t(&x, &[1, 8, 4]))
 }
 
 fn seated(made: &Made, x: &Tensor, cx: &Context) -> Vec<usize> {
-    let (index, _) = sparse(&made.route(x, cx));
+    let (index, _) = sparse(&made.routed(x, cx));
     (0..index.len()).filter(|u| index[*u] == [0]).collect()
 }
 
@@ -190,10 +190,10 @@ fn more_modules_than_tokens_and_no_limit_drop_nothing() {
     for (factor, modules) in [(1.0, 16), (0.0, 2)] {
         let config = json!({"type": "switch", "input": "tokens", "eval_capacity_factor": factor});
         let made = Made::new(config, modules, 3).unwrap();
-        let routing = made.route(&normal(&[1, 1, 3], 4), &Context::eval());
+        let routing = made.routed(&normal(&[1, 1, 3], 4), &Context::eval());
         assert_eq!(noted(&routing, "overflow"), [0.0]);
     }
     let made = Made::new(json!({"type": "switch", "eval_capacity_factor": 0.0}), 2, 3).unwrap();
     let same = Tensor::cat(&[normal(&[1, 3], 5), normal(&[1, 3], 5)], 0).unwrap();
-    assert_eq!(noted(&made.route(&same, &Context::eval()), "overflow"), [0.0]);
+    assert_eq!(noted(&made.routed(&same, &Context::eval()), "overflow"), [0.0]);
 }

@@ -15,7 +15,7 @@ fn told(mut config: Value, m: usize) -> Made {
     config["type"] = json!("deepseek");
     config["bias"] = json!(false);
     let made = Made::new(config, m, m as i64).unwrap();
-    made.set("weight", &identity(m, m));
+    made.set("router.weight", &identity(m, m));
     made
 }
 
@@ -25,7 +25,7 @@ fn sigmoid(l: f64) -> f64 {
 
 fn learn(made: &Made, x: &Tensor, step: u64) -> Vec<f64> {
     let cx = training(step);
-    let routing = made.route(x, &cx);
+    let routing = made.routed(x, &cx);
     let loss = t(&vec![0.0; x.len_of(0) as usize], &[x.len_of(0)]);
     made.router.learn(&routing, &Outcome::new(&loss, &cx)).unwrap();
     noted(&routing, "load")
@@ -49,8 +49,8 @@ proptest! {
         let config = json!({"k": k, "n_group": n_group, "topk_group": topk_group,
             "routed_scaling_factor": factor});
         let made = told(config, 8);
-        made.set("selection_bias", &b);
-        let found = made.alpha(&t(&x, &[5, 8]), &Context::eval());
+        made.set("router.selection_bias", &b);
+        let found = made.alphas(&t(&x, &[5, 8]), &Context::eval());
         for (l, found) in x.chunks(8).zip(&found) {
             let s: Vec<f64> = l.iter().map(|l| sigmoid(*l)).collect();
             let by: Vec<f64> = s.iter().zip(&b).map(|(s, b)| s + b).collect();
@@ -75,9 +75,9 @@ proptest! {
     ) {
         let made = told(json!({"k": 2}), 6);
         let x = t(&x, &[4, 6]);
-        let before = made.alpha(&x, &Context::eval());
-        made.set("selection_bias", &[shift; 6]);
-        prop_assert_eq!(made.alpha(&x, &Context::eval()), before);
+        let before = made.alphas(&x, &Context::eval());
+        made.set("router.selection_bias", &[shift; 6]);
+        prop_assert_eq!(made.alphas(&x, &Context::eval()), before);
     }
 }
 
@@ -91,13 +91,13 @@ fn the_bias_is_no_parameter_and_has_no_gradient() {
         .map(|(name, _)| name.to_string())
         .collect();
     assert_eq!(parameters, ["router.weight"]);
-    assert!(!made.get("selection_bias").requires_grad());
-    let routing = made.route(&normal(&[3, 4], 1), &training(0));
+    assert!(!made.param("router.selection_bias").requires_grad());
+    let routing = made.routed(&normal(&[3, 4], 1), &training(0));
     assert!(routing.losses.is_empty());
     let Weights::Sparse { weight, .. } = &routing.weights else { panic!() };
     let narrow = weight.narrow(-1, 0, 1).unwrap().sum().unwrap();
-    assert!(narrow.gradients(&[&made.get("selection_bias")], false).is_err());
-    assert!(gradient(&narrow, &made.get("weight")).iter().any(|g| g.abs() > 1e-3));
+    assert!(narrow.gradients(&[&made.param("router.selection_bias")], false).is_err());
+    assert!(gradient(&narrow, &made.param("router.weight")).iter().any(|g| g.abs() > 1e-3));
 }
 
 #[test]
@@ -108,27 +108,35 @@ fn biases_follow_the_counts_of_a_step_when_it_is_over() {
     let rows: Vec<f64> =
         best.iter().flat_map(|b| (0..4).map(move |j| if j == *b { 2.0 } else { 0.0 })).collect();
     let x = t(&rows, &[8, 4]);
-    let routing = made.route(&x, &training(0));
+    let routing = made.routed(&x, &training(0));
     assert_eq!(noted(&routing, "load"), [4.0, 2.0, 1.0, 1.0]);
-    assert_eq!(made.get("selection_bias").to_vec::<f64>().unwrap(), [0.0; 4]);
+    assert_eq!(made.param("router.selection_bias").to_vec::<f64>().unwrap(), [0.0; 4]);
     assert_eq!(learn(&made, &x, 0), [4.0, 2.0, 1.0, 1.0]);
-    close(&made.get("selection_bias").to_vec::<f64>().unwrap(), &[-0.01, 0.0, 0.01, 0.01], 1e-15);
+    close(
+        &made.param("router.selection_bias").to_vec::<f64>().unwrap(),
+        &[-0.01, 0.0, 0.01, 0.01],
+        1e-15,
+    );
     // Evaluation counts nothing.
-    let quiet = made.route(&x, &Context::eval());
+    let quiet = made.routed(&x, &Context::eval());
     assert!(quiet.noted.is_empty());
     let loss = t(&[0.0; 8], &[8]);
     made.router.learn(&quiet, &Outcome::new(&loss, &Context::eval())).unwrap();
-    close(&made.get("selection_bias").to_vec::<f64>().unwrap(), &[-0.01, 0.0, 0.01, 0.01], 1e-15);
+    close(
+        &made.param("router.selection_bias").to_vec::<f64>().unwrap(),
+        &[-0.01, 0.0, 0.01, 0.01],
+        1e-15,
+    );
 }
 
 #[test]
 fn padding_is_not_counted() {
     let config = json!({"type": "deepseek", "k": 1, "input": "tokens", "bias": false});
     let made = Made::new(config, 2, 2).unwrap();
-    made.set("weight", &identity(2, 2));
+    made.set("router.weight", &identity(2, 2));
     let x = t(&[1.0, 0.0, 1.0, 0.0, 0.0, 1.0], &[1, 3, 2]);
     let cx = training(0).with_feature("mask", t(&[1.0, 0.0, 1.0], &[1, 3]));
-    assert_eq!(noted(&made.route(&x, &cx), "load"), [1.0, 1.0]);
+    assert_eq!(noted(&made.routed(&x, &cx), "load"), [1.0, 1.0]);
 }
 
 /// Skewed logits: N(0, 1) for each module and N(0, 1) for each of 512 rows, drawn anew each step.
@@ -162,10 +170,10 @@ fn biases_balance_skewed_scores_down_to_what_chance_leaves() {
 fn shared_modules_are_always_active_and_not_chosen() {
     let config = json!({"type": "deepseek", "k": 2, "shared": ["m3", "m1"], "bias": false});
     let made = Made::new(config, 6, 4).unwrap();
-    made.set("weight", &identity(4, 4));
+    made.set("router.weight", &identity(4, 4));
     // Four are routed, m0, m2, m4, m5, by the four coordinates.
     let x = [1.0, -1.0, 0.5, 2.0];
-    let routing = made.route(&t(&x, &[1, 4]), &Context::eval());
+    let routing = made.routed(&t(&x, &[1, 4]), &Context::eval());
     let (index, weight) = sparse(&routing);
     assert_eq!(index, [[3, 1, 5, 0]]);
     let (a, b) = (sigmoid(2.0), sigmoid(1.0));
@@ -178,13 +186,13 @@ fn the_loss_of_a_sequence_is_its_formula() {
     let config = json!({"type": "deepseek", "k": 2, "input": "tokens", "bias": false,
         "sequence_balance": true});
     let made = Made::new(config, 3, 3).unwrap();
-    made.set("weight", &identity(3, 3));
+    made.set("router.weight", &identity(3, 3));
     let x = normal(&[3, 4, 3], 9);
     let real = [4, 2, 0];
     let mask: Vec<f64> =
         real.iter().flat_map(|n| (0..4).map(move |i| f64::from(u8::from(i < *n)))).collect();
     let cx = training(0).with_feature("mask", t(&mask, &[3, 4]));
-    let found = loss(&made.route(&x, &cx), "sequence_balance").item().unwrap();
+    let found = loss(&made.routed(&x, &cx), "sequence_balance").item().unwrap();
 
     let tokens = rows(&x);
     let mut sum = 0.0;

@@ -14,7 +14,7 @@ fn made(cf: f64, over: &str, m: usize) -> Made {
     let config = json!({"type": "expert_choice", "input": "tokens", "bias": false, "over": over,
         "capacity_factor": cf});
     let made = Made::new(config, m, m as i64).unwrap();
-    made.set("weight", &identity(m, m));
+    made.set("router.weight", &identity(m, m));
     made
 }
 
@@ -39,7 +39,7 @@ proptest! {
             .collect();
         let cx = Context::eval().with_feature("mask", t(&mask, &[b as i64, seq as i64]));
         let x_tensor = t(&x, &[b as i64, seq as i64, m as i64]);
-        let routing = made(cf, over, m).route(&x_tensor, &cx);
+        let routing = made(cf, over, m).routed(&x_tensor, &cx);
         let found = rows(&routing.dense(Kind::Double, modl_core::Device::Cpu).unwrap());
 
         let s: Vec<Vec<f64>> = x.chunks(m).map(softmax).collect();
@@ -72,7 +72,7 @@ proptest! {
 fn equal_scores_are_spread_over_the_tokens() {
     let config = json!({"type": "expert_choice", "input": "tokens"});
     let made = Made::new(config, 4, 6).unwrap();
-    let alpha = made.alpha(&normal(&[1, 64, 6], 3), &Context::eval());
+    let alpha = made.alphas(&normal(&[1, 64, 6], 3), &Context::eval());
     // 4 · 32 choices of 64 tokens: without a rule for ties all modules would take the first 32.
     let late = alpha[32..].iter().flatten().filter(|w| **w > 0.0).count();
     assert!((40..88).contains(&late), "{late}");
@@ -83,7 +83,7 @@ fn a_later_token_takes_an_earlier_ones_place() {
     let made = made(1.0, "row", 2);
     let x = |last: f64| t(&[1.0, 0.0, 0.5, 0.0, 0.0, 1.0, last, 0.0], &[1, 4, 2]);
     let (before, after) =
-        (made.alpha(&x(0.0), &Context::eval()), made.alpha(&x(9.0), &Context::eval()));
+        (made.alphas(&x(0.0), &Context::eval()), made.alphas(&x(9.0), &Context::eval()));
     assert!(before[1][0] > 0.5 && after[1][0] == 0.0, "{before:?} {after:?}");
     assert!(made.router.looks_ahead());
 }
@@ -143,9 +143,9 @@ fn routers_that_look_ahead_are_refused_in_decoders() -> Result<()> {
 fn rows_compete_where_each_has_one_alpha() {
     let config = json!({"type": "expert_choice", "bias": false, "capacity_factor": 1.0});
     let made = Made::new(config, 2, 2).unwrap();
-    made.set("weight", &identity(2, 2));
+    made.set("router.weight", &identity(2, 2));
     let x: Tensor = t(&[3.0, 0.0, 2.0, 0.0, 1.0, 0.0, 0.0, 0.0], &[4, 2]);
-    let alpha = made.alpha(&x, &Context::eval());
+    let alpha = made.alphas(&x, &Context::eval());
     let taken: Vec<[bool; 2]> = alpha.iter().map(|a| [a[0] > 0.0, a[1] > 0.0]).collect();
     assert_eq!(taken, [[true, false], [true, false], [false, true], [false, true]]);
 }

@@ -48,7 +48,7 @@ fn learns(config: Value, rules: usize) -> (f64, f64, f64) {
     let n = 20 * rules;
     let right = |made: &Made| {
         let (x, _) = data(rules, n, 999);
-        let alpha = made.alpha(&x, &modl_core::Context::eval());
+        let alpha = made.alphas(&x, &modl_core::Context::eval());
         let hits = alpha.iter().enumerate().filter(|(i, a)| top(a, 1)[0] == i % rules).count();
         hits as f64 / n as f64
     };
@@ -59,7 +59,7 @@ fn learns(config: Value, rules: usize) -> (f64, f64, f64) {
     train(&made, 100, 0.1, |step| {
         let (x, rule) = data(rules, n, step);
         let cx = training(step);
-        let routing = made.route(&x, &cx);
+        let routing = made.routed(&x, &cx);
         let rows = error(&routing.dense(Kind::Double, Device::Cpu).unwrap(), &rule);
         let known = rows.detach().unwrap();
         made.router.learn(&routing, &Outcome::new(&known, &cx)).unwrap();
@@ -70,7 +70,7 @@ fn learns(config: Value, rules: usize) -> (f64, f64, f64) {
         total
     });
     let (x, rule) = data(rules, n, 999);
-    let alpha = made.route(&x, &modl_core::Context::eval()).dense(Kind::Double, Device::Cpu);
+    let alpha = made.routed(&x, &modl_core::Context::eval()).dense(Kind::Double, Device::Cpu);
     let after = error(&alpha.unwrap(), &rule).mean().unwrap().item().unwrap();
     (before, right(&made), after)
 }
@@ -117,7 +117,7 @@ fn soft_moe_brings_tokens_of_a_rule_together() {
     };
     let error = |seed: u64| {
         let (x, u, target) = of_step(seed);
-        let Weights::Slots { dispatch, combine } = made.route(&x, &training(seed)).weights else {
+        let Weights::Slots { dispatch, combine } = made.routed(&x, &training(seed)).weights else {
             panic!()
         };
         let slots = dispatch.squeeze(-1).unwrap().transpose(1, 2).unwrap().bmm(&u).unwrap();

@@ -9,6 +9,8 @@ mod expert_choice;
 mod laws;
 mod layers;
 mod learning;
+#[path = "../made/mod.rs"]
+mod made;
 mod noisy;
 mod settings;
 mod soft_moe;

@@ -38,8 +38,8 @@ fn ones(n: i64) -> Tensor {
 fn shazeer(k: usize) -> Made {
     let config = json!({"type": "noisy_top_k", "k": k, "bias": false});
     let made = Made::new(config, 5, 1).unwrap();
-    made.set("weight", &CLEAN);
-    made.set("noise", &RAW_NOISE);
+    made.set("router.weight", &CLEAN);
+    made.set("router.noise", &RAW_NOISE);
     made
 }
 
@@ -47,7 +47,7 @@ fn shazeer(k: usize) -> Made {
 fn the_load_is_how_often_modules_would_be_chosen() {
     let n = 10_000;
     for k in [1, 2, 4] {
-        let routing = shazeer(k).route(&ones(n), &training(3));
+        let routing = shazeer(k).routed(&ones(n), &training(3));
         let load = noted(&routing, "load");
 
         let sigma = RAW_NOISE.map(|r| (1.0 + r.exp()).ln() + 0.01);
@@ -74,7 +74,7 @@ fn each_chance_is_that_of_beating_the_kth_of_the_others() {
     let (m, k) = (5, 4);
     let made = shazeer(k);
     for step in 0..20 {
-        let routing = made.route(&ones(1), &training(step));
+        let routing = made.routed(&ones(1), &training(step));
         let (index, weight) = sparse(&routing);
         let load = noted(&routing, "load");
         let out = (0..m).find(|j| !index[0].contains(&(*j as i64))).unwrap();
@@ -120,10 +120,10 @@ fn both_losses_are_zero_only_if_all_have_the_same() {
     // All kept and equal scores without noise to speak of: uniform.
     let config = json!({"type": "noisy_top_k", "k": 3, "bias": false, "noise_epsilon": 0.0});
     let made = Made::new(config, 3, 1).unwrap();
-    made.set("noise", &[-80.0; 3]);
+    made.set("router.noise", &[-80.0; 3]);
     let losses = |w: &[f64]| {
-        made.set("weight", w);
-        let routing = made.route(&ones(8), &training(0));
+        made.set("router.weight", w);
+        let routing = made.routed(&ones(8), &training(0));
         let item = |name: &str| loss(&routing, name).item().unwrap();
         (item("importance"), item("load"))
     };
@@ -142,9 +142,9 @@ fn the_load_has_a_gradient_where_hard_counts_have_none() {
         json!({"type": "noisy_top_k", "bias": false, "variant": "v_moe"}),
     ] {
         let made = Made::new(config, 5, 1).unwrap();
-        made.set("weight", &CLEAN);
-        let routing = made.route(&ones(64), &training(0));
-        let g = gradient(&loss(&routing, "load"), &made.get("weight"));
+        made.set("router.weight", &CLEAN);
+        let routing = made.routed(&ones(64), &training(0));
+        let g = gradient(&loss(&routing, "load"), &made.param("router.weight"));
         // Less score for the module that has most.
         assert!(g[0] > 1e-3 && g.iter().all(|g| g.is_finite()), "{g:?}");
     }
@@ -154,23 +154,23 @@ fn the_load_has_a_gradient_where_hard_counts_have_none() {
 fn v_moe_has_fixed_noise_and_the_probabilities_of_all() {
     let config = json!({"type": "noisy_top_k", "variant": "v_moe", "bias": false});
     let made = Made::new(config, 5, 1).unwrap();
-    made.set("weight", &CLEAN);
-    let quiet = sparse(&made.route(&ones(1), &Context::eval()));
+    made.set("router.weight", &CLEAN);
+    let quiet = sparse(&made.routed(&ones(1), &Context::eval()));
     let p = softmax(&CLEAN);
     assert_eq!(quiet.0, [[0, 4]]);
     close(&quiet.1[0], &[p[0], p[4]], 1e-12);
     // With all kept, ln of the ratio of two weights is ℓ₀ − ℓ₄ plus noise of variance 2 ⁄ m².
     let config = json!({"type": "noisy_top_k", "variant": "v_moe", "bias": false, "k": 5});
     let all = Made::new(config, 5, 1).unwrap();
-    all.set("weight", &CLEAN);
+    all.set("router.weight", &CLEAN);
     let n = 4000;
-    let alpha = all.alpha(&ones(n), &training(0));
+    let alpha = all.alphas(&ones(n), &training(0));
     let ratios: Vec<f64> = alpha.iter().map(|a| (a[0] / a[4]).ln()).collect();
     let mean = ratios.iter().sum::<f64>() / ratios.len() as f64;
     let variance = ratios.iter().map(|r| (r - mean).powi(2)).sum::<f64>() / ratios.len() as f64;
     assert!((mean - 0.2).abs() < 0.015, "{mean}");
     assert!((variance / (2.0 / 25.0) - 1.0).abs() < 0.15, "{variance}");
-    let routing = made.route(&ones(n), &training(0));
+    let routing = made.routed(&ones(n), &training(0));
     assert!((loss(&routing, "importance").item().unwrap() - cv2(&p)).abs() < 1e-9);
 }
 
@@ -178,14 +178,14 @@ fn v_moe_has_fixed_noise_and_the_probabilities_of_all() {
 fn at_the_start_noise_alone_decides_and_evaluation_is_quiet() {
     let made = Made::new(json!({"type": "noisy_top_k", "input": "tokens"}), 4, 6).unwrap();
     let x = normal(&[10, 40, 6], 2);
-    let (index, _) = sparse(&made.route(&x, &training(0)));
+    let (index, _) = sparse(&made.routed(&x, &training(0)));
     for j in 0..4 {
         // Each is one of two of four: 200 of 400, with a standard deviation of 10.
         let times = index.iter().filter(|i| i.contains(&j)).count();
         assert!((160..240).contains(&times), "{j}: {times}");
     }
-    let quiet = made.alpha(&x, &Context::eval());
-    assert_eq!(quiet, made.alpha(&x, &Context::eval()));
+    let quiet = made.alphas(&x, &Context::eval());
+    assert_eq!(quiet, made.alphas(&x, &Context::eval()));
     // Ties do not all go to the same two.
     for j in 0..4 {
         assert!(quiet.iter().filter(|a| a[j] > 0.0).count() > 40);
@@ -203,7 +203,7 @@ proptest! {
     ) {
         let config: Value = json!({"type": "noisy_top_k", "k": k, "bias": false});
         let made = Made::new(config, 4, 3).unwrap();
-        made.set("weight", &w);
+        made.set("router.weight", &w);
         let x_tensor = t(&x, &[6, 3]);
         let expected: Vec<Vec<f64>> = x.chunks(3).map(|x| {
             let l: Vec<f64> =
@@ -213,11 +213,11 @@ proptest! {
             let at = |j| kept.iter().position(|i| *i == j).map_or(0.0, |at| p[at]);
             (0..4).map(at).collect()
         }).collect();
-        let found = made.alpha(&x_tensor, &Context::eval());
+        let found = made.alphas(&x_tensor, &Context::eval());
         close(&found.concat(), &expected.concat(), 1e-12);
 
         // In training: at most k, sum 1, importance of what came out.
-        let routing = made.route(&x_tensor, &training(1));
+        let routing = made.routed(&x_tensor, &training(1));
         let alpha = rows(&routing.dense(Kind::Double, Device::Cpu).unwrap());
         prop_assert!(alpha.iter().all(|a| a.iter().filter(|w| **w != 0.0).count() <= k));
         prop_assert!(alpha.iter().all(|a| (a.iter().sum::<f64>() - 1.0).abs() < 1e-12));

@@ -1,6 +1,6 @@
 //! What cannot be is an error when the router is made, by the name of the setting.
 
-use modl_core::SiteKind;
+use modl_core::{Kind, Site, SiteKind};
 use serde_json::{Value, json};
 
 use super::support::*;
@@ -46,6 +46,8 @@ fn settings_out_of_range_are_refused() {
     refused(json!({"type": "hierarchical", "groups": 3}), 4, &["hierarchical.groups"]);
     refused(json!({"type": "hierarchical", "groups": 2, "k_groups": 3}), 4, &["k_groups"]);
     refused(json!({"type": "soft_moe", "slots": 0}), 4, &["soft_moe.slots"]);
-    let at = Made::at(json!({"type": "soft_moe"}), 4, 8, SiteKind::Attention);
+    let site = Site { kind: SiteKind::Attention, ..site(8) };
+    let (config, bank) = (json!({"type": "soft_moe"}), bank(&numbered(4), 8));
+    let at = Made::build(config, bank, &site, "router", Kind::Double);
     assert!(at.err().unwrap().to_string().contains("Attention"));
 }

@@ -17,7 +17,7 @@ fn made(normalise: bool) -> Made {
 
 /// Dispatch and combine, `[batch, seq, m, slots]`.
 fn slots(made: &Made, x: &Tensor, cx: &Context) -> (Tensor, Tensor) {
-    match made.route(x, cx).weights {
+    match made.routed(x, cx).weights {
         Weights::Slots { dispatch, combine } => (dispatch, combine),
         other => panic!("{other:?}"),
     }
@@ -40,9 +40,9 @@ proptest! {
     ) {
         let made = made(normalise);
         if normalise {
-            made.set("scale", &[scale]);
+            made.set("router.scale", &[scale]);
         }
-        let phi = rows(&made.get("phi"));
+        let phi = rows(&made.param("router.phi"));
         // The second row has n real tokens.
         let mask: Vec<f64> =
             (0..10).map(|u| f64::from(u8::from(u < 5 || u - 5 < n))).collect();
@@ -93,7 +93,7 @@ fn output(made: &Made, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
 #[test]
 fn exchanging_tokens_exchanges_outputs() {
     let made = made(true);
-    made.set("scale", &[4.0]);
+    made.set("router.scale", &[4.0]);
     let x = rows(&normal(&[6, D as i64], 4));
     let y = output(&made, &x);
     let order = [3, 0, 5, 1, 2, 4];
@@ -107,7 +107,7 @@ fn exchanging_tokens_exchanges_outputs() {
 #[test]
 fn gradients_are_those_of_finite_differences() {
     let made = made(true);
-    made.set("scale", &[2.0]);
+    made.set("router.scale", &[2.0]);
     let mut x = normal(&[2, 3, D as i64], 8);
     x.set_requires_grad(true).unwrap();
     let (wd, wc) = (normal(&[2, 3, 3, 2], 9), normal(&[2, 3, 3, 2], 10));
@@ -116,7 +116,7 @@ fn gradients_are_those_of_finite_differences() {
         let sum = |t: &Tensor, w: &Tensor| t.mul(w).unwrap().sum().unwrap();
         sum(&d, &wd).add(&sum(&c, &wc)).unwrap()
     };
-    let (mut phi, mut scale) = (made.get("phi"), made.get("scale"));
+    let (mut phi, mut scale) = (made.param("router.phi"), made.param("router.scale"));
     let grads: Vec<Vec<f64>> = f(&x)
         .gradients(&[&phi, &scale, &x], false)
         .unwrap()

@@ -11,7 +11,7 @@ fn told(p: &[&[f64]], mut config: Value) -> (Made, Tensor) {
     config["bias"] = json!(false);
     let made = Made::new(config, m, n as i64).unwrap();
     let logits = (0..m).flat_map(|j| p.iter().map(move |p| p[j].max(1e-300).ln()));
-    made.set("weight", &logits.collect::<Vec<_>>());
+    made.set("router.weight", &logits.collect::<Vec<_>>());
     (made, t(&identity(n, n), &[n as i64, n as i64]))
 }
 
@@ -19,7 +19,7 @@ fn told(p: &[&[f64]], mut config: Value) -> (Made, Tensor) {
 fn balance_of_switch_is_one_if_uniform_and_not_always_above() {
     let balance = |p: &[&[f64]]| {
         let (made, x) = told(p, json!({"type": "switch", "jitter": 0.0}));
-        loss(&made.route(&x, &training(0)), "balance").item().unwrap()
+        loss(&made.routed(&x, &training(0)), "balance").item().unwrap()
     };
     let even: [&[f64]; 3] = [&[0.5, 0.3, 0.2], &[0.2, 0.5, 0.3], &[0.3, 0.2, 0.5]];
     assert!((balance(&even) - 1.0).abs() < 1e-12);
@@ -39,7 +39,7 @@ fn balance_counts_what_was_chosen_before_anything_was_dropped() {
     for capacity in [0.0, 0.5] {
         let config = json!({"type": "switch", "jitter": 0.0, "capacity_factor": capacity});
         let (made, x) = told(&p, config);
-        let routing = made.route(&x, &training(0));
+        let routing = made.routed(&x, &training(0));
         assert_eq!(noted(&routing, "overflow"), [if capacity > 0.0 { 1.0 } else { 0.0 }]);
         // f = (1, 0), P = (.7, .3).
         assert!((loss(&routing, "balance").item().unwrap() - 1.4).abs() < 1e-12);
@@ -50,13 +50,13 @@ fn balance_counts_what_was_chosen_before_anything_was_dropped() {
 fn the_weight_of_switch_is_its_probability_and_starts_small() {
     let p: [&[f64]; 2] = [&[0.7, 0.1, 0.2], &[0.25, 0.45, 0.3]];
     let (made, x) = told(&p, json!({"type": "switch"}));
-    let (index, weight) = sparse(&made.route(&x, &Context::eval()));
+    let (index, weight) = sparse(&made.routed(&x, &Context::eval()));
     assert_eq!(index, [[0], [1]]);
     close(&weight.concat(), &[0.7, 0.45], 1e-12);
 
     // Variance 0.1 ⁄ width over 64 · 256 numbers.
     let made = Made::new(json!({"type": "switch"}), 64, 256).unwrap();
-    let w = made.get("weight").to_vec::<f64>().unwrap();
+    let w = made.param("router.weight").to_vec::<f64>().unwrap();
     let variance = w.iter().map(|w| w * w).sum::<f64>() / w.len() as f64;
     assert!((variance * 256.0 - 0.1).abs() < 0.005, "{variance}");
 }
@@ -70,9 +70,9 @@ fn jitter_multiplies_each_element_by_up_to_one_percent() {
         let made = Made::new(config(jitter), m, width as i64).unwrap();
         let mut w = vec![0.0; m * width];
         w[..width].fill(1.0);
-        made.set("weight", &w);
+        made.set("router.weight", &w);
         let x = t(&identity(width, width), &[width as i64, width as i64]);
-        let (_, weight) = sparse(&made.route(&x.mul_scalar(2.0).unwrap(), &training(step)));
+        let (_, weight) = sparse(&made.routed(&x.mul_scalar(2.0).unwrap(), &training(step)));
         weight.iter().map(|w| (w[0] / (1.0 - w[0])).ln() / 2.0).collect::<Vec<f64>>()
     };
     // Dropped rows have weight 0 and so no logarithm: 250 of 400 have a place.
@@ -95,13 +95,13 @@ fn the_gradient_of_z_is_twice_the_logsumexp_times_p() {
     let x = t(&[0.0], &[1, 1]);
     let mut alphas = Vec::new();
     for shift in [0.0, 2.0, -1.5] {
-        made.set("bias", &p.map(|p: f64| p.ln() + shift));
-        let routing = made.route(&x, &training(0));
+        made.set("router.bias", &p.map(|p: f64| p.ln() + shift));
+        let routing = made.routed(&x, &training(0));
         let z = loss(&routing, "z");
         // ln Σ p e^c = c: least where the shift is 0.
         assert!((z.item().unwrap() - shift * shift).abs() < 1e-12);
-        close(&gradient(&z, &made.get("bias")), &p.map(|p| 2.0 * shift * p), 1e-12);
-        alphas.push(made.alpha(&x, &Context::eval()).concat());
+        close(&gradient(&z, &made.param("router.bias")), &p.map(|p| 2.0 * shift * p), 1e-12);
+        alphas.push(made.alphas(&x, &Context::eval()).concat());
     }
     // The softmax does not see the shift.
     close(&alphas[0], &alphas[1], 1e-12);
@@ -115,10 +115,10 @@ fn the_second_module_is_kept_with_its_chance() {
         let config = json!({"type": "gshard", "threshold": threshold, "capacity_factor": 0.0,
             "eval_capacity_factor": 0.0, "bias": false});
         let made = Made::new(config, 3, 1).unwrap();
-        made.set("weight", &[0.72f64.ln(), 0.08f64.ln(), 1e-9f64.ln()]);
+        made.set("router.weight", &[0.72f64.ln(), 0.08f64.ln(), 1e-9f64.ln()]);
         let n = 4000;
         let x = Tensor::ones(&[n, 1], modl_core::Kind::Double, modl_core::Device::Cpu).unwrap();
-        let (index, weight) = sparse(&made.route(&x, &training(1)));
+        let (index, weight) = sparse(&made.routed(&x, &training(1)));
         let kept = index.iter().filter(|i| i[1] == 1).count() as f64 / n as f64;
         // Three standard deviations of 4,000 draws are at most 0.024.
         assert!((kept - chance).abs() < 0.024, "{threshold}: {kept}");
@@ -126,7 +126,7 @@ fn the_second_module_is_kept_with_its_chance() {
             let second = if i[1] < 0 { 0.0 } else { 0.1 };
             close(w, &[0.9, second], 1e-12);
         }
-        let (index, _) = sparse(&made.route(&x, &Context::eval()));
+        let (index, _) = sparse(&made.routed(&x, &Context::eval()));
         assert!(index.iter().all(|i| i == &[0, 1]));
     }
 }
@@ -144,8 +144,8 @@ fn a_limit_for_two_choices_is_refused_where_later_tokens_are_unknown() {
     let config = json!({"type": "gshard", "input": "tokens", "bias": false,
         "eval_capacity_factor": 0.5});
     let made = Made::new(config, 2, 2).unwrap();
-    made.set("weight", &identity(2, 2));
-    let alone = sparse(&made.route(&t(&[1.0, 0.0, 1.0, 0.0], &[1, 2, 2]), &Context::eval())).0;
-    let other = sparse(&made.route(&t(&[1.0, 0.0, 0.0, 1.0], &[1, 2, 2]), &Context::eval())).0;
+    made.set("router.weight", &identity(2, 2));
+    let alone = sparse(&made.routed(&t(&[1.0, 0.0, 1.0, 0.0], &[1, 2, 2]), &Context::eval())).0;
+    let other = sparse(&made.routed(&t(&[1.0, 0.0, 0.0, 1.0], &[1, 2, 2]), &Context::eval())).0;
     assert_eq!((&alone[0], &other[0]), (&vec![0, 1], &vec![0, -1]));
 }

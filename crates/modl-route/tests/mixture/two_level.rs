@@ -21,9 +21,9 @@ proptest! {
         let config = json!({"type": "product_key", "k": k, "heads": heads, "query": query,
             "shared_keys": shared_keys});
         let made = Made::new(config, a * b, 5).unwrap();
-        let (w, bias) = (rows(&made.get("weight")), made.get("bias").to_vec::<f64>().unwrap());
-        let keys = [rows(&made.get("row_keys")), rows(&made.get("column_keys"))];
-        let routing = made.route(&t(&x, &[4, 5]), &Context::eval());
+        let (w, bias) = (rows(&made.param("router.weight")), made.param("router.bias").to_vec::<f64>().unwrap());
+        let keys = [rows(&made.param("router.row_keys")), rows(&made.param("router.column_keys"))];
+        let routing = made.routed(&t(&x, &[4, 5]), &Context::eval());
         let (index, weight) = sparse(&routing);
         let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
         for (r, x) in x.chunks(5).enumerate() {
@@ -61,9 +61,9 @@ proptest! {
         let config = json!({"type": "hierarchical", "groups": 4, "k_groups": k_groups, "k": k,
             "renormalise": renormalise, "bias": false});
         let made = Made::new(config, 12, 3).unwrap();
-        made.set("weight", &w);
-        let routing = made.route(&t(&x, &[5, 3]), &training(0));
-        let found = made.alpha(&t(&x, &[5, 3]), &Context::eval());
+        made.set("router.weight", &w);
+        let routing = made.routed(&t(&x, &[5, 3]), &training(0));
+        let found = made.alphas(&t(&x, &[5, 3]), &Context::eval());
         let (mut f, mut mean) = (vec![0.0; 12], vec![0.0; 12]);
         for (x, found) in x.chunks(3).zip(&found) {
             let l: Vec<f64> =
@@ -96,7 +96,7 @@ proptest! {
 fn equal_scores_of_groups_are_spread_over_them() {
     let config = json!({"type": "hierarchical", "groups": 2});
     let made = Made::new(config, 4, 8).unwrap();
-    let (index, _) = sparse(&made.route(&normal(&[200, 8], 6), &Context::eval()));
+    let (index, _) = sparse(&made.routed(&normal(&[200, 8], 6), &Context::eval()));
     for j in 0..4 {
         let load = index.iter().filter(|i| i[0] == j).count();
         assert!(load > 20, "module {j} gets {load} of 200");
