@@ -14,7 +14,6 @@ bases `deterministic_mixtral` and `deterministic_olmoe`, which are to be in the 
 that its documentation describes: of prompts of unequal length, padded on the left.
 """
 
-import json
 import os
 import shutil
 import sys
@@ -22,6 +21,7 @@ import sys
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch  # noqa: E402
+from make_structured_golden import strip  # noqa: E402
 from peft import LoraConfig, get_peft_model  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 from tokenizers import Tokenizer, models, pre_tokenizers, processors  # noqa: E402
@@ -177,16 +177,6 @@ def draw(model):
                 scale = 0.1 if t.dim() == 1 else t.shape[-1] ** -0.5
                 t.copy_(scale * torch.randn(t.shape, generator=g))
     model.tie_weights()
-
-
-def strip(path):
-    """Where the base lay is nobody's business, and a set has no order."""
-    with open(path) as f:
-        config = json.load(f)
-    config["base_model_name_or_path"] = None
-    config["target_modules"].sort()
-    with open(path, "w") as f:
-        json.dump(config, f, indent=2, sort_keys=True)
 
 
 LORAS = {
