@@ -177,21 +177,19 @@ impl Passing<'_> {
         let mut loss: Option<Tensor> = None;
         let mut more: Option<Tensor> = None;
         for (n, p) in passed.iter().enumerate() {
-            let mean = match &chosen {
-                Some(chosen) => {
-                    let mine = chosen.select(0, n as i64)?;
-                    let (own, rows) = (p.losses.mul(&mine)?.sum()?, p.losses.len_of(0).max(1));
+            let mine = chosen.as_ref().map(|c| c.select(0, n as i64)).transpose()?;
+            let mean = match &mine {
+                Some(mine) => {
+                    let (own, rows) = (p.losses.mul(mine)?.sum()?, p.losses.len_of(0).max(1));
                     own.mul_scalar(share / rows as f64)?
                 }
-                None if count == 1 && share == 1.0 => p.losses.mean()?,
                 None => p.losses.mean()?.mul_scalar(share / count as f64)?,
             };
             loss = Some(plus(loss, mean)?);
-            let mine = chosen.as_ref().map(|c| c.select(0, n as i64)).transpose()?;
             let mut outcome = Outcome::new(&p.known, &p.cx);
             outcome.chosen = mine.as_ref();
+            let share = if mine.is_some() { share } else { share / count as f64 };
             for (name, own) in self.model.router_losses(&p.trace, &outcome)? {
-                let share = if chosen.is_some() { share } else { share / count as f64 };
                 more = self.weighed(&name, &own, share, more)?;
                 *aux.entry(name).or_default() += share * own.item()?;
             }
