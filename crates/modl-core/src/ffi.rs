@@ -1,6 +1,8 @@
-//! The one place with `unsafe`: memory maps, tensors filled in place, and a setting of malloc's.
+//! The one place with `unsafe`: memory maps, tensors filled in place, a setting of malloc's, and what
+//! `cpp/side_by_side.cpp` offers.
 #![allow(unsafe_code)]
 
+use std::ffi::{CStr, c_char, c_void};
 use std::fs::File;
 use std::path::Path;
 
@@ -58,4 +60,109 @@ pub(crate) fn keep_freed(mapped_from: i32, trimmed_from: i32) -> bool {
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 pub(crate) fn keep_freed(_mapped_from: i32, _trimmed_from: i32) -> bool {
     false
+}
+
+unsafe extern "C" {
+    fn modl_grad_enabled() -> bool;
+    fn modl_on_threads(
+        n: usize,
+        task: extern "C" fn(*mut c_void, usize),
+        data: *mut c_void,
+    ) -> *mut c_char;
+    fn modl_join(
+        y: *mut c_void,
+        x: *mut c_void,
+        n: usize,
+        xs: *const *mut c_void,
+        ys: *const *mut c_void,
+        first_rows: *const i64,
+        params: *const *mut c_void,
+        own: *const *mut c_void,
+        first_params: *const usize,
+    ) -> *mut c_char;
+}
+
+/// What a function of `side_by_side.cpp` says, which frees the text.
+fn said(name: &'static str, text: *mut c_char) -> Result<()> {
+    if text.is_null() {
+        return Ok(());
+    }
+    // SAFETY: the text ends with 0, was made by malloc for us, and nobody else has it.
+    let message = unsafe {
+        let message = CStr::from_ptr(text).to_string_lossy().into_owned();
+        libc::free(text.cast());
+        message
+    };
+    Err(op_error(name, &[], tch::TchError::Torch(message)))
+}
+
+/// Whether operations on this thread are recorded for gradients.
+pub(crate) fn grad_enabled() -> bool {
+    // SAFETY: reads a flag of this thread.
+    unsafe { modl_grad_enabled() }
+}
+
+/// `task(0)`, …, `task(n − 1)` on libtorch's threads. A task must not panic.
+pub(crate) fn on_threads(n: usize, task: &(dyn Fn(usize) + Sync)) -> Result<()> {
+    extern "C" fn call(data: *mut c_void, i: usize) {
+        // SAFETY: `data` is the reference below, which outlives the call that uses it.
+        let task = unsafe { &*data.cast::<&(dyn Fn(usize) + Sync)>() };
+        task(i);
+    }
+    let mut task = task;
+    let data = std::ptr::from_mut(&mut task).cast();
+    // SAFETY: the call returns when all tasks are done, and tasks may be run by several threads.
+    said("on_threads", unsafe { modl_on_threads(n, call, data) })
+}
+
+/// Branches that were computed, in the order of their rows.
+pub(crate) struct Joined {
+    /// What each had of x, a leaf.
+    pub(crate) xs: Vec<Tensor>,
+    /// What each gave.
+    pub(crate) ys: Vec<Tensor>,
+    /// The number of rows of each.
+    pub(crate) rows: Vec<i64>,
+    /// The parameters of each, where gradients go to.
+    pub(crate) params: Vec<Vec<Tensor>>,
+    /// The leaves that stood for them.
+    pub(crate) owns: Vec<Vec<Tensor>>,
+}
+
+/// Gives y, made of what the branches gave for x, their gradients.
+pub(crate) fn join(y: &Tensor, x: &Tensor, of: &Joined) -> Result<()> {
+    let at = |t: &Tensor| -> *mut c_void { t.0.as_ptr().cast_mut().cast() };
+    let all = |ts: &[Tensor]| ts.iter().map(at).collect::<Vec<_>>();
+    let flat = |ts: &[Vec<Tensor>]| ts.iter().flatten().map(at).collect::<Vec<_>>();
+    let sizes = |ts: &[Vec<Tensor>]| ts.iter().map(Vec::len).collect::<Vec<_>>();
+    let n = of.rows.len();
+    if [of.xs.len(), of.ys.len(), of.params.len()] != [n; 3] || sizes(&of.params) != sizes(&of.owns)
+    {
+        return Err(Error::invalid("side_by_side", "branches are incomplete"));
+    }
+    let (xs, ys) = (all(&of.xs), all(&of.ys));
+    let (params, owns) = (flat(&of.params), flat(&of.owns));
+    let (mut first_rows, mut first_params) = (vec![0], vec![0]);
+    let (mut row, mut param) = (0, 0);
+    for (rows, params) in of.rows.iter().zip(&of.params) {
+        row += rows;
+        param += params.len();
+        first_rows.push(row);
+        first_params.push(param);
+    }
+    // SAFETY: all are tensors that live until the call is over, and the lists are as long as it was
+    // checked above; C++ keeps its own references to what it needs.
+    said("side_by_side", unsafe {
+        modl_join(
+            at(y),
+            at(x),
+            n,
+            xs.as_ptr(),
+            ys.as_ptr(),
+            first_rows.as_ptr(),
+            params.as_ptr(),
+            owns.as_ptr(),
+            first_params.as_ptr(),
+        )
+    })
 }

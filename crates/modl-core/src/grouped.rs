@@ -3,7 +3,10 @@
 use std::cell::OnceCell;
 
 use crate::grouping::Grouping;
-use crate::{Base, Context, Device, Error, Module, Outputs, Result, Signal, Tensor, Tensors};
+use crate::{
+    Base, Branch, Context, Device, Error, Host, Module, Outputs, Result, Signal, Tensor, Tensors,
+    Work, side_by_side, suits_side_by_side,
+};
 
 /// What is split among modules: rows, or the tokens of all rows.
 struct Units<'a> {
@@ -145,7 +148,68 @@ impl Outputs<'_> {
             };
         }
         let order = grouping.units(self.device())?;
-        let parts = grouping.split(&units.x.select_rows(&order)?)?;
+        let sorted = units.x.select_rows(&order)?;
+        let (y, with) = match self.alone(&grouping, &sorted.x)? {
+            Some(y) => (y, units.x.with.clone()),
+            None => self.on_host(units, &grouping, &order, &sorted, keep, &of_batch)?,
+        };
+        let weights = grouping.weights(weight)?;
+        let kind = self.host().kind(units.x);
+        let sum = grouping.weighted_sum(&y, &weights.to_kind(kind)?)?;
+        if keep {
+            let none = match grouping.complete() {
+                true => weight.clone(),
+                false => {
+                    weight.masked_fill(&index.to_device(weight.device())?.lt_scalar(0.0)?, 0.0)?
+                }
+            };
+            let rest = none.sum_dims(&[-1], false)?.neg()?.add_scalar(1.0)?.to_kind(kind)?;
+            let y = of_batch()?;
+            return Ok(y.replace(sum.add(&y.x.mul(&over(&rest, y.x.dim())?)?)?));
+        }
+        Ok(Signal { x: sum, with })
+    }
+
+    /// The outputs of modules that stand alone, sorted as their units are, where that is quicker.
+    fn alone(&self, grouping: &Grouping, sorted: &Tensor) -> Result<Option<Tensor>> {
+        if !suits_side_by_side(grouping.counts(), self.device()) {
+            return Ok(None);
+        }
+        let site = self.host().site();
+        let mut branches = Vec::new();
+        for (j, &rows) in grouping.counts().iter().enumerate().filter(|(_, rows)| **rows > 0) {
+            let Some(module) = self.active().module(j).filter(|m| m.stands_alone()) else {
+                return Ok(None);
+            };
+            let (names, phi): (Vec<String>, Vec<Tensor>) =
+                module.phi().iter().map(|(name, t)| (name.to_owned(), t.clone())).unzip();
+            let f = move |own: Vec<Tensor>| -> Result<Work> {
+                let mut phi = Tensors::new();
+                names.into_iter().zip(own).for_each(|(name, t)| phi.set(name, t));
+                let module = module.with_phi(&phi)?;
+                Ok(Box::new(move |x| {
+                    let (theta, x) = (Tensors::new(), Signal::from(x));
+                    let host = Host::new(site, &theta, &no_function);
+                    Ok(module.forward(&host, &x, &Context::eval())?.x)
+                }))
+            };
+            branches.push(Branch { rows, phi, f: Box::new(f) });
+        }
+        side_by_side(sorted, branches).map(Some)
+    }
+
+    /// The outputs of modules one after the other, sorted as their units are, and their companions
+    /// unless f's are kept.
+    fn on_host<'s>(
+        &self,
+        units: &Units,
+        grouping: &Grouping,
+        order: &Tensor,
+        sorted: &Signal,
+        keep: bool,
+        of_batch: &dyn Fn() -> Result<&'s Signal>,
+    ) -> Result<(Tensor, Tensors)> {
+        let parts = grouping.split(sorted)?;
         // f of all units costs less than f of each part where it is wanted anyway, or where the
         // parts are more than all units.
         let share = keep || grouping.len() as i64 >= grouping.all_units();
@@ -153,14 +217,14 @@ impl Outputs<'_> {
         let of_parts = || {
             lazily(&pieces, || {
                 let y = of_batch()?;
-                let mut pieces = grouping.split(&y.x.index_select(0, &order)?.into())?;
+                let mut pieces = grouping.split(&y.x.index_select(0, order)?.into())?;
                 for (name, t) in y.with.iter() {
                     let own: Vec<Tensor> = match same(units.x.with.get(name), Some(t)) {
                         true => parts
                             .iter()
                             .map(|p| p.with.need(name).cloned())
                             .collect::<Result<_>>()?,
-                        false => grouping.parts(&t.index_select(0, &order)?)?,
+                        false => grouping.parts(&t.index_select(0, order)?)?,
                     };
                     for (piece, t) in pieces.iter_mut().zip(own) {
                         piece.with.set(name.to_owned(), t);
@@ -189,22 +253,11 @@ impl Outputs<'_> {
             outputs.push(module.forward(&host, x, &self.context().select_rows(&rows)?)?);
             inputs.push(x);
         }
-        let weights = grouping.weights(weight)?;
-        let kind = self.host().kind(units.x);
-        let y = stacked(&outputs, |s| Ok(&s.x))?;
-        let sum = grouping.weighted_sum(&y, &weights.to_kind(kind)?)?;
-        if keep {
-            let none = match grouping.complete() {
-                true => weight.clone(),
-                false => {
-                    weight.masked_fill(&index.to_device(weight.device())?.lt_scalar(0.0)?, 0.0)?
-                }
-            };
-            let rest = none.sum_dims(&[-1], false)?.neg()?.add_scalar(1.0)?.to_kind(kind)?;
-            let y = of_batch()?;
-            return Ok(y.replace(sum.add(&y.x.mul(&over(&rest, y.x.dim())?)?)?));
-        }
-        Ok(Signal { x: sum, with: companions(units.x, &inputs, &outputs, &grouping)? })
+        let with = match keep {
+            true => Tensors::new(),
+            false => companions(units.x, &inputs, &outputs, grouping)?,
+        };
+        Ok((stacked(&outputs, |s| Ok(&s.x))?, with))
     }
 
     /// What comes out where modules stand for themselves and there is none.
@@ -220,6 +273,14 @@ impl Outputs<'_> {
         let y = self.host().call(x, self.context())?;
         Ok(y.replace(y.x.zeros_like()?))
     }
+}
+
+/// What a module that stands alone has for f.
+fn no_function(_: &Tensors, _: &Signal, _: &Context) -> Result<Signal> {
+    Err(Error::unsupported(
+        "f_θ in a module that stands alone",
+        "let `Module::stands_alone` say no, as it does by default",
+    ))
 }
 
 /// The value in a cell, made on the first call.

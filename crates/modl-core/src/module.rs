@@ -76,6 +76,14 @@ pub trait Module: Debug + Send {
         ))
     }
 
+    /// Whether [`Module::forward`] makes its output from x and [`Module::phi`] alone, row by row:
+    /// without f, the context, companions of x, chance, or any other tensor that has gradients. Such
+    /// modules, the experts of a mixture among them, are computed side by side, each by a copy that
+    /// [`Module::with_phi`] has made.
+    fn stands_alone(&self) -> bool {
+        false
+    }
+
     /// The module that this one is for the rows of `cx`, where it makes its parameters from the
     /// context, as hypernetworks do; `None` for all that have parameters of their own.
     ///

@@ -171,6 +171,10 @@ impl Module for Network {
         Ok(x.replace(self.down.apply(&inner)?))
     }
 
+    fn stands_alone(&self) -> bool {
+        true
+    }
+
     fn phi(&self) -> Tensors {
         let gate = self.gate.iter().fold(Tensors::new(), |all, gate| gate.named(GATE, all));
         self.down.named(DOWN, self.up.named(UP, gate))

@@ -1,0 +1,192 @@
+// Branches of a computation on libtorch's own threads, forward and backward. libtorch's C interface
+// has neither parallel regions nor functions with a backward pass of their own; see
+// src/side_by_side.rs for what this is for.
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <numeric>
+#include <vector>
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <ATen/ThreadLocalState.h>
+#include <torch/csrc/autograd/edge.h>
+#include <torch/csrc/autograd/engine.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/graph_task.h>
+#include <torch/csrc/autograd/variable.h>
+
+namespace {
+
+using torch::autograd::Edge;
+using torch::autograd::edge_list;
+using torch::autograd::Engine;
+using torch::autograd::Node;
+using torch::autograd::variable_list;
+using torch::autograd::impl::gradient_edge;
+
+// task(0), ..., task(n - 1): each thread takes the next one that nobody has. Operations within a
+// task have one thread, since they are in a parallel region.
+template <typename Task>
+void on_threads(size_t n, const Task& task) {
+  const at::ThreadLocalState state;
+  std::atomic<size_t> next{0};
+  const int64_t threads = std::min<int64_t>(at::get_num_threads(), static_cast<int64_t>(n));
+  at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+    const at::ThreadLocalStateGuard guard(state);
+    for (int64_t thread = begin; thread < end; ++thread) {
+      for (size_t i = next++; i < n; i = next++) {
+        task(i);
+      }
+    }
+  });
+}
+
+struct Branch {
+  Edge y;                      // where its backward pass starts
+  Edge x;                      // its rows of the input
+  std::vector<Edge> params;    // its own parameters
+  int64_t first_row;
+  int64_t rows;
+};
+
+// y = [branch 0; branch 1; ...]. Inputs are x, then the parameters of all branches in their order.
+struct SideBySide : public Node {
+  std::vector<Branch> branches;
+  std::vector<int64_t> x_size;
+  at::TensorOptions x_options;
+
+  variable_list apply(variable_list&& gradients) override {
+    TORCH_CHECK(
+        !at::GradMode::is_enabled(),
+        "modules that were computed side by side have no gradient of a gradient");
+    variable_list result(num_outputs());
+    const at::Tensor& dy = gradients[0];
+    if (!dy.defined()) {
+      return result;
+    }
+    TORCH_CHECK(
+        !branches.empty(), "the backward pass of this graph has been run, and it was not kept");
+    const bool keep = torch::autograd::get_current_graph_task_keep_graph();
+    const bool of_x = task_should_compute_output(0);
+    if (of_x) {
+      result[0] = at::empty(x_size, x_options);
+    }
+    std::vector<size_t> first(branches.size());  // place of its first parameter in `result`
+    size_t place = 1;
+    for (size_t i = 0; i < branches.size(); ++i) {
+      first[i] = place;
+      place += branches[i].params.size();
+    }
+    std::vector<size_t> order(branches.size());
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) {
+      return branches[a].rows > branches[b].rows;
+    });
+    on_threads(branches.size(), [&](size_t at) {
+      const size_t i = order[at];
+      const Branch& branch = branches[i];
+      edge_list wanted;
+      std::vector<size_t> places;
+      if (of_x) {
+        wanted.push_back(branch.x);
+        places.push_back(0);
+      }
+      for (size_t p = 0; p < branch.params.size(); ++p) {
+        if (task_should_compute_output(first[i] + p)) {
+          wanted.push_back(branch.params[p]);
+          places.push_back(first[i] + p);
+        }
+      }
+      const at::Tensor dx =
+          of_x ? result[0].narrow(0, branch.first_row, branch.rows) : at::Tensor();
+      if (!branch.y.is_valid() || wanted.empty()) {
+        if (of_x) dx.zero_();
+        return;
+      }
+      variable_list found = Engine::get_default_engine().execute(
+          {branch.y}, {dy.narrow(0, branch.first_row, branch.rows)}, keep, false, false, wanted);
+      for (size_t w = 0; w < found.size(); ++w) {
+        if (places[w] != 0) {
+          result[places[w]] = std::move(found[w]);
+        } else if (found[w].defined()) {
+          dx.copy_(found[w]);
+        } else {
+          dx.zero_();
+        }
+      }
+    });
+    return result;
+  }
+
+  void release_variables() override {
+    branches.clear();
+  }
+
+  std::string name() const override {
+    return "SideBySide";
+  }
+};
+
+// Runs `work`; what it throws comes back as text that the caller frees, else null.
+template <typename Work>
+char* told(const Work& work) {
+  try {
+    work();
+    return nullptr;
+  } catch (const std::exception& e) {
+    return strdup(e.what());
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+bool modl_grad_enabled() {
+  return at::GradMode::is_enabled();
+}
+
+char* modl_on_threads(size_t n, void (*task)(void*, size_t), void* data) {
+  return told([&] { on_threads(n, [&](size_t i) { task(data, i); }); });
+}
+
+// Gives `y`, which holds what `n` branches gave below one another, the gradients of these. Branch i
+// took the rows from `first_rows[i]` to `first_rows[i + 1]` of `x` as the leaf `xs[i]`, made `ys[i]`,
+// and has the leaves `own[j]` in the place of `params[j]` for j from `first_params[i]` to
+// `first_params[i + 1]`.
+char* modl_join(
+    at::Tensor* y,
+    at::Tensor* x,
+    size_t n,
+    at::Tensor** xs,
+    at::Tensor** ys,
+    const int64_t* first_rows,
+    at::Tensor** params,
+    at::Tensor** own,
+    const size_t* first_params) {
+  return told([&] {
+    const auto edge = [](const at::Tensor& t) {
+      return t.requires_grad() ? gradient_edge(t) : Edge();
+    };
+    auto node = c10::make_intrusive<SideBySide>();
+    edge_list next;
+    next.push_back(edge(*x));
+    node->x_size = x->sizes().vec();
+    node->x_options = x->options();
+    for (size_t i = 0; i < n; ++i) {
+      Branch branch{edge(*ys[i]), edge(*xs[i]), {}, first_rows[i], first_rows[i + 1] - first_rows[i]};
+      for (size_t j = first_params[i]; j < first_params[i + 1]; ++j) {
+        next.push_back(edge(*params[j]));
+        branch.params.push_back(edge(*own[j]));
+      }
+      node->branches.push_back(std::move(branch));
+    }
+    node->set_next_edges(std::move(next));
+    torch::autograd::set_history(*y, node);
+  });
+}
+
+}  // extern "C"
