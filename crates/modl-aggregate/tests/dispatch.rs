@@ -7,6 +7,7 @@ use modl_aggregate::WeightedSum;
 use modl_core::{
     Aggregator, AggregatorConfig, Bank, Base, Context, Device, Host, Init, Kind, LowRank, Module,
     ParamStore, Result, Routing, Scope, Seed, Signal, Site, SiteKind, Tensor, Tensors, Weights,
+    set_threads,
 };
 
 const ROWS: i64 = 4;
@@ -369,6 +370,7 @@ fn the_configuration_makes_the_aggregator() -> Result<()> {
 struct Expert {
     a: Tensor,
     b: Tensor,
+    alone: bool,
 }
 
 impl Module for Expert {
@@ -379,10 +381,34 @@ impl Module for Expert {
     fn forward(&self, _: &Host, x: &Signal, _: &Context) -> Result<Signal> {
         Ok(x.replace(x.x.linear(&self.a, None)?.tanh()?.linear(&self.b, None)?))
     }
+
+    fn stands_alone(&self) -> bool {
+        self.alone
+    }
+
+    fn phi(&self) -> Tensors {
+        Tensors::new().with("a", self.a.clone()).with("b", self.b.clone())
+    }
+
+    fn with_phi(&self, phi: &Tensors) -> Result<Box<dyn Module>> {
+        let (a, b) = (phi.need("a")?.clone(), phi.need("b")?.clone());
+        Ok(Box::new(Expert { a, b, alone: self.alone }))
+    }
 }
 
-/// `count` experts and their parameters, or as many low-rank changes.
-fn experts(count: i64, low_rank: bool, kind: Kind) -> (Bank, Vec<Tensor>) {
+/// What experts are made of, which decides the way that they are computed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Made {
+    LowRank,
+    /// One after the other.
+    Network,
+    /// Side by side where loads are even.
+    Alone,
+}
+
+/// `count` experts and their parameters.
+fn experts(count: i64, made: Made, kind: Kind) -> (Bank, Vec<Tensor>) {
+    let low_rank = made == Made::LowRank;
     let (mut bank, mut leaves) = (Bank::new(), Vec::new());
     for j in 0..count {
         let of = |name: &str, shape: &[i64]| {
@@ -396,7 +422,7 @@ fn experts(count: i64, low_rank: bool, kind: Kind) -> (Bank, Vec<Tensor>) {
         leaves.extend([a.clone(), b.clone()]);
         let module: Box<dyn Module> = match low_rank {
             true => Box::new(LowRank { down: a, up: b, scale: 1.0 / (1 + j % 3) as f64 }),
-            false => Box::new(Expert { a, b }),
+            false => Box::new(Expert { a, b, alone: made == Made::Alone }),
         };
         bank.insert(format!("m{j}"), module).unwrap();
     }
@@ -454,10 +480,11 @@ fn tokens_sent_to_experts_get_what_the_formula_gives() -> Result<()> {
         ("dropped", |slot, count| if slot % 3 == 0 { -1 } else { slot % count }),
         ("nobody", |_, _| -1),
     ];
+    set_threads(3);
     for (kind, tolerance) in [(Kind::Double, 1e-10), (Kind::Float, 1e-5)] {
         for count in [1, 4, 36] {
-            for low_rank in [true, false] {
-                let (bank, leaves) = experts(count, low_rank, kind);
+            for made in [Made::LowRank, Made::Network, Made::Alone] {
+                let (bank, leaves) = experts(count, made, kind);
                 for (name, choose) in loads {
                     let index: Vec<i64> = (0..2 * 17 * 2).map(|s| choose(s, count)).collect();
                     for (x, shape) in [([2, 17, IN], vec![2, 17, 2]), ([34, 2, IN], vec![34, 2])] {
@@ -466,8 +493,7 @@ fn tokens_sent_to_experts_get_what_the_formula_gives() -> Result<()> {
                         let index = indices(&index, &shape);
                         for base in [Base::Kept, Base::Replaced] {
                             let what = format!(
-                                "{kind:?}, {count} modules, low-rank {low_rank}, {name}, {shape:?}, \
-                                 {base:?}"
+                                "{kind:?}, {count} modules, {made:?}, {name}, {shape:?}, {base:?}"
                             );
                             both_ways((&bank, &leaves), &index, &x, base, tolerance, &what)?;
                         }
@@ -494,7 +520,7 @@ fn the_base_is_computed_once_and_only_where_it_is_wanted() -> Result<()> {
     let index: Vec<i64> = (0..all * 2).map(|s| s % MODULES).collect();
     let few: Vec<i64> = (0..all * 2).map(|s| if s < 2 { s } else { -1 }).collect();
     let (opaque, _) = bank(false);
-    let (own, _) = experts(MODULES, false, Kind::Double);
+    let (own, _) = experts(MODULES, Made::Network, Kind::Double);
     let run = |bank: &Bank, index: &[i64], base| -> Result<Vec<i64>> {
         let index = indices(index, &[ROWS, LEN, 2]);
         let sparse = Weights::Sparse { index, weight: draw("w", &[ROWS, LEN, 2]) };
@@ -563,8 +589,10 @@ proptest::proptest! {
         shift in 1usize..13,
         turn in 1usize..12,
         low_rank: bool,
+        alone: bool,
         kept: bool,
     ) {
+        set_threads(3);
         const TOKENS: usize = 13;
         const EXPERTS: usize = 12;
         let base = if kept { Base::Kept } else { Base::Replaced };
@@ -576,7 +604,7 @@ proptest::proptest! {
                 let (a, b) = (draw(&format!("a{j}"), &[2, IN]), draw(&format!("b{j}"), &[OUT, 2]));
                 let module: Box<dyn Module> = match low_rank {
                     true => Box::new(LowRank { down: a, up: b, scale: 1.0 }),
-                    false => Box::new(Expert { a, b }),
+                    false => Box::new(Expert { a, b, alone }),
                 };
                 bank.insert(format!("m{j}"), module).unwrap();
             }

@@ -58,7 +58,8 @@ pub fn side_by_side(x: &Tensor, branches: Vec<Branch>) -> Result<Tensor> {
     let mut tasks = Vec::with_capacity(branches.len());
     for (branch, part) in branches.into_iter().zip(x.detach()?.split(&rows, 0)?) {
         let part = leaf(part, x)?;
-        let phi: Vec<Tensor> = branch.phi.iter().map(|t| leaf(t.detach()?, t)).collect::<Result<_>>()?;
+        let phi: Vec<Tensor> =
+            branch.phi.iter().map(|t| leaf(t.detach()?, t)).collect::<Result<_>>()?;
         tasks.push(Mutex::new(Some(((branch.f)(phi.clone())?, part.clone()))));
         xs.push(part);
         params.push(branch.phi);
