@@ -20,7 +20,8 @@ import time
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoTokenizer, BertModel, logging
+from transformers import AutoTokenizer, BertModel, MixtralConfig, logging
+from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 
 logging.set_verbosity_error()
 ROOT = os.environ["MODL_ROOT"]
@@ -41,10 +42,26 @@ ROWS = {
     "train f32, real texts": ("train", False, 0.1, True),
     "train bf16, real texts": ("train", True, 0.1, True),
 }
+# The same with `mixture:EXPERTS:INNER:TOKENS:train|infer` for the work: transformers' block of Mixtral,
+# each way that it has to compute experts, against a layer of modl. Width 512, 2 experts a token.
+COARSE, MANY, FINE = "mixture:8:2048:1024", "mixture:64:2048:1024", "mixture:64:256:2048"
+ROWS |= {
+    f"{name}, {how}, {dtype}": (f"{work}:{mode}", dtype == "bf16", 0.0, False, how)
+    for name, work, mode in [
+        ("mixture E=8, training", COARSE, "train"),
+        ("mixture E=64, training", MANY, "train"),
+        ("mixture E=64 fine, training", FINE, "train"),
+        ("mixture E=64 fine, inference", FINE, "infer"),
+    ]
+    for how in ("eager", "grouped_mm")
+    for dtype in ("f32", "bf16")
+}
 MEMORY = {
     "memory f32, dropout 0.1": ("train", False, 0.1, False),
     "memory bf16, dropout 0.1": ("train", True, 0.1, False),
     "memory f32, checkpointed": ("checkpointed", False, 0.1, False),
+    "memory mixture E=64, f32": (MANY + ":train", False, 0.0, False, "eager"),
+    "memory mixture E=64 fine, f32": (FINE + ":train", False, 0.0, False, "eager"),
 }
 
 
@@ -67,8 +84,40 @@ def batches(texts):
     return [torch.tensor(t["input_ids"]) for t in tokens]
 
 
-def peer(work, bf16, dropout, texts):
+def mixture(work, bf16, how):
+    """One step of transformers' block of Mixtral: forward, and backward to x and all parameters."""
+    _, experts, inner, tokens, mode = work.split(":")
+    torch.manual_seed(0)
+    config = MixtralConfig(
+        hidden_size=512, intermediate_size=int(inner), num_local_experts=int(experts), num_experts_per_tok=2
+    )
+    config._experts_implementation = how
+    block = MixtralSparseMoeBlock(config)
+    for p in block.parameters():
+        torch.nn.init.normal_(p, std=0.02)
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    block.to(dtype)
+    x = torch.randn(1, int(tokens), 512, dtype=dtype, requires_grad=mode == "train")
+    probe = torch.randn(1, int(tokens), 512, dtype=dtype)
+    if mode == "infer":
+
+        def forward():
+            with torch.no_grad():
+                block(x)
+
+        return forward
+    leaves = [*block.parameters(), x]
+
+    def step():
+        torch.autograd.grad((block(x) * probe).sum(), leaves)
+
+    return step
+
+
+def peer(work, bf16, dropout, texts, how=None):
     """One step of transformers (forward) or PEFT (all else; training under autocast for bf16)."""
+    if how:
+        return mixture(work, bf16, how)
     torch.manual_seed(0)
     model = BertModel.from_pretrained(
         MODEL, dtype=torch.float32, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout
@@ -111,12 +160,12 @@ def peer(work, bf16, dropout, texts):
 class Modl:
     """The same step in modl: a process that runs one for each line that it is sent."""
 
-    def __init__(self, work, bf16, dropout, texts, threads):
+    def __init__(self, work, bf16, dropout, texts, threads, how=None):
         command = [
             os.environ["MODL_PEER_STEP"], MODEL, work, "bf16" if bf16 else "f32", str(dropout), str(threads),
         ]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for ids in batches(texts):
+        for ids in [] if how else batches(texts):
             line = f"batch {ids.shape[0]} " + " ".join(str(i) for i in ids.flatten().tolist())
             self.process.stdin.write(line + "\n")
         self.exchange("begin")
@@ -140,6 +189,10 @@ class Modl:
     def close(self):
         self.process.stdin.close()
         self.process.wait()
+
+
+def modl(row, threads):
+    return Modl(*row[:4], threads, *row[4:])
 
 
 def summary(ratios):
@@ -168,12 +221,12 @@ def memory(name, row, threads):
     """Peak memory of five steps in a process of its own, of each side, in MiB."""
     command = [sys.executable, __file__, "--memory-of", name, "--threads", str(threads)]
     theirs = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    ours = Modl(*row, threads)
+    ours = modl(row, threads)
     for _ in range(5):
         ours.step()
     peak = ours.peak()
     ours.close()
-    print(f"{name:26} {theirs:14.0f} MiB {peak:14.0f} MiB {peak / theirs:8.2f} of the peer's", flush=True)
+    print(f"{name:34} {theirs:10.0f} MiB {peak:14.0f} MiB {peak / theirs:8.2f} of the peer's", flush=True)
     return dict(peer_mib=theirs, modl_mib=peak)
 
 
@@ -195,15 +248,15 @@ def main():
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         return
     print(f"torch {torch.__version__}, {a.threads} threads, batch {BATCH} x {SEQ}, {a.n} pairs a row\n")
-    print(f"{'row':26} {'peer ms':>18} {'modl ms':>18} {'times as fast':>22}")
+    print(f"{'row':42} {'peer ms':>10} {'modl ms':>10} {'times as fast':>22}")
     figures = {}
     for name, row in ROWS.items():
         if a.rows not in name:
             continue
-        texts = row[-1]
-        theirs, ours = peer(*row), Modl(*row, a.threads)
+        texts = row[3]
+        theirs, ours = peer(*row), modl(row, a.threads)
         # Each shape once, before the clock runs.
-        for _ in range(max(2, len(batches(texts)))):
+        for _ in range(2 if len(row) > 4 else max(2, len(batches(texts)))):
             theirs(), ours.step()
         pairs = []
         for _ in range(a.n):
@@ -214,11 +267,11 @@ def main():
         p, m = (statistics.median(side) for side in zip(*pairs))
         mid, low, high = summary(p / m for p, m in pairs)
         figures[name] = dict(peer_ms=p, modl_ms=m, ratio=mid, quartiles=[low, high], pairs=pairs)
-        print(f"{name:26} {p:18.1f} {m:18.1f} {mid:8.2f} [{low:.2f}, {high:.2f}]", flush=True)
+        print(f"{name:42} {p:10.1f} {m:10.1f} {mid:8.2f} [{low:.2f}, {high:.2f}]", flush=True)
     if a.rows in "DoRA over LoRA":
         rows = [ROWS["LoRA forward f32"], ROWS["DoRA forward f32"]]
         theirs = dora_over_lora("PEFT", *(timed(peer(*row)) for row in rows), a.n)
-        ours = [Modl(*row, a.threads) for row in rows]
+        ours = [modl(row, a.threads) for row in rows]
         figures["DoRA over LoRA"] = dict(peer=theirs, modl=dora_over_lora("modl", *(o.step for o in ours), a.n))
         for one in ours:
             one.close()

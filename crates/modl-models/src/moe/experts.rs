@@ -1,10 +1,11 @@
 //! What the experts of a mixture compute.
 //!
-//! Tokens are sorted by expert, so that each expert computes one product for all its tokens, and
-//! what they say is added up token by token.
+//! Tokens are sorted by expert, so that each expert computes one product for all its tokens, experts
+//! side by side where their loads are even; what they say is added up token by token.
 
 use modl_core::{
-    Activation, Error, Grouping, Result, STACK_DOWN, STACK_UP, Seed, Tensor, Tensors, dropout,
+    Activation, Branch, Error, Grouping, Result, STACK_DOWN, STACK_UP, Seed, Tensor, Tensors, Work,
+    dropout, side_by_side, suits_side_by_side,
 };
 
 pub(crate) const GATE_UP: &str = "gate_up_proj";
@@ -64,15 +65,29 @@ pub(crate) fn mix(
         return x.zeros_like();
     }
     let sorted = flat.index_select(0, &grouping.units(x.device())?)?;
-    let mut outputs = Vec::new();
-    for (n, x) in grouping.parts(&sorted)?.iter().enumerate() {
-        if x.len_of(0) > 0 {
-            let inner = expert.within(&first.apply(n, x)?, n)?;
-            outputs.push(last.apply(n, &inner)?);
-        }
-    }
-    let sum = grouping.weighted_sum(&Tensor::cat(&outputs, 0)?, &grouping.weights(gates)?)?;
-    sum.reshape(&x.size())
+    let busy = grouping.counts().iter().enumerate().filter(|(_, rows)| **rows > 0);
+    let y = if suits_side_by_side(grouping.counts(), x.device()) {
+        let branches = busy.map(|(n, &rows)| {
+            let (first, last) = (first.matrix(n)?, last.matrix(n)?);
+            let split = first.phi().len();
+            let phi: Vec<Tensor> = first.phi().into_iter().chain(last.phi()).collect();
+            let f = move |own: Vec<Tensor>| -> Result<Work> {
+                let (first, last) = own.split_at_checked(split).unwrap_or((&own, &[]));
+                let (first, last) = (Matrix::with(first)?, Matrix::with(last)?);
+                Ok(Box::new(move |x| last.apply(&expert.within(&first.apply(&x)?, n)?)))
+            };
+            Ok(Branch { rows, phi, f: Box::new(f) })
+        });
+        side_by_side(&sorted, branches.collect::<Result<_>>()?)?
+    } else {
+        let parts = grouping.parts(&sorted)?;
+        let outputs = busy.zip(parts.iter().filter(|x| x.len_of(0) > 0)).map(|((n, _), x)| {
+            let inner = expert.within(&first.matrix(n)?.apply(x)?, n)?;
+            last.matrix(n)?.apply(&inner)
+        });
+        Tensor::cat(&outputs.collect::<Result<Vec<_>>>()?, 0)?
+    };
+    grouping.weighted_sum(&y, &grouping.weights(gates)?)?.reshape(&x.size())
 }
 
 /// One matrix of each expert, with a sum of low rank where there is one.
@@ -89,12 +104,45 @@ impl Stack {
         Ok(Stack { weights: theta.need(name)?.unbind(0)?, low_rank })
     }
 
-    /// x Wᵀ of one expert.
-    fn apply(&self, expert: usize, x: &Tensor) -> Result<Tensor> {
-        let missing = || Error::invalid("experts", format!("there is no expert {expert}"));
-        let y = x.linear(self.weights.get(expert).ok_or_else(missing)?, None)?;
+    /// That of one expert.
+    fn matrix(&self, expert: usize) -> Result<Matrix> {
+        let of = |all: &[Tensor]| {
+            let missing = || Error::invalid("experts", format!("there is no expert {expert}"));
+            all.get(expert).cloned().ok_or_else(missing)
+        };
+        let low_rank = match &self.low_rank {
+            Some((downs, ups)) => Some((of(downs)?, of(ups)?)),
+            None => None,
+        };
+        Ok(Matrix { weight: of(&self.weights)?, low_rank })
+    }
+}
+
+/// x ↦ x Wᵀ, or x (W + up down)ᵀ.
+struct Matrix {
+    weight: Tensor,
+    low_rank: Option<(Tensor, Tensor)>,
+}
+
+impl Matrix {
+    fn apply(&self, x: &Tensor) -> Result<Tensor> {
+        let y = x.linear(&self.weight, None)?;
         let Some((down, up)) = &self.low_rank else { return Ok(y) };
-        let (down, up) = down.get(expert).zip(up.get(expert)).ok_or_else(missing)?;
         y.add_linear(&x.linear(down, None)?, up)
+    }
+
+    fn phi(&self) -> Vec<Tensor> {
+        let low_rank = self.low_rank.iter().flat_map(|(down, up)| [down, up]);
+        [&self.weight].into_iter().chain(low_rank).cloned().collect()
+    }
+
+    fn with(phi: &[Tensor]) -> Result<Self> {
+        match phi {
+            [weight] => Ok(Matrix { weight: weight.clone(), low_rank: None }),
+            [weight, down, up] => {
+                Ok(Matrix { weight: weight.clone(), low_rank: Some((down.clone(), up.clone())) })
+            }
+            _ => Err(Error::invalid("experts", format!("one of {} parts", phi.len()))),
+        }
     }
 }

@@ -4,12 +4,16 @@
 //! usage: peer_step MODEL WORK f32|bf16 DROPOUT THREADS
 //!
 //! WORK is `forward` (the backbone alone), `lora` or `dora` (forward with one such module), `train`
-//! (a step of training a LoRA) or `checkpointed` (the same with activation checkpointing).
+//! (a step of training a LoRA) or `checkpointed` (the same with activation checkpointing); or
+//! `mixture:EXPERTS:INNER:TOKENS:train|infer`, a mixture of experts without a backbone.
+
+mod mixture;
 
 use std::io::{BufRead, Write};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
+use mixture::Mixture;
 use modl_aggregate::WeightedSum;
 use modl_compute::{Dora, Lora};
 use modl_core::{
@@ -133,12 +137,22 @@ fn main() -> Result<()> {
             numbers.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
         batches.push(batch(&numbers)?);
     }
-    let mut work = Work::new(&args, batches)?;
+    let mut step: Box<dyn FnMut() -> Result<()>> = match args.get(1) {
+        Some(work) if work.starts_with("mixture:") => {
+            let bf16 = args.get(2).is_some_and(|dtype| dtype == "bf16");
+            let mixture = Mixture::new(work, if bf16 { Kind::BFloat16 } else { Kind::Float })?;
+            Box::new(move || mixture.run())
+        }
+        _ => {
+            let mut work = Work::new(&args, batches)?;
+            Box::new(move || work.run())
+        }
+    };
     println!("ready");
     for line in lines {
         line?;
         let start = Instant::now();
-        work.run()?;
+        step()?;
         println!("{}", start.elapsed().as_secs_f64() * 1e3);
         std::io::stdout().flush()?;
     }
