@@ -3,7 +3,10 @@
 //! with even and skewed loads; what routing takes of it; and LoRA experts for each token.
 //!
 //! Beside each ratio stands the roofline's: the larger of 1 and of what the weights that are touched
-//! take to go through memory, over the dense block's time.
+//! take to go through memory, over the dense block's time. Then the most memory that a step of the
+//! mixture has beside its weights and their gradients, less the dense block's, and what the copies
+//! of activations that routing makes take: k rows for each token of what goes into the experts and
+//! what comes out, and of their gradients in training. Linux tells it; elsewhere there is a dash.
 //!
 //! `OMP_NUM_THREADS=1 cargo bench -p modl-compute --bench mixture -- [--quick] [--bf16] [FILTER]`;
 //! with `--malloc` freed memory goes back to the system, as libtorch leaves it; with `--cpu` the
@@ -28,6 +31,8 @@ struct Options {
     filter: Option<String>,
     rounds: usize,
     kind: Kind,
+    /// Whether only memory is looked at.
+    peaks: bool,
     /// Bytes each second that a copy reads and writes.
     bandwidth: f64,
 }
@@ -42,6 +47,7 @@ fn main() {
         filter: args.iter().find(|a| !a.starts_with("--")).cloned(),
         rounds: if has("--quick") { 5 } else { 15 },
         kind: if has("--bf16") { Kind::BFloat16 } else { Kind::Float },
+        peaks: has("--peaks"),
         bandwidth: bandwidth(),
     };
     println!(
@@ -50,8 +56,11 @@ fn main() {
         threads(),
         options.bandwidth / 1e9
     );
-    println!("| work | dense, ms | mixture, ms | ratio | fastest | roofline |");
-    println!("|---|---|---|---|---|---|");
+    println!(
+        "| work | dense, ms | mixture, ms | ratio | fastest | roofline | memory over dense, MiB | \
+         routed copies, MiB |"
+    );
+    println!("|---|---|---|---|---|---|---|---|");
     let coarse = Shape { experts: 8, inner: 2048, tokens: 1024, train: true, skewed: false };
     options.mixture("E = 8, ff 2048, 1024 tokens", coarse);
     options.mixture("E = 8, ff 2048, 1024 tokens, half to one", Shape { skewed: true, ..coarse });
@@ -66,6 +75,15 @@ fn main() {
     }
     options.routing();
     options.loras();
+}
+
+/// Bytes that a mixture may need beside the dense block's.
+#[derive(Clone, Copy, Default)]
+struct Memory {
+    /// For what routing copies.
+    routed: f64,
+    /// For the gradients of more parameters.
+    gradients: f64,
 }
 
 #[derive(Clone, Copy)]
@@ -104,6 +122,34 @@ fn timed(work: impl FnOnce()) -> f64 {
     let clock = Instant::now();
     work();
     clock.elapsed().as_secs_f64()
+}
+
+/// The most memory that `work` has at once beside what there was, in bytes, where Linux tells it.
+fn peak(work: &mut dyn FnMut()) -> Option<f64> {
+    let of = |name: &str| -> Option<f64> {
+        let text = std::fs::read_to_string("/proc/self/status").ok()?;
+        let line = text.lines().find_map(|l| l.strip_prefix(name))?;
+        Some(line.split_whitespace().next()?.parse::<f64>().ok()? * 1024.0)
+    };
+    work();
+    std::fs::write("/proc/self/clear_refs", "5").ok()?; // The peak starts anew.
+    let before = of("VmRSS:")?;
+    work();
+    Some(of("VmHWM:")? - before)
+}
+
+/// What the mixture's peak is over the dense block's, from a process in which malloc gives back
+/// each large block that is freed.
+fn memory_over_dense(name: &str) -> Option<f64> {
+    let child = std::process::Command::new(std::env::current_exe().ok()?)
+        .args(["--malloc", "--peaks", name])
+        .args(std::env::args().filter(|a| a == "--bf16"))
+        .env("MALLOC_MMAP_THRESHOLD_", "65536")
+        .output()
+        .ok()?;
+    let text = String::from_utf8(child.stdout).ok()?;
+    let line = text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix('\t'))?;
+    line.parse().ok()
 }
 
 /// What Linux says that the main thread has had of a processor, in seconds.
@@ -169,10 +215,23 @@ impl Options {
     }
 
     /// Runs two ways by turns and prints a line.
-    fn compare(&self, name: &str, bytes: f64, mut dense: impl FnMut(), mut mixture: impl FnMut()) {
+    fn compare(
+        &self,
+        name: &str,
+        bytes: f64,
+        memory: Memory,
+        mut run_dense: impl FnMut(),
+        mut run_mixture: impl FnMut(),
+    ) {
+        if self.peaks {
+            if let Some((m, d)) = peak(&mut run_mixture).zip(peak(&mut run_dense)) {
+                println!("{name}\t{}", m - d);
+            }
+            return;
+        }
         let mut times = [Vec::new(), Vec::new()];
         for round in 0..self.rounds + 2 {
-            let pair = [timed(&mut dense), timed(&mut mixture)];
+            let pair = [timed(&mut run_dense), timed(&mut run_mixture)];
             if round >= 2 {
                 times.iter_mut().zip(pair).for_each(|(all, t)| all.push(t * 1e3));
             }
@@ -182,10 +241,13 @@ impl Options {
         let median = |all: &[f64]| all[all.len() / 2];
         let (d, m) = (median(dense), median(mixture));
         let roofline = (bytes / self.bandwidth * 1e3 / dense[0]).max(1.0);
+        let (ratio, fastest) = (m / d, mixture[0] / dense[0]);
+        let mib = |bytes: f64| format!("{:.1}", bytes / (1u64 << 20) as f64);
+        let over =
+            memory_over_dense(name).map_or("–".to_owned(), |over| mib(over - memory.gradients));
         println!(
-            "| {name} | {d:.2} | {m:.2} | {:.2} | {:.2} | {roofline:.2} |",
-            m / d,
-            mixture[0] / dense[0]
+            "| {name} | {d:.2} | {m:.2} | {ratio:.2} | {fastest:.2} | {roofline:.2} | {over} | {} |",
+            mib(memory.routed)
         );
     }
 
@@ -224,9 +286,17 @@ impl Options {
         // Forward and backward each read the weights, and their gradients are written.
         let passes = if train { 3 } else { 1 };
         let bytes = experts * 3 * inner * WIDTH * kind.elt_size_in_bytes() as i64 * passes;
+        let size = kind.elt_size_in_bytes() as i64;
+        let copies = if train { 4 } else { 2 };
+        let gradients = if train { (experts - K) * 3 * inner * WIDTH * size } else { 0 };
+        let memory = Memory {
+            routed: (copies * K * tokens * WIDTH * size) as f64,
+            gradients: gradients as f64,
+        };
         self.compare(
             name,
             bytes as f64,
+            memory,
             || run(&|| dense.forward(&host, &x, &cx), &of_dense),
             || run(&|| layer.forward(&host, &x, &cx), &of_layer),
         );
@@ -268,7 +338,7 @@ impl Options {
             let y = layer.forward(&host, &x, &Context::eval()).unwrap();
             backward(&y.x, &probe, &leaves);
         };
-        self.compare(name, 0.0, || run(&real), || run(&hollow));
+        self.compare(name, 0.0, Memory::default(), || run(&real), || run(&hollow));
     }
 
     /// 64 LoRAs of rank 8, 2 for each token, over a frozen 384 × 384 layer.
@@ -299,17 +369,22 @@ impl Options {
         let leaves: Vec<&Tensor> = leaves.iter().collect();
         let cx = Context::eval();
         let bytes = (experts * 2 * 8 * DIM * 4) as f64;
+        // The gathered x, the thin inner products, the change, and their gradients.
+        let routed =
+            |copies: i64| (copies * K * tokens * DIM * kind.elt_size_in_bytes() as i64) as f64;
         let name = "64 LoRAs of rank 8 over 384 × 384";
         if self.wanted(name) {
             self.compare(
                 &format!("{name}, training"),
                 3.0 * bytes,
+                Memory { routed: routed(4), gradients: bytes },
                 || backward(&host.call(&x, &cx).unwrap().x, &probe, &[&x.x]),
                 || backward(&layer.forward(&host, &x, &cx).unwrap().x, &probe, &leaves),
             );
             self.compare(
                 &format!("{name}, inference"),
                 bytes,
+                Memory { routed: routed(2), gradients: 0.0 },
                 || drop(no_grad(|| host.call(&x, &cx)).unwrap()),
                 || drop(no_grad(|| layer.forward(&host, &x, &cx)).unwrap()),
             );

@@ -169,15 +169,18 @@ fn widest(parts: &[(usize, LowRank)], rows: &[Vec<(usize, f64)>]) -> i64 {
 /// All A `[modules, rank, in]` and Bᵀ `[modules, rank, out]`, with zeros up to the largest rank.
 fn factors(parts: &[(usize, LowRank)], kind: Kind) -> Result<(Tensor, Tensor)> {
     let rank = largest(parts);
-    let fill = |t: Tensor| match rank - t.len_of(0) {
-        0 => Ok(t),
-        missing => t.pad(&[0, 0, 0, missing]),
-    };
-    let stack = |of: &dyn Fn(&LowRank) -> Result<Tensor>| {
-        let all: Result<Vec<_>> = parts.iter().map(|(_, p)| fill(of(p)?)).collect();
-        Tensor::stack(&all?, 0)?.to_kind(kind)
-    };
-    Ok((stack(&|p| Ok(p.down.clone()))?, stack(&|p| p.up.t())?))
+    let downs = parts.iter().map(|(_, p)| match rank - p.down.len_of(0) {
+        0 => Ok(p.down.clone()),
+        missing => p.down.pad(&[0, 0, 0, missing]),
+    });
+    let ups = parts.iter().map(|(_, p)| match rank - p.up.len_of(1) {
+        0 => Ok(p.up.clone()),
+        missing => p.up.pad(&[0, missing]),
+    });
+    let downs = Tensor::stack(&downs.collect::<Result<Vec<_>>>()?, 0)?.to_kind(kind)?;
+    // Turned round all at once: one by one, that takes longer than the products.
+    let ups = Tensor::stack(&ups.collect::<Result<Vec<_>>>()?, 0)?.to_kind(kind)?;
+    Ok((downs, ups.t()?.contiguous()?))
 }
 
 /// α `[…, n]` with dimensions of length 1 before the last, so that it weighs columns.
