@@ -78,7 +78,7 @@ fn main() {
 }
 
 /// Bytes that a mixture may need beside the dense block's.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 struct Memory {
     /// For what routing copies.
     routed: f64,
@@ -219,7 +219,7 @@ impl Options {
         &self,
         name: &str,
         bytes: f64,
-        memory: Memory,
+        memory: Option<Memory>,
         mut run_dense: impl FnMut(),
         mut run_mixture: impl FnMut(),
     ) {
@@ -243,11 +243,13 @@ impl Options {
         let roofline = (bytes / self.bandwidth * 1e3 / dense[0]).max(1.0);
         let (ratio, fastest) = (m / d, mixture[0] / dense[0]);
         let mib = |bytes: f64| format!("{:.1}", bytes / (1u64 << 20) as f64);
-        let over =
-            memory_over_dense(name).map_or("–".to_owned(), |over| mib(over - memory.gradients));
+        let memory = memory.map_or(["–".to_owned(), "–".to_owned()], |memory| {
+            let over = memory_over_dense(name).map(|over| mib(over - memory.gradients));
+            [over.unwrap_or("–".to_owned()), mib(memory.routed)]
+        });
         println!(
-            "| {name} | {d:.2} | {m:.2} | {ratio:.2} | {fastest:.2} | {roofline:.2} | {over} | {} |",
-            mib(memory.routed)
+            "| {name} | {d:.2} | {m:.2} | {ratio:.2} | {fastest:.2} | {roofline:.2} | {} |",
+            memory.join(" | ")
         );
     }
 
@@ -289,10 +291,10 @@ impl Options {
         let size = kind.elt_size_in_bytes() as i64;
         let copies = if train { 4 } else { 2 };
         let gradients = if train { (experts - K) * 3 * inner * WIDTH * size } else { 0 };
-        let memory = Memory {
+        let memory = Some(Memory {
             routed: (copies * K * tokens * WIDTH * size) as f64,
             gradients: gradients as f64,
-        };
+        });
         self.compare(
             name,
             bytes as f64,
@@ -338,7 +340,7 @@ impl Options {
             let y = layer.forward(&host, &x, &Context::eval()).unwrap();
             backward(&y.x, &probe, &leaves);
         };
-        self.compare(name, 0.0, Memory::default(), || run(&real), || run(&hollow));
+        self.compare(name, 0.0, None, || run(&real), || run(&hollow));
     }
 
     /// 64 LoRAs of rank 8, 2 for each token, over a frozen 384 × 384 layer.
@@ -373,18 +375,21 @@ impl Options {
         let routed =
             |copies: i64| (copies * K * tokens * DIM * kind.elt_size_in_bytes() as i64) as f64;
         let name = "64 LoRAs of rank 8 over 384 × 384";
-        if self.wanted(name) {
+        let (training, inference) = (format!("{name}, training"), format!("{name}, inference"));
+        if self.wanted(&training) {
             self.compare(
-                &format!("{name}, training"),
+                &training,
                 3.0 * bytes,
-                Memory { routed: routed(4), gradients: bytes },
+                Some(Memory { routed: routed(4), gradients: bytes }),
                 || backward(&host.call(&x, &cx).unwrap().x, &probe, &[&x.x]),
                 || backward(&layer.forward(&host, &x, &cx).unwrap().x, &probe, &leaves),
             );
+        }
+        if self.wanted(&inference) {
             self.compare(
-                &format!("{name}, inference"),
+                &inference,
                 bytes,
-                Memory { routed: routed(2), gradients: 0.0 },
+                Some(Memory { routed: routed(2), gradients: 0.0 }),
                 || drop(no_grad(|| host.call(&x, &cx)).unwrap()),
                 || drop(no_grad(|| layer.forward(&host, &x, &cx)).unwrap()),
             );
