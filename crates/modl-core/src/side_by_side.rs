@@ -71,7 +71,7 @@ pub fn side_by_side(x: &Tensor, branches: Vec<Branch>) -> Result<Tensor> {
         rows.iter().map(|_| Mutex::new(None)).collect();
     ffi::on_threads(rows.len(), &|at| {
         let Some(&i) = order.get(at) else { return };
-        let task = tasks.get(i).and_then(|t| taken(t));
+        let task = tasks.get(i).and_then(taken);
         if let (Some((f, x)), Some(result)) = (task, results.get(i)) {
             // A panic must not pass through C++; it goes on where this function was called.
             let y = catch_unwind(AssertUnwindSafe(|| f(x)));
