@@ -1,20 +1,21 @@
 //! What it costs to decide, without running a module: α over 8 modules for 16 × 128 tokens 384 wide, as
 //! at a site of MiniLM, where learned routers look at the mean of a row, or at each token; and, in
 //! training, over 64 modules for 4,096 tokens 512 wide, the balanced routers beside top-k, and their
-//! assignment alone.
+//! assignment alone, and every router of the registry there.
 //!
 //! `OMP_NUM_THREADS=1 cargo bench -p modl-route`
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use modl_core::{
-    Bank, Context, Device, Init, Kind, LowRank, ParamStore, RouterConfig, Scope, Seed, Signal,
-    Site, SiteKind, Tensor, keep_freed_memory, no_grad,
+    Bank, Context, Device, Init, Kind, LowRank, ParamStore, Registry, RouterConfig, Scope, Seed,
+    Signal, Site, SiteKind, Tensor, keep_freed_memory, no_grad,
 };
 use modl_route::{
     Arrow, Base, Fixed, Input, Phase, Phatgoose, Scores, Sinkhorn, Soft, TopK, Uniform,
     balanced_assignment,
 };
+use serde_json::json;
 
 type Configs = Vec<(&'static str, Box<dyn RouterConfig>)>;
 
@@ -30,6 +31,16 @@ fn top_k(k: usize, input: Input) -> Box<TopK> {
     Box::new(TopK { k, scores: scores(input), ..TopK::default() })
 }
 
+/// Low-rank modules named `task 0`, `task 1`, …
+fn bank(modules: usize, rank: i64, width: i64) -> Bank {
+    let mut bank = Bank::new();
+    for j in 0..modules {
+        let (down, up) = (tensor(&[rank, width], j as u64), tensor(&[width, rank], 99 + j as u64));
+        bank.insert(format!("task {j}"), Box::new(LowRank { down, up, scale: 1.0 })).unwrap();
+    }
+    bank
+}
+
 /// α of each router over `modules` modules of this rank, named `task 0`, `task 1`, …, for x.
 fn decide(
     c: &mut Criterion,
@@ -42,11 +53,7 @@ fn decide(
     keep_freed_memory(); // as the modl binary does; else times depend on the heap's layout
     let (path, width) = ("layer.0.query".to_owned(), x.len_of(-1));
     let site = Site { path, kind: SiteKind::Linear, input: width, output: width, index: 0 };
-    let mut bank = Bank::new();
-    for j in 0..modules {
-        let (down, up) = (tensor(&[rank, width], j as u64), tensor(&[width, rank], 99 + j as u64));
-        bank.insert(format!("task {j}"), Box::new(LowRank { down, up, scale: 1.0 })).unwrap();
-    }
+    let bank = bank(modules, rank, width);
     let x = Signal::from(x.clone());
     let mut group = c.benchmark_group(group);
     for (name, config) in configs {
@@ -96,6 +103,46 @@ fn many_modules(c: &mut Criterion) {
     decide(c, group, (MODULES, 4), &x, &cx, configs);
 }
 
+/// Every router of the registry, at each token with 2 modules where it can be told so, else as it comes.
+fn all_routers(c: &mut Criterion) {
+    let x = tensor(&[1, TOKENS, 512], 1).add(&tensor(&[512], 2)).unwrap();
+    let ids: Vec<i64> = (0..TOKENS).collect();
+    let ids = Tensor::from_slice(&ids, &[1, TOKENS], Device::Cpu).unwrap();
+    let mask = Tensor::ones(&[1, TOKENS], Kind::Float, Device::Cpu).unwrap();
+    let cx = Context::train(Seed(1), 0)
+        .with_tasks(["task 0"])
+        .with_feature("input_ids", ids)
+        .with_feature("mask", mask);
+    let registry = Registry::new().with(modl_route::register).unwrap();
+    let site = Site { path: "0".into(), kind: SiteKind::Linear, input: 512, output: 512, index: 0 };
+    let bank = bank(MODULES, 4, 512);
+    let works = |config: &dyn RouterConfig| {
+        let mut store = ParamStore::new();
+        let router = config.build(&site, &bank, &mut Scope::new(&mut store, Seed(1)))?;
+        no_grad(|| router.route(&Signal::from(x.clone()), &bank, &cx)).map(|_| ())
+    };
+    let mut configs: Configs = Vec::new();
+    for entry in registry.routers.entries() {
+        let settings = [json!({"input": "tokens", "k": 2}), json!({"input": "tokens"}), json!({})];
+        let mut why = String::new();
+        for mut settings in settings {
+            settings["type"] = json!(entry.name);
+            match registry.routers.parse(&settings).and_then(|c| works(&*c).map(|()| c)) {
+                Ok(config) => {
+                    configs.push((entry.name, config));
+                    why.clear();
+                    break;
+                }
+                Err(e) => why = e.to_string(),
+            }
+        }
+        if !why.is_empty() {
+            eprintln!("{} is left out: {why}", entry.name);
+        }
+    }
+    decide(c, "route 4096 x 512, 64 modules, all routers", (MODULES, 4), &x, &cx, configs);
+}
+
 fn assignment(c: &mut Criterion) {
     let even = tensor(&[TOKENS, MODULES as i64], 3).to_vec::<f64>().unwrap();
     let taste = tensor(&[MODULES as i64], 4).to_vec::<f64>().unwrap();
@@ -115,5 +162,5 @@ fn assignment(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, at_a_site_of_minilm, many_modules, assignment);
+criterion_group!(benches, at_a_site_of_minilm, many_modules, all_routers, assignment);
 criterion_main!(benches);
