@@ -66,6 +66,45 @@ fn an_experiment_is_kept_goes_on_and_gives_the_same_numbers_again() {
 }
 
 #[test]
+fn experiments_give_what_is_exact_about_their_conditions() {
+    let dir = tempfile::tempdir().unwrap();
+    let printed = reproduce("polytropon", "1", dir.path());
+    for part in ["Polytropon", "private", "HyperLoRA", "≥ 0.8", "not judged"] {
+        assert!(printed.contains(part), "lacks `{part}`:\n{printed}");
+    }
+    let all = runs(&dir.path().join("polytropon/runs.jsonl"));
+    assert_eq!(all.len(), 11);
+    let of = |way: &str, metric: &str| all[&(way.to_owned(), 0)][metric].as_f64();
+    // Four LoRAs of rank 2 or one of rank 8 at 32 × 32, a Z of 24 × 4, a LoRA of rank 8 for each of
+    // 24 tasks; of HyperLoRA the heads, the projector and the embeddings.
+    for (way, parameters) in [
+        ("average-known", 512.0),
+        ("average-learned", 512.0 + 96.0),
+        ("sum-random", 512.0),
+        ("shared", 512.0),
+        ("thin", 128.0),
+        ("private", 24.0 * 512.0),
+        ("hyper", 512.0 + 20.0 + 96.0),
+    ] {
+        assert_eq!(of(way, "parameters"), Some(parameters), "{way}");
+    }
+    for ((way, _), metrics) in &all {
+        assert!(of(way, "held_out").unwrap() > 0.0 && of(way, "seen").unwrap() > 0.0);
+        // Only where skills are learned is there something to recover.
+        let learned = way.ends_with("-learned") || way.ends_with("-plain");
+        assert_eq!(metrics.get("recovery").is_some(), learned, "{way}");
+    }
+
+    reproduce("balance", "1", dir.path());
+    let all = runs(&dir.path().join("balance/runs.jsonl"));
+    assert_eq!(all.len(), 11);
+    let of = |way: &str, metric: &str| all[&(way.to_owned(), 0)][metric].as_f64();
+    // Ten clusters know ten of the 16 experts; one network has no load.
+    assert!((9.5..=10.0).contains(&of("known", "active").unwrap()));
+    assert_eq!(of("parameters", "cv_load"), None);
+}
+
+#[test]
 fn what_is_asked_wrongly_is_refused_in_words() {
     refuse(&["reproduce", "mital"], &["unknown experiment", "did you mean `mittal`"]);
     refuse(&["reproduce", "mittal", "--seeds", "0"], &["--seeds"]);

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::experiment::{About, Bound, Condition, Experiment, Lab, Threshold};
 use super::expert::Expert;
-use super::fit::{Examples, Fit, below, module};
+use super::fit::{Examples, Fit, below, module, noise, told};
 use super::network::{After, Before, Network, SITE};
 use crate::trials::{Measure, View};
 
@@ -71,7 +71,7 @@ fn biased() -> Value {
     json!({"type": "deepseek", "k": CHOSEN, "init_std": (3.0 * INPUT as f64).sqrt().recip()})
 }
 
-fn told() -> Value {
+fn by_name() -> Value {
     json!({"type": "fixed"})
 }
 
@@ -98,8 +98,8 @@ const WAYS: [Way; 11] = {
         way("plain", "top-k, no loss", plain, &[], Experts),
         way("switch", "top-k, balance 0.01", plain, &[("balance", 0.01)], Experts),
         way("bias", "biases (DeepSeek)", biased, &[], Experts),
-        way("known", "known cluster", told, &[], Known),
-        way("random", "random expert", told, &[], Random),
+        way("known", "known cluster", by_name, &[], Known),
+        way("random", "random expert", by_name, &[], Random),
         way("parameters", "one, equal parameters", first, &[], AllParameters),
         way("operations", "one, equal operations", first, &[], AllOperations),
     ]
@@ -142,7 +142,7 @@ impl Experiment for Balance {
             .map(|w| json!([w.key, (w.router)(), format!("{:?} {:?}", w.weights, w.modules)]))
             .collect();
         json!({
-            "version": 1,
+            "version": 2,
             "steps": steps(quick),
             "tests": tests(quick),
             "ways": ways,
@@ -190,7 +190,7 @@ impl Experiment for Balance {
         let model = model(way, lab)?;
         let fit = Fit {
             steps: steps(lab.quick),
-            lr: RATE,
+            lr: &|_| RATE,
             seed: lab.seed.child("fit"),
             weights: way.weights,
             more: &|_| Ok(None),
@@ -312,19 +312,19 @@ impl World {
     fn draw(&self, n: usize, modules: Modules, seed: Seed) -> Result<Examples> {
         let origin = below(CLUSTERS, n, seed.child("cluster"))?;
         let index: Vec<i64> = origin.iter().map(|c| *c as i64).collect();
-        let index = Tensor::from_slice(&index, &[n as i64], Device::Cpu)?;
-        let shape = [n as i64, INPUT];
-        let noise =
-            Init::Normal(SPREAD).tensor(&shape, seed.child("noise"), Kind::Float, Device::Cpu)?;
-        let x = self.prototypes.index_select(0, &index)?.add(&noise)?;
-        let maps = self.maps.index_select(0, &index)?; // [n, 8, 64]
-        let target = maps.bmm(&x.unsqueeze(-1)?)?.squeeze(-1)?;
-        let told = match modules {
-            Modules::Known => Some(origin.clone()),
-            Modules::Random => Some(below(EXPERTS, n, seed.child("module"))?),
+        let of = |rows: &[i64]| Tensor::from_slice(rows, &[n as i64], Device::Cpu);
+        let noise = noise(SPREAD, &[n as i64, INPUT], seed.child("noise"))?;
+        let x = self.prototypes.index_select(0, &of(&index)?)?.add(&noise)?;
+        // All maps of x, of which each row takes its cluster's.
+        let all = x.matmul(&self.maps.reshape(&[-1, INPUT])?.t()?)?.reshape(&[-1, OUTPUT])?;
+        let own: Vec<i64> = (0..).zip(&index).map(|(i, c)| i * CLUSTERS as i64 + c).collect();
+        let target = all.index_select(0, &of(&own)?)?;
+        let tasks = match modules {
+            Modules::Known => told(&origin),
+            Modules::Random => told(&below(EXPERTS, n, seed.child("module"))?),
             _ => None,
         };
-        Ok(Examples { inputs: Tensors::new().with("x", x), target, origin, told })
+        Ok(Examples { inputs: Tensors::new().with("x", x), target, origin, tasks })
     }
 }
 

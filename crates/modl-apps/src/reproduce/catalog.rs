@@ -4,5 +4,9 @@ use super::experiment::Experiment;
 
 /// All, in the order of the survey's sections.
 pub(super) fn all() -> Vec<Box<dyn Experiment>> {
-    vec![Box::new(super::mittal::Rules), Box::new(super::balance::Balance)]
+    vec![
+        Box::new(super::mittal::Rules),
+        Box::new(super::balance::Balance),
+        Box::new(super::polytropon::Skills),
+    ]
 }

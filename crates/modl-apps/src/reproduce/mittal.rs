@@ -5,6 +5,9 @@
 //! sees a, b and which rule. Fresh examples in each step. Network: encoders of numbers and rules
 //! 1 → e → e and R → e → e, R modules 3e → d⁄R → d, a decoder d → e → 1; e = 32, d = 128. The modules
 //! get thinner as rules get more, so that the parameters stay the same.
+//!
+//! The authors' routers score a module by what it gives out, or see the rule alone; the one here is a
+//! linear layer on all that modules see.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +22,7 @@ use serde_json::{Value, json};
 
 use super::experiment::{About, Bound, Condition, Experiment, Lab, Threshold};
 use super::expert::{Expert, Linear};
-use super::fit::{Examples, Fit, below, module};
+use super::fit::{Examples, Fit, below, module, told};
 use super::network::{After, Before, Network, SITE};
 use crate::trials::Measure;
 
@@ -151,7 +154,7 @@ impl Experiment for Rules {
         };
         let fit = Fit {
             steps: steps(lab.quick),
-            lr: RATE,
+            lr: &|_| RATE,
             seed: lab.seed.child("fit"),
             weights: &[],
             more: &balance,
@@ -218,10 +221,11 @@ impl Experiment for Rules {
                 bound: Bound::AtLeast(0.5),
             },
             Threshold {
-                text: "16 rules: share of the misalignment that balancing takes away, of that of \
-                       the collapse",
-                statistic: |v| fall(v, "alignment") / fall(v, "collapse_worst"),
-                bound: Bound::AtMost(0.5),
+                // Not a quotient: where the collapse gets no smaller, it would hold for nothing.
+                text: "16 rules: share of the misalignment that balancing takes away, less half of \
+                       that of the collapse",
+                statistic: |v| fall(v, "alignment") - 0.5 * fall(v, "collapse_worst"),
+                bound: Bound::AtMost(0.0),
             },
         ]
     }
@@ -265,13 +269,13 @@ impl World {
         let rule = Tensor::from_slice(&index, &[n as i64], Device::Cpu)?;
         let factors = self.factors.index_select(0, &rule)?;
         let target = factors.mul(&numbers)?.sum_dims(&[-1], false)?;
-        let told = match way {
-            Way::Known => Some(origin.clone()),
-            Way::Random => Some(below(self.rules, n, seed.child("module"))?),
+        let tasks = match way {
+            Way::Known => told(&origin),
+            Way::Random => told(&below(self.rules, n, seed.child("module"))?),
             _ => None,
         };
         let inputs = Tensors::new().with("numbers", numbers).with("rule", rule);
-        Ok(Examples { inputs, target, origin, told })
+        Ok(Examples { inputs, target, origin, tasks })
     }
 }
 
@@ -372,7 +376,7 @@ mod tests {
         // Twice as wide: the variance of 1,000 numbers is 4 ± 0.18.
         let variance = numbers.iter().map(|x| x * x).sum::<f64>() / 1000.0;
         assert!((variance - 4.0).abs() < 0.7, "{variance}");
-        assert_eq!(e.told, Some(e.origin));
+        assert_eq!(e.tasks, told(&e.origin));
     }
 
     #[test]

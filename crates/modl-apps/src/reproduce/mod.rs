@@ -12,8 +12,10 @@ mod expert;
 mod fit;
 mod mittal;
 mod network;
+mod polytropon;
 mod report;
 mod schedule;
+mod skills;
 
 use std::path::PathBuf;
 

@@ -1,5 +1,6 @@
 //! The backbone of the experiments: something before and something after one site, at which the
-//! modules stand. The base function is 0: modules stand for themselves.
+//! modules stand. The base function is 0, so that modules stand for themselves, or a matrix that
+//! they change.
 
 use std::fmt;
 
@@ -22,6 +23,8 @@ pub(super) struct Network {
     sites: Vec<Site>,
     params: ParamStore,
     config: Value,
+    /// `weight` where the base function is one.
+    theta: Tensors,
     before: Before,
     after: After,
 }
@@ -45,7 +48,17 @@ impl Network {
         let (before, after) = make(&mut Scope::new(&mut params, seed))?;
         let site = Site { path: SITE.into(), kind: SiteKind::Linear, input, output, index: 0 };
         let config = json!({"model_type": "experiment"});
-        Ok(Network { sites: vec![site], params, config, before, after })
+        let theta = Tensors::new();
+        Ok(Network { sites: vec![site], params, config, theta, before, after })
+    }
+
+    /// The same with y = W x as the base function of the site, W `[output, input]`, which is not
+    /// trained.
+    pub(super) fn over(mut self, weight: &Tensor) -> Result<Self> {
+        let mut scope = Scope::new(&mut self.params, Seed(0));
+        let weight = scope.sub(SITE).buffer("weight", weight)?;
+        self.theta = Tensors::new().with("weight", weight);
+        Ok(self)
     }
 }
 
@@ -59,7 +72,7 @@ impl Backbone for Network {
     }
 
     fn theta(&self, _: &Site) -> Result<Tensors> {
-        Ok(Tensors::new())
+        Ok(self.theta.clone())
     }
 
     fn config(&self) -> &Value {
@@ -71,10 +84,14 @@ impl Backbone for Network {
         let [site] = self.sites.as_slice() else {
             return Err(Error::invalid("network", "is to have one site"));
         };
-        let zero = |_: &Tensors, x: &Signal, _: &Context| {
-            Tensor::zeros(&[x.rows(), site.output], x.x.kind(), x.x.device()).map(Signal::from)
+        let base = |theta: &Tensors, x: &Signal, _: &Context| match theta.get("weight") {
+            Some(weight) => x.x.linear(weight, None).map(Signal::from),
+            None => {
+                let shape = [x.rows(), site.output];
+                Tensor::zeros(&shape, x.x.kind(), x.x.device()).map(Signal::from)
+            }
         };
-        let y = layers.run(site, &Tensors::new(), &x, cx, &zero)?.x;
+        let y = layers.run(site, &self.theta, &x, cx, &base)?.x;
         Ok(Tensors::new().with("predicted", (self.after)(&y)?))
     }
 }
