@@ -1,4 +1,4 @@
-//! Every router of the registry learns a real task: the sentiment of short texts of four domains, from
+//! The sentiment of short texts of four domains, from
 //! the hidden states of the real all-MiniLM-L6-v2, with a LoRA for each domain and a head that stays
 //! as it is. On texts that were held out the loss falls and the sign is right more often than the
 //! more frequent sign is; files of the modules and of the routing give the same predictions bit for
@@ -10,23 +10,23 @@
 //! MiniLM is passed once: what it says of each token is a feature of the data, and modules stand at
 //! one linear map behind it, the identity at first. A router that is new to the registry is tested
 //! with its defaults; what is particular to one is a line of [`particular`].
-#![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::path::PathBuf;
-use std::time::Instant;
 
 use modl_compute::Lora;
 use modl_core::{
-    Attachment, Backbone, Context, Device, Error, Host, Kind, Layers, Modular, Module, ModuleConfig,
-    ParamStore, Registry, Result, Scope, Seed, Select, Signal, Site, SiteKind, Targets, Tensor,
-    Tensors, no_grad,
+    Attachment, Context, Device, Error, Host, Kind, Layers, Modular, Module, ModuleConfig,
+    Registry, Result, Scope, Seed, Select, Signal, Targets, Tensor, no_grad,
 };
 use modl_models::{LoadOptions, Tokenizer, open};
 use modl_train::{
-    Batch, Combine, Dataset, Example, Objective, Passes, Regression, TrainConfig, Trainer,
-    evaluate, read_tsv,
+    Batch, Dataset, Example, Objective, Passes, Regression, TrainConfig, Trainer, evaluate,
+    read_tsv,
 };
 use serde_json::{Value, json};
+
+use super::last_layer::LastLayer;
+use super::{Said, Trial, every_router, particular, registry};
 
 const DOMAINS: [&str; 4] = ["tweets", "amazon", "movies", "nyt"];
 
@@ -47,104 +47,8 @@ const MAJORITY: f64 = 0.5;
 /// The share of right signs is to be above that of the more frequent sign by this.
 const ABOVE: f64 = 0.1;
 
-/// How a router is put to the test.
-struct Trial {
-    settings: Value,
-    aggregator: &'static str,
-    passes: Passes,
-    /// Whether modules are trained for their domains before this router is made, and stay then.
-    after_the_fact: bool,
-    /// Whether all modules start as the first one does.
-    alike: bool,
-}
-
-/// Why a router is not tested here, or what is particular to it.
-fn particular(name: &str) -> std::result::Result<Trial, &'static str> {
-    let usual = || Trial {
-        settings: json!({}),
-        aggregator: "weighted_sum",
-        passes: Passes::default(),
-        after_the_fact: false,
-        alike: false,
-    };
-    let with = |settings: Value| Trial { settings, ..usual() };
-    let passed = |count: u64, combine: Combine| Trial {
-        passes: Passes { count, combine },
-        ..usual()
-    };
-    let tasks = json!({"tasks": DOMAINS});
-    Ok(match name {
-        "sub_network" => {
-            return Err("is taken out of a trained `task_moe`: modl-route's tests/task.rs");
-        }
-        "hash" => with(json!({"vocab": 30522})),
-        // Modules were trained with gates that were half open.
-        "concrete_bernoulli" => with(json!({"evaluation": "probability"})),
-        "thor" => passed(2, Combine::Consistent(1.0)),
-        // What starts at different places cannot be averaged in parameters after a few steps.
-        "adamix" => Trial {
-            aggregator: "average",
-            alike: true,
-            ..passed(2, Combine::Consistent(1.0))
-        },
-        "modular_network" => passed(4, Combine::Best),
-        "routing_network" | "polytropon" | "task_moe" => with(tasks),
-        "multi_head" => Trial { aggregator: "multi_head", ..with(tasks) },
-        "path_net" => with(json!({"population": 8, "evaluate_for": 4, "average": true})),
-        // Made for modules that are there.
-        "arrow" | "phatgoose" | "x_lora" => Trial { after_the_fact: true, ..usual() },
-        _ => usual(),
-    })
-}
-
 fn assets(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../assets").join(name)
-}
-
-/// A linear map, the identity at first, of hidden states that come as the feature `hidden`.
-#[derive(Debug)]
-struct LastLayer {
-    site: Site,
-    params: ParamStore,
-    config: Value,
-}
-
-impl LastLayer {
-    fn new() -> Result<Self> {
-        let (path, kind) = ("last".to_owned(), SiteKind::Linear);
-        let mut params = ParamStore::new();
-        params.insert("last.weight", Tensor::eye(WIDTH, Kind::Float, Device::Cpu)?)?;
-        params.train_only(&Select::none())?;
-        let site = Site { path, kind, input: WIDTH, output: WIDTH, index: 0 };
-        Ok(LastLayer { site, params, config: json!({"model_type": "last_layer"}) })
-    }
-}
-
-impl Backbone for LastLayer {
-    fn sites(&self) -> &[Site] {
-        std::slice::from_ref(&self.site)
-    }
-
-    fn params(&self) -> &ParamStore {
-        &self.params
-    }
-
-    fn theta(&self, _: &Site) -> Result<Tensors> {
-        Ok(Tensors::new().with("weight", self.params.get("last.weight")?.clone()))
-    }
-
-    fn config(&self) -> &Value {
-        &self.config
-    }
-
-    fn forward(&self, _: &Tensors, layers: &Layers, cx: &Context) -> Result<Tensors> {
-        let f = |theta: &Tensors, s: &Signal, _: &Context| {
-            Ok(s.replace(s.x.linear(theta.need("weight")?, None)?))
-        };
-        let x = Signal::from(cx.feature("hidden")?.clone());
-        let y = layers.run(&self.site, &self.theta(&self.site)?, &x, cx, &f)?.x;
-        Ok(Tensors::new().with("last_hidden_state", y))
-    }
 }
 
 /// What the batch knows, with hidden states that are as long as its longest text.
@@ -193,14 +97,6 @@ fn texts() -> [Dataset; 2] {
     })
 }
 
-/// What a model says of the texts held out.
-#[derive(Debug, Clone)]
-struct Said {
-    loss: f64,
-    right: f64,
-    all: Vec<f64>,
-}
-
 struct Trials {
     train: Dataset,
     test: Dataset,
@@ -212,7 +108,7 @@ struct Trials {
 impl Trials {
     /// A LoRA for each domain, and the head.
     fn model(&self) -> Result<Modular> {
-        let mut model = Modular::new(LastLayer::new()?, Seed(3))?;
+        let mut model = Modular::new(LastLayer::new(WIDTH, 1.0)?, Seed(3))?;
         self.head.setup(&mut model)?;
         for name in DOMAINS {
             let lora = Lora { r: 4, alpha: 8.0, ..Lora::default() };
@@ -296,6 +192,23 @@ impl Trials {
         }
         Ok((before, after))
     }
+
+    /// The same of a router alone.
+    fn put_alone(&self, name: &str, trial: &Trial) -> Result<(Said, Said)> {
+        let mut model = Modular::new(LastLayer::new(WIDTH, 1.0)?, Seed(3))?;
+        self.head.setup(&mut model)?;
+        let head = model.params().get("heads.score.weight")?.clone();
+        for (module, answer) in DOMAINS.iter().zip([2.0, -2.0, 1.0, -1.0]) {
+            let says = Answer { answer, head: head.clone() };
+            model.attach(module, Box::new(says), &Targets::names(["last"]))?;
+        }
+        let mut router = trial.settings.clone();
+        router["type"] = name.into();
+        self.decide(&mut model, &router, "weighted_sum")?;
+        let before = self.say(&model)?;
+        self.train(name, &model, &["routers.*"], trial.passes)?;
+        Ok((before, self.say(&model)?))
+    }
 }
 
 /// Gives all modules the parameters of the first one.
@@ -352,14 +265,12 @@ impl Module for Answer {
 }
 
 fn trials() -> Trials {
-    let registry = Registry::new().with(modl_compute::register).unwrap();
-    let registry = registry.with(modl_route::register).unwrap();
     let [train, test] = texts();
     Trials {
         train,
         test,
         head: Regression { head: "score".into(), dim: WIDTH },
-        registry: registry.with(modl_aggregate::register).unwrap(),
+        registry: registry(),
         folder: tempfile::tempdir().unwrap(),
     }
 }
@@ -381,82 +292,25 @@ fn not_alone(name: &str) -> Option<&'static str> {
 
 #[test]
 #[ignore = "needs: cargo xtask assets"]
-fn routers_that_read_texts_learn_their_sentiment_over_modules_that_say_one_answer_each() {
+fn every_router_learns_the_sentiment_of_texts_that_were_held_out_and_survives_its_files() {
     let trials = trials();
-    let (mut table, mut wrong) = (String::new(), Vec::new());
-    for entry in trials.registry.routers.entries() {
-        let name = entry.name;
-        if let Some(reason) = not_alone(name) {
-            table += &format!("{name:<18} {reason}\n");
-            continue;
-        }
-        let put = || -> Result<(Said, Said)> {
-            let mut model = Modular::new(LastLayer::new()?, Seed(3))?;
-            trials.head.setup(&mut model)?;
-            let head = model.params().get("heads.score.weight")?.clone();
-            for (module, answer) in DOMAINS.iter().zip([2.0, -2.0, 1.0, -1.0]) {
-                let says = Answer { answer, head: head.clone() };
-                model.attach(module, Box::new(says), &Targets::names(["last"]))?;
-            }
-            let trial = particular(name).unwrap();
-            let mut router = trial.settings;
-            router["type"] = name.into();
-            trials.decide(&mut model, &router, "weighted_sum")?;
-            let before = trials.say(&model)?;
-            trials.train(name, &model, &["routers.*"], trial.passes)?;
-            Ok((before, trials.say(&model)?))
-        };
-        match put() {
-            Ok((before, after)) => {
-                let line = format!(
-                    "{name:<18} loss {:.3} → {:.3}, right {:.3} → {:.3}\n",
-                    before.loss, after.loss, before.right, after.right
-                );
-                if !(after.loss < FALLS_BELOW * before.loss && after.right > MAJORITY + ABOVE) {
-                    wrong.push(line.clone());
-                }
-                table += &line;
-            }
-            Err(e) => wrong.push(format!("{name}: {e}")),
-        }
-    }
-    println!("{table}");
-    assert!(wrong.is_empty(), "{}\n\n{table}", wrong.join("\n"));
+    every_router(
+        FALLS_BELOW,
+        |_| MAJORITY + ABOVE,
+        |name| particular(name, &DOMAINS).map(|trial| trials.put(name, &trial)),
+    );
 }
 
 #[test]
 #[ignore = "needs: cargo xtask assets"]
-fn every_router_learns_the_sentiment_of_texts_that_were_held_out_and_survives_its_files() {
+fn routers_that_read_texts_learn_their_sentiment_over_modules_that_say_one_answer_each() {
     let trials = trials();
-    let (mut table, mut wrong) = (String::new(), Vec::new());
-    for entry in trials.registry.routers.entries() {
-        let name = entry.name;
-        let trial = match particular(name) {
-            Ok(trial) => trial,
-            Err(reason) => {
-                table += &format!("{name:<18} {reason}\n");
-                continue;
-            }
-        };
-        let clock = Instant::now();
-        match trials.put(name, &trial) {
-            Ok((before, after)) => {
-                table += &format!(
-                    "{name:<18} loss {:.3} → {:.3}, right {:.3} → {:.3}  {:.1} s\n",
-                    before.loss,
-                    after.loss,
-                    before.right,
-                    after.right,
-                    clock.elapsed().as_secs_f64()
-                );
-                let falls = after.loss < FALLS_BELOW * before.loss;
-                if !(falls && after.right > MAJORITY + ABOVE) {
-                    wrong.push(format!("{name}: loss {:.3} → {:.3}, right {:.3}", before.loss, after.loss, after.right));
-                }
-            }
-            Err(e) => wrong.push(format!("{name}: {e}")),
-        }
-    }
-    println!("{table}");
-    assert!(wrong.is_empty(), "{}\n\n{table}", wrong.join("\n"));
+    every_router(
+        FALLS_BELOW,
+        |_| MAJORITY + ABOVE,
+        |name| match not_alone(name) {
+            Some(reason) => Err(reason),
+            None => particular(name, &DOMAINS).map(|trial| trials.put_alone(name, &trial)),
+        },
+    );
 }
