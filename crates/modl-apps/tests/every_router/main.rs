@@ -11,7 +11,7 @@ use modl_core::{Registry, Result};
 use modl_train::{Combine, Passes};
 use serde_json::{Value, json};
 
-pub fn registry() -> Registry {
+fn registry() -> Registry {
     let registry = Registry::new().with(modl_compute::register).unwrap();
     let registry = registry.with(modl_route::register).unwrap();
     registry.with(modl_aggregate::register).unwrap()
@@ -19,11 +19,11 @@ pub fn registry() -> Registry {
 
 /// What a model gives for what was held out.
 #[derive(Debug, Clone)]
-pub struct Said {
-    pub loss: f64,
+struct Said {
+    loss: f64,
     /// The share of what is right.
-    pub right: f64,
-    pub all: Vec<f64>,
+    right: f64,
+    all: Vec<f64>,
 }
 
 /// Puts every router to a test, before and after, and prints a table. A test says why it does not
@@ -32,7 +32,7 @@ pub struct Said {
 /// # Panics
 /// With the routers whose loss does not fall below a share of what it was, or that are not right
 /// more often than `above`.
-pub fn every_router(
+fn every_router(
     falls_below: f64,
     above: impl Fn(&str) -> f64,
     put: impl Fn(&'static str) -> std::result::Result<Result<(Said, Said)>, &'static str>,
@@ -60,18 +60,19 @@ pub fn every_router(
 }
 
 /// How a router is put to the test.
-pub struct Trial {
-    pub settings: Value,
-    pub aggregator: &'static str,
-    pub passes: Passes,
+#[derive(Debug)]
+struct Trial {
+    settings: Value,
+    aggregator: &'static str,
+    passes: Passes,
     /// Whether modules are trained for their domains before this router is made, and stay then.
-    pub after_the_fact: bool,
+    after_the_fact: bool,
     /// Whether all modules start as the first one does.
-    pub alike: bool,
+    alike: bool,
 }
 
 /// Why a router is not tested here, or what is particular to it.
-pub fn particular(name: &str, tasks: &[&str]) -> std::result::Result<Trial, &'static str> {
+fn particular(name: &str, tasks: &[&str]) -> std::result::Result<Trial, &'static str> {
     let usual = || Trial {
         settings: json!({}),
         aggregator: "weighted_sum",
