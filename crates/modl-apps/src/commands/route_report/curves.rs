@@ -25,6 +25,9 @@ const DRAWINGS: [Drawing; 2] = [
     ),
 ];
 
+/// The metrics of a training by step.
+type Steps = BTreeMap<u64, BTreeMap<String, f64>>;
+
 /// Two drawings for each training of the run that measured its routing twice or more; none where the
 /// run has no events.
 pub(super) fn of(run: &Path) -> Result<Vec<Map>> {
@@ -34,7 +37,7 @@ pub(super) fn of(run: &Path) -> Result<Vec<Map>> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(e) => return Err(e).with_context(|| path.display().to_string()),
     };
-    let mut trainings: Vec<(String, BTreeMap<u64, BTreeMap<String, f64>>)> = Vec::new();
+    let mut trainings: Vec<(String, Steps)> = Vec::new();
     let mut current = String::new();
     // A line that a stop has cut off is none, and so is an event that this version does not know.
     for event in text.lines().filter_map(|line| serde_json::from_str::<Event>(line).ok()) {
