@@ -217,7 +217,12 @@ impl Router for DeepSeekRouter {
     fn grown(&self, modules: usize, scope: &mut Scope) -> Result<Box<dyn Router>> {
         let first = self.routed.len() + self.shared.len();
         let routed = [self.routed.clone(), (first as i64..modules as i64).collect()].concat();
-        self.config.check(routed.len())?;
+        if let Err(e) = self.config.check(routed.len()) {
+            return Err(Error::unsupported(
+                format!("adding a module under a `deepseek` router of {modules}: {e}"),
+                "attach all modules before the router is made",
+            ));
+        }
         let scorer = self.scorer.grown(routed.len(), scope)?;
         let new = (routed.len() - self.routed.len()) as i64;
         let zeros = Tensor::zeros(&[new], self.bias.kind(), self.bias.device())?;
