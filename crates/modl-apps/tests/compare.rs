@@ -7,6 +7,7 @@ mod bench;
 use std::fs;
 
 use bench::{Bench, RECIPE, refuse, succeed};
+use modl_core::checkpoint::Checkpoint;
 use serde_json::Value;
 
 /// The metric of each run of a router, by seed.
@@ -55,13 +56,23 @@ fn routers_and_controls_are_compared_by_seed() {
     };
     let printed = go("one");
     let first = r#"top_k{"k":1,"renormalise":false}"#;
-    for part in [first, "soft", "uniform", "oracle", "phase `router` is left out", "2 seeds"] {
+    for part in [
+        first,
+        "soft",
+        "uniform",
+        "hash",
+        "oracle",
+        "dense-parameters",
+        "dense-flops",
+        "phase `router` is left out",
+        "2 seeds",
+    ] {
         assert!(printed.contains(part), "lacks `{part}`:\n{printed}");
     }
     // The tables are the means and the mean differences of what the runs' files hold.
     let mae = |router: &str| metric(&b, "one", router, "mae");
     let mean = |v: &[f64]| v.iter().sum::<f64>() / v.len() as f64;
-    for router in ["soft", "uniform", "oracle"] {
+    for router in ["soft", "uniform", "hash", "oracle", "dense-parameters", "dense-flops"] {
         let (own, from) = (mae(router), mae(first));
         assert_eq!((own.len(), from.len()), (2, 2));
         assert!((cell(&printed, "held out", router, 2) - mean(&own)).abs() < 6e-5, "{printed}");
@@ -79,10 +90,67 @@ fn routers_and_controls_are_compared_by_seed() {
     assert_eq!(go("one").split("held out").nth(1), printed.split("held out").nth(1));
     assert_eq!(fs::read_to_string(b.path("one/runs.jsonl")).unwrap(), lines);
     go("two");
-    for router in [first, "soft", "uniform", "oracle"] {
+    for router in [first, "soft", "uniform", "hash", "oracle", "dense-parameters"] {
         assert_eq!(mae(router), metric(&b, "two", router, "mae"), "{router}");
     }
     assert!(b.path("one/report.html").is_file() && b.path("one/mae.svg").is_file());
+}
+
+/// The parameters of the module `dense` of a run, by their shapes, and its ranks.
+fn dense(b: &Bench, folder: &str) -> (usize, Vec<i64>) {
+    let file = b.path(folder).join("phases/1-fit/params.safetensors");
+    let file = Checkpoint::open(file).unwrap();
+    let (mut numbers, mut ranks) = (0, Vec::new());
+    for name in file.names().iter().filter(|n| n.starts_with("modules.")) {
+        assert!(name.starts_with("modules.dense."), "{name}");
+        let shape = file.info(name).unwrap().0;
+        numbers += shape.iter().product::<i64>() as usize;
+        if name.ends_with("lora_A.weight") {
+            ranks.push(shape[0]);
+        }
+    }
+    (numbers, ranks)
+}
+
+#[test]
+fn dense_controls_have_as_many_parameters_and_operations_as_the_modules() {
+    let b = Bench::new();
+    let third = "[modules.c]\ntype = \"lora\"\ntargets = [\"query\", \"value\"]\nr = 2\n\n[router]";
+    let recipe = b.recipe("three.toml", "[router]", third);
+    let go = |routers: &str, out: &str| {
+        succeed(&[
+            "compare",
+            &recipe,
+            "--routers",
+            routers,
+            "--seeds",
+            "1",
+            "--set",
+            "phases.1.loss_weights={ balance = 0.01, z = 0.0 }",
+            "--set",
+            "data.tasks={ a = \"a.tsv\", b = \"b.tsv\", c = \"a.tsv\" }",
+            "--out",
+            &b.arg(out),
+        ])
+    };
+    let config = fs::read_to_string(b.path("model/config.json")).unwrap();
+    let config: Value = serde_json::from_str(&config).unwrap();
+    let of = |key: &str| config[key].as_u64().unwrap() as usize;
+    let (width, sites) = (of("hidden_size"), 2 * of("num_hidden_layers"));
+    // A and B of rank r at query and value: r · 2 · width numbers, and twice as many operations.
+    let lora = |r: usize| sites * r * 2 * width;
+    let printed = go(r#"top_k{"k":2,"renormalise":true}"#, "two");
+    let told = format!("with {} parameters; 3 modules have {}", 3 * lora(2), 3 * lora(2));
+    assert!(printed.contains(&told), "lacks `{told}`:\n{printed}");
+    assert!(printed.contains("2.00 modules run for a token"), "{printed}");
+    let (numbers, ranks) = dense(&b, "two/dense-parameters/seed-0");
+    assert_eq!((numbers, ranks), (3 * lora(2), vec![6; sites]));
+    // Operations are twice the parameters of what runs: two modules of rank 2.
+    let (numbers, ranks) = dense(&b, "two/dense-flops/seed-0");
+    assert_eq!((2 * numbers, ranks), (2 * (2 * lora(2)), vec![4; sites]));
+    // What runs all modules is as wide as all of them.
+    let printed = go("soft", "all");
+    assert!(printed.contains("no control `dense-flops`"), "{printed}");
 }
 
 #[test]

@@ -23,7 +23,8 @@ fn a_run_is_reported_and_its_trace_says_the_same_without_the_model() {
     let recipe = RECIPE.replace("type = \"soft\"\nscope = \"global\"\ninit_std = 0.1", fixed);
     let recipe = recipe.split("[[phases]]\nname = \"router\"").next().unwrap();
     assert!(recipe.contains(fixed));
-    fs::write(b.path("fixed.toml"), recipe.replace("epochs = 2", "epochs = 1")).unwrap();
+    let short = "epochs = 1\nlog_routing_every = 2";
+    fs::write(b.path("fixed.toml"), recipe.replace("epochs = 2", short)).unwrap();
     let out = b.arg("run");
     refuse(&["route-report", &out], &["origin.json", "modl train"]);
     succeed(&["train", &b.arg("fixed.toml"), "--out", &out]);
@@ -45,6 +46,33 @@ fn a_run_is_reported_and_its_trace_says_the_same_without_the_model() {
     assert!(page.contains("<svg") && page.contains("tasks and modules"));
     let plot = fs::read_to_string(b.path("run/routing/tasks-test.svg")).unwrap();
     assert!(plot.contains("held out: tasks and modules") && plot.contains("1.00"), "{plot}");
+    // How it went in training, by the events of its steps.
+    assert!(page.contains("In training") && page.contains("fit/a: entropies"), "no curves");
+    assert!(b.path("run/routing/load-fit_a.svg").is_file());
+    // By labels of a file instead of tasks: each example's own number, even or odd.
+    let parity = |task: &str, i: usize| format!("{task}\t{i}\t{}\n", ["even", "odd"][i % 2]);
+    let lines: String = (0..240).flat_map(|i| ["a", "b"].map(|task| parity(task, i))).collect();
+    fs::write(b.path("parity.tsv"), lines).unwrap();
+    let by = |labels: &str, out: &str| {
+        let (out, labels) = (b.arg(out), labels.to_owned());
+        vec!["route-report".into(), b.arg("run"), "--by".into(), labels, "--out".into(), out]
+    };
+    let words = by(&b.arg("parity.tsv"), "parity");
+    let printed = succeed(&words.iter().map(String::as_str).collect::<Vec<_>>());
+    assert!(printed.contains("tasks are here: the label of"), "{printed}");
+    let own = json(&b, "parity/report.json");
+    let tasks = own["splits"][0]["sites"][0]["tasks"].as_object().unwrap();
+    assert_eq!(tasks.keys().collect::<Vec<_>>(), ["even", "odd"]);
+    let refused = |labels: &str, parts: &[&str]| {
+        let words = by(labels, "refused");
+        refuse(&words.iter().map(String::as_str).collect::<Vec<_>>(), parts);
+    };
+    refused("token-class", &["token by token"]);
+    refused("no-such", &["no-such", "token-class"]);
+    fs::write(b.path("few.tsv"), "a\t0\teven\n").unwrap();
+    refused(&b.arg("few.tsv"), &["few.tsv", "has no label for example"]);
+    fs::write(b.path("bad.tsv"), "a\t0\n").unwrap();
+    refused(&b.arg("bad.tsv"), &["bad.tsv:1", "task, id and label"]);
     // The trace alone, where the run is no more.
     fs::rename(b.path("run/routing/trace.safetensors"), b.path("trace.safetensors")).unwrap();
     fs::remove_dir_all(b.path("run")).unwrap();
@@ -56,6 +84,27 @@ fn a_run_is_reported_and_its_trace_says_the_same_without_the_model() {
     let dir = fs::read_dir(b.path("again")).unwrap();
     let names: Vec<String> = dir.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     assert!(names.iter().all(|n| !n.ends_with(".tmp")), "{names:?}");
+}
+
+#[test]
+fn tokens_are_reported_by_their_class() {
+    let b = Bench::new();
+    let router = "type = \"soft\"\ninput = \"tokens\"\ninit_std = 0.1";
+    let recipe = RECIPE.replace("type = \"soft\"\nscope = \"global\"\ninit_std = 0.1", router);
+    assert!(recipe.contains(router));
+    fs::write(b.path("tokens.toml"), recipe.replace("epochs = 2", "epochs = 1")).unwrap();
+    succeed(&["train", &b.arg("tokens.toml"), "--out", &b.arg("run")]);
+    let words = ["route-report", &b.arg("run"), "--by", "token-class", "--limit", "20"];
+    let printed = succeed(&words);
+    // Texts of three words of two tasks.
+    assert!(
+        printed.contains("held out: 120 rows") && printed.contains("class of token"),
+        "{printed}"
+    );
+    let tasks = json(&b, "run/routing/report.json");
+    let tasks = tasks["splits"][0]["sites"][0]["tasks"].as_object().unwrap();
+    assert_eq!(tasks.keys().collect::<Vec<_>>(), ["word"]);
+    assert_eq!(tasks["word"]["stats"]["units"], 120);
 }
 
 #[test]

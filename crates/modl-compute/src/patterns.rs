@@ -39,6 +39,11 @@ impl<T> Patterns<T> {
         self.0.iter().map(|(k, v)| (k.as_str(), v))
     }
 
+    /// The same keys with other values.
+    pub(crate) fn map<U>(&self, of: impl Fn(&T) -> U) -> Patterns<U> {
+        self.iter().map(|(key, value)| (key, of(value))).collect()
+    }
+
     /// The value of the first key that fits `path`.
     ///
     /// # Errors

@@ -5,7 +5,7 @@ use crate::model_routing::Made;
 use crate::undecided::Undecided;
 use crate::{
     Aggregator, Attachment, Bank, Error, Modular, ModularLayer, Module, ModuleConfig, ParamStore,
-    Result, ResultExt, Router, Select, Site, Targets,
+    Result, ResultExt, Router, Scope, Seed, Select, Site, Targets,
 };
 
 /// A module that has been attached: its recipe and where it stands.
@@ -98,6 +98,23 @@ impl Modular {
             config.build(&at, &mut top.sub(&site.path)).at(&site.path)?;
         }
         config.check_built(&store)?;
+        Ok(store)
+    }
+
+    /// The parameters with which an attached module would start from another seed, by `SITE.PARAM`:
+    /// for one that is to begin again. The model stays as it is.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`] with the nearest name.
+    pub fn fresh_parameters(&self, name: &str, seed: Seed) -> Result<ParamStore> {
+        let (config, targets) = self.recipe(name)?;
+        let (mut store, sites) = (ParamStore::new(), self.sites_of(targets)?);
+        for site in &sites {
+            let top = Scope::at(&mut store, "", seed.child(name));
+            let mut top = top.on(self.module_kind(), self.device());
+            let at = Attachment { site, theta: &self.backbone().theta(site)?, sites: &sites };
+            config.build(&at, &mut top.sub(&site.path)).at(&site.path)?;
+        }
         Ok(store)
     }
 

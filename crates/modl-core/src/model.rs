@@ -90,7 +90,7 @@ impl Modular {
     }
 
     /// Modules are trained in f32 also where the backbone computes in bf16.
-    fn module_kind(&self) -> Kind {
+    pub(crate) fn module_kind(&self) -> Kind {
         if self.kind() == Kind::Double { Kind::Double } else { Kind::Float }
     }
 

@@ -130,6 +130,13 @@ pub trait ModuleConfig: Debug + Send {
         Targets::pattern("all-linear")
     }
 
+    /// The same method with its width times `factor`, rounded to a whole width that is 1 at least:
+    /// m modules whose outputs are added compute what one of them does that is m times as wide. `None`
+    /// for methods that have no width, or whose cost does not follow it.
+    fn widened(&self, _factor: f64) -> Option<Box<dyn ModuleConfig>> {
+        None
+    }
+
     /// What the method does after each step of training besides what the optimiser does: a budget
     /// that shrinks, a mask that is chosen. `params` are those of one attached module, named
     /// `SITE.PARAM`; what has to survive a restart is a [buffer](Scope::buffer) among them.

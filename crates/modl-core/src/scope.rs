@@ -127,17 +127,19 @@ impl<'a> Scope<'a> {
         self.keep(full, own)
     }
 
-    /// Another tensor under the name of a parameter that is there, trainable as that one was: for a
-    /// router that grows. What held the old tensor is to take the new one.
+    /// Another tensor under the name of a parameter that is there, trainable as that one was, or of a
+    /// buffer: for a router that grows. What held the old tensor is to take the new one.
     ///
     /// # Errors
     /// [`Error::Unknown`] where there is no such parameter.
     pub fn replace(&mut self, name: &str, value: &Tensor) -> Result<Tensor> {
         let full = self.full(name);
-        let trainable = self.store.get(&full)?.requires_grad();
-        let own = value.detach()?.to_device(self.device)?.to_kind(self.kind)?.copy().at(&full)?;
+        let old = self.store.get(&full)?;
+        let (trainable, kind) = (old.requires_grad(), old.kind());
+        let buffer = self.store.params.get(&full).is_some_and(Param::is_buffer);
+        let own = value.detach()?.to_device(self.device)?.to_kind(kind)?.copy().at(&full)?;
         own.set_requires_grad(trainable)?;
-        self.store.params.insert(full, Param { tensor: own.clone(), buffer: false });
+        self.store.params.insert(full, Param { tensor: own.clone(), buffer });
         Ok(own)
     }
 

@@ -255,3 +255,27 @@ fn collapse_is_seen_and_a_router_that_works_is_left_alone() {
     full.add(&Units::of(&routing, 2, None).unwrap(), &["a", "b"]).unwrap();
     assert_eq!(signs(&full, &limits), [Sign::Dropping { share: 0.5 }]);
 }
+
+#[test]
+fn tokens_that_are_no_padding_count_under_labels_of_their_own() {
+    // Two rows of three tokens, of which the last of the second is padding.
+    let index = whole(&[0, 1, 0, 1, 1, 0], &[2, 3, 1]);
+    let weight = t(&[1.0; 6], &[2, 3, 1]);
+    let by_token = Routing::new(Weights::Sparse { index, weight }, 2);
+    let by_row = rows(&[&[(0, 1.0)], &[(1, 1.0)]], 2);
+    let both = Trace { routings: vec![("token".into(), by_token), ("row".into(), by_row)] };
+    let mask = t(&[1.0, 1.0, 1.0, 1.0, 1.0, 0.0], &[2, 3]);
+    let labels = ["word", "stop", "word", "stop", "stop", "none"];
+    let mut recorder = Recorder::default();
+    recorder.add_tokens(&both, &labels, &mask).unwrap();
+    recorder.add_tokens(&both, &labels, &mask).unwrap();
+    assert!(recorder.add_tokens(&both, &labels[..5], &mask).is_err());
+    let split = recorder.finish();
+    assert_eq!(split.rows(), 10);
+    let report = split.report().unwrap();
+    let [site] = report.sites() else { panic!("{report:?}") };
+    assert_eq!(site.paths, ["token"]);
+    let of = |label: &str| (site.by_label[label].units(), site.by_label[label].mean_shares());
+    assert_eq!((of("word"), of("stop")), ((4, vec![1.0, 0.0]), (6, vec![0.0, 1.0])));
+    assert!(!site.by_label.contains_key("none"));
+}

@@ -45,6 +45,9 @@ pub struct TrainConfig {
     pub loss_weights: BTreeMap<String, f64>,
     /// An event each so many steps; none where it is 0.
     pub log_every: u64,
+    /// What routers choose is measured on the batch of each so many steps, as an event; never where it
+    /// is 0. Default: 10.
+    pub log_routing_every: u64,
     /// A saved state each so many steps; at the end only where it is 0.
     pub checkpoint_every: u64,
 }
@@ -66,6 +69,7 @@ impl Default for TrainConfig {
             lr_scale: BTreeMap::new(),
             loss_weights: BTreeMap::new(),
             log_every: 1,
+            log_routing_every: 10,
             checkpoint_every: 0,
         }
     }

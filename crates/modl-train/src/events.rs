@@ -42,6 +42,15 @@ pub enum Event {
         /// How long it took.
         seconds: f64,
     },
+    /// What the routers chose for the batch of a step, in training.
+    Routed {
+        /// The number of the step, from 1.
+        step: u64,
+        /// The mean over sites of `load_cv2`, `importance_cv2`, `max_violation`, `entropy_of_mean`,
+        /// `mean_entropy`, `active_modules`, `overflow` and `unrouted`, as `modl_route::RoutingStats`
+        /// has them.
+        metrics: BTreeMap<String, f64>,
+    },
     /// A model was evaluated.
     Evaluated {
         /// On what.

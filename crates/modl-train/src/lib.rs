@@ -14,6 +14,7 @@ mod objective;
 pub mod optim;
 mod passes;
 pub mod recipe;
+mod routed;
 mod run;
 mod schedule;
 mod state;

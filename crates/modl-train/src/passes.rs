@@ -17,6 +17,7 @@ use modl_core::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::routed::routed;
 use crate::{Batch, Describe, Objective, TrainConfig};
 
 /// How often a batch is passed, and what becomes of the losses.
@@ -101,6 +102,11 @@ impl StepLoss {
             model.routers_learn(&p.trace, &Outcome::new(&p.known, &p.cx))?;
         }
         Ok(())
+    }
+
+    /// What the routers chose, the mean over sites and passes; `None` where nothing was routed.
+    pub(crate) fn routed(&self) -> Result<Option<BTreeMap<String, f64>>> {
+        routed(self.passed.iter().map(|p| (&p.trace, &p.cx, p.known.len_of(0) as usize)))
     }
 }
 

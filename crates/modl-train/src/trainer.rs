@@ -149,6 +149,12 @@ impl<'a> Trainer<'a> {
                 self.optimizer.forget(&name);
             }
             losses.teach(self.model)?;
+            if every(self.config.log_routing_every, self.step) {
+                let routed = losses.routed()?;
+                if let Some(metrics) = routed {
+                    sink.event(&Event::Routed { step: self.step, metrics })?;
+                }
+            }
 
             unused.retain(|i| grads.get(*i).is_some_and(Option::is_none));
             if cfg!(debug_assertions) && !frozen.is_empty() && self.step == 1 {

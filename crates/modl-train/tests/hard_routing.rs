@@ -5,7 +5,7 @@
 mod toy;
 
 use modl_core::{Context, Init, Modular, Seed, Targets, no_grad};
-use modl_route::{Fixed, RoutingStats, off_path, winning_path};
+use modl_route::{Fixed, RoutingStats, next_task, off_path, winning_path};
 use modl_train::{
     Batch, Batches, Combine, Dataset, Event, Example, Objective, Passes, TrainConfig, Trainer,
 };
@@ -231,6 +231,33 @@ fn path_net_finds_the_module_and_its_path_is_kept() {
         moved += usize::from(!same);
     }
     assert!(copies.iter().filter(|(n, _)| on_path(n)).count() == 4 && moved > 0, "{moved}");
+
+    // What is off the path begins again, and so does the population.
+    let all = |model: &Modular| -> Vec<(String, modl_core::Tensor)> {
+        let copy = |(n, p): (&str, &modl_core::Param)| (n.to_owned(), p.tensor().copy().unwrap());
+        model.params().iter().map(copy).collect()
+    };
+    let (before, path) = (all(&model), winning_path(&model).unwrap());
+    let on_path = |name: &str| {
+        path.iter().any(|(site, kept)| {
+            kept.iter().any(|m| name.starts_with(&format!("modules.{m}.{site}.")))
+        })
+    };
+    let free = next_task(&model, Seed(40)).unwrap();
+    assert_eq!(free.len(), 4, "{free:?}");
+    for (name, old) in &before {
+        let now = model.params().get(name).unwrap();
+        let begun = if name.ends_with("lora_B.weight") && !on_path(name) {
+            now.abs().unwrap().sum().unwrap().item().unwrap() == 0.0
+        } else if name.starts_with("modules.") && !on_path(name) || name.ends_with("population") {
+            !now.bit_equal(old).unwrap()
+        } else if name.ends_with("fitness") || name.ends_with("leader") {
+            now.to_kind(modl_core::Kind::Double).unwrap().sum().unwrap().item().unwrap() == 0.0
+        } else {
+            name.ends_with("tournament") || now.bit_equal(old).unwrap()
+        };
+        assert!(begun, "{name}");
+    }
 
     let mut other = model;
     other.route(Box::new(Fixed::modules(["a"])), false).unwrap();

@@ -71,6 +71,23 @@ fn training_fits_the_data() {
         panic!("{events:?}")
     };
     assert!(unused.is_empty(), "{unused:?}");
+    // Each row goes to the one module of its task, at each of two sites.
+    let routed = |e: &Event| match e {
+        Event::Routed { step, metrics } => Some((*step, metrics.clone())),
+        _ => None,
+    };
+    let routed: Vec<_> = events.iter().filter_map(routed).collect();
+    assert_eq!(routed.iter().map(|(step, _)| *step).collect::<Vec<_>>(), [10, 20, 30, 40, 50, 60]);
+    for (_, m) in &routed {
+        assert_eq!((m["mean_entropy"], m["overflow"], m["unrouted"]), (0.0, 0.0, 0.0), "{m:?}");
+        // MaxVio = 2 max f − 1 and CV² = MaxVio² for two modules.
+        assert!((m["load_cv2"] - m["max_violation"].powi(2)).abs() < 1e-12, "{m:?}");
+    }
+    let silent = TrainConfig { log_routing_every: 0, ..config(20) };
+    let mut events: Vec<Event> = Vec::new();
+    let mut trainer = Trainer::new("toy", &model, &head, silent, Seed(7)).unwrap();
+    trainer.train(&data, &Batch::describe, &mut events).unwrap();
+    assert!(!events.iter().any(|e| matches!(e, Event::Routed { .. })));
 }
 
 /// A prompt alone, made by a recipe's configuration, with a head.

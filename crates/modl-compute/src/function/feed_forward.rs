@@ -82,6 +82,12 @@ impl ModuleConfig for FeedForward {
         modl_core::to_json(self.kind(), self)
     }
 
+    /// Where `inner` is given: the usual one follows from the site.
+    fn widened(&self, factor: f64) -> Option<Box<dyn ModuleConfig>> {
+        let inner = Some(((self.inner? as f64 * factor).round() as i64).max(1));
+        Some(Box::new(FeedForward { inner, ..self.clone() }))
+    }
+
     /// The feed-forward sub-layer of each layer.
     fn usual_targets(&self) -> Targets {
         Targets::pattern(r"(.*\.)?\d+\.(output|mlp)")

@@ -220,6 +220,22 @@ impl ModuleConfig for Lora {
         modl_core::to_json(self.kind(), self)
     }
 
+    /// A rank times `factor`, with α such that the scale is what it was. Where only some sites have
+    /// ranks or α of their own, these change likewise.
+    fn widened(&self, factor: f64) -> Option<Box<dyn ModuleConfig>> {
+        let rank = |r: &i64| ((*r as f64 * factor).round() as i64).max(1);
+        let grows = rank(&self.r) as f64 / self.r as f64;
+        let grows = if self.use_rslora { grows.sqrt() } else { grows };
+        let alpha = |alpha: &f64| alpha * grows;
+        Some(Box::new(Lora {
+            r: rank(&self.r),
+            alpha: alpha(&self.alpha),
+            rank_pattern: self.rank_pattern.map(rank),
+            alpha_pattern: self.alpha_pattern.map(alpha),
+            ..self.clone()
+        }))
+    }
+
     fn build(&self, at: &Attachment, scope: &mut Scope) -> Result<Box<dyn Module>> {
         let site = at.site;
         self.check(site)?;

@@ -196,6 +196,20 @@ impl Router for PrototypeRouter {
         self.prototypes.clone().add_in_place(&step)?;
         self.counts.clone().copy_from(&counts)
     }
+
+    /// A new module has no prototype before it is trained.
+    fn grown(&self, modules: usize, scope: &mut Scope) -> Result<Box<dyn Router>> {
+        let new = modules as i64 - self.counts.len_of(0);
+        let mut more = |name: &str, old: &Tensor, shape: &[i64]| {
+            let zeros = Tensor::zeros(shape, old.kind(), old.device())?;
+            scope.replace(name, &Tensor::cat(&[old.clone(), zeros], 0)?)
+        };
+        Ok(Box::new(PrototypeRouter {
+            config: self.config.clone(),
+            prototypes: more("prototypes", &self.prototypes, &[new, self.prototypes.len_of(1)])?,
+            counts: more("counts", &self.counts, &[new])?,
+        }))
+    }
 }
 
 /// Vectors of length 1 along the last dimension; 0 stays 0.

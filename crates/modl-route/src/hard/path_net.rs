@@ -14,7 +14,8 @@
 //! one path.
 //!
 //! After a task: [`winning_path`] says which modules are to be kept, and [`off_path`] gives the
-//! patterns of all other parameters, which are the ones to train then.
+//! patterns of all other parameters, which are the ones to train then. [`next_task`] lets these begin
+//! again from a new seed, and the population with them, as the paper does.
 //!
 //! Fernando et al. 2017, arXiv 1701.08734 (m = 10 to 20, N = 3 or 4, 64 genotypes); survey §4.2.2.
 //!
@@ -309,4 +310,59 @@ pub fn off_path(model: &Modular) -> Result<Vec<String>> {
         }
     }
     Ok(patterns)
+}
+
+/// What the paper does between two tasks: the modules of the winning path stay as they are, all others
+/// begin again from `seed`, and so does the population, whose routers hear no losses of the last task
+/// any more. Gives the patterns of what the next task is to train: with all else frozen the path is
+/// kept, and a new path may go through its modules.
+///
+/// # Errors
+/// As [`winning_path`]; then nothing has been changed.
+pub fn next_task(model: &Modular, seed: Seed) -> Result<Vec<String>> {
+    let (path, free) = (winning_path(model)?, off_path(model)?);
+    let mut new: Vec<(Tensor, Tensor)> = Vec::new();
+    for name in model.modules() {
+        for (part, fresh) in model.fresh_parameters(name, seed.child("modules"))?.iter() {
+            let of = |site: &&String| part.starts_with(&format!("{site}."));
+            let on = |kept: &Vec<String>| kept.iter().any(|k| k == name);
+            // What sites share is kept where the module is on the path of any.
+            let kept = match path.keys().filter(of).max_by_key(|site| site.len()) {
+                Some(site) => path.get(site).is_some_and(on),
+                None => path.values().any(on),
+            };
+            if !kept {
+                let own = model.params().get(&format!("modules.{name}.{part}"))?;
+                new.push((own.clone(), fresh.tensor().detach()?));
+            }
+        }
+    }
+    let banks: BTreeMap<String, usize> = model
+        .modular_sites()
+        .iter()
+        .filter_map(|site| Some((site.path.clone(), model.layer(site)?.bank.len())))
+        .collect();
+    let most = banks.values().copied().max().unwrap_or(0);
+    for (name, p) in model.params().iter() {
+        let Some((router, buffer)) = name.strip_prefix("routers.").and_then(|n| n.rsplit_once('.'))
+        else {
+            continue;
+        };
+        let t = p.tensor();
+        let fresh = match buffer {
+            "population" => {
+                let mut rng = seed.child("genes").child(router).rng();
+                let m = banks.get(router).copied().unwrap_or(most).max(1) as i64;
+                let genes: Vec<i64> = (0..t.numel()).map(|_| rng.gen_range(0..m)).collect();
+                Tensor::from_slice(&genes, &t.size(), t.device())?
+            }
+            "leader" | "tournament" | "fitness" => t.zeros_like()?,
+            _ => continue,
+        };
+        new.push((t.clone(), fresh));
+    }
+    for (own, fresh) in new {
+        no_grad(|| own.clone().copy_from(&fresh))?;
+    }
+    Ok(free)
 }

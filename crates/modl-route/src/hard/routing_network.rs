@@ -221,6 +221,32 @@ impl Router for RoutingNetworkRouter {
         }
         Ok(())
     }
+
+    /// Probabilities and shares of the first modules keep their ratios, and a new one has an even
+    /// share; where the table holds no probabilities, a new module starts as all did.
+    fn grown(&self, modules: usize, scope: &mut Scope) -> Result<Box<dyn Router>> {
+        let (t, old) = (self.table.len_of(0), self.table.len_of(1));
+        let new = modules as i64 - old;
+        let part = old as f64 / modules.max(1) as f64;
+        let mut more = |name: &str, kept: &Tensor, shape: &[i64], start: f64| {
+            let rows = Tensor::full(shape, start, kept.kind(), kept.device())?;
+            scope.replace(name, &Tensor::cat(&[kept.clone(), rows], -1)?)
+        };
+        let start = self.config.agent.start(modules);
+        let table = match self.config.agent {
+            Agent::Wpl => self.table.mul_scalar(part)?,
+            _ => self.table.clone(),
+        };
+        let shares = self.shares.mul_scalar(part)?;
+        Ok(Box::new(RoutingNetworkRouter {
+            config: self.config.clone(),
+            table: more("table", &table, &[t, new], start)?,
+            values: more("values", &self.values, &[t, new], 0.0)?,
+            visits: more("visits", &self.visits, &[t, new], 0.0)?,
+            shares: more("shares", &shares, &[new], 1.0 / modules.max(1) as f64)?,
+            path: self.path.clone(),
+        }))
+    }
 }
 
 impl RoutingNetworkRouter {

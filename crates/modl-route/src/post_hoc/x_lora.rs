@@ -159,6 +159,22 @@ struct Layer {
     bias: Option<Tensor>,
 }
 
+impl Layer {
+    /// With rows for new modules, drawn as the first ones were.
+    fn grown(&self, modules: i64, scope: &mut Scope) -> Result<Layer> {
+        let (new, width) = (modules - self.weight.len_of(0), self.weight.len_of(1));
+        let bound = Init::Uniform(1.0 / (width.max(1) as f64).sqrt());
+        let mut more = |name: &str, old: &Tensor, shape: &[i64]| {
+            let seed = scope.seed().child(name).nth(modules as u64);
+            let rows = bound.tensor(shape, seed, old.kind(), old.device())?;
+            scope.replace(name, &Tensor::cat(&[old.detach()?, rows], 0)?)
+        };
+        let weight = more("weight", &self.weight, &[new, width])?;
+        let bias = self.bias.as_ref().map(|b| more("bias", b, &[new])).transpose()?;
+        Ok(Layer { weight, bias })
+    }
+}
+
 #[derive(Debug)]
 struct XLoraRouter {
     config: XLora,
@@ -230,5 +246,21 @@ impl Router for XLoraRouter {
         };
         let routing = Routing::new(weights, bank.len()).note("scalings", scalings);
         Ok(if sums_to_one && config.scale == 1.0 { routing.normalised() } else { routing })
+    }
+
+    fn grown(&self, modules: usize, scope: &mut Scope) -> Result<Box<dyn Router>> {
+        let last = self.layers.len().saturating_sub(1);
+        let mut layers = Vec::with_capacity(self.layers.len());
+        for (n, layer) in self.layers.iter().enumerate() {
+            let (weight, bias) = (layer.weight.clone(), layer.bias.clone());
+            layers.push(match n == last {
+                false => Layer { weight, bias },
+                true => layer.grown(modules as i64, &mut scope.sub(&format!("layers.{n}")))?,
+            });
+        }
+        let like = Tensor::zeros(&[modules as i64, self.width], Kind::Float, scope.device())?;
+        let ties = Ties::over(self.config.seed, &like, &self.path)?;
+        let (config, path) = (self.config.clone(), self.path.clone());
+        Ok(Box::new(XLoraRouter { config, layers, width: self.width, ties, path }))
     }
 }

@@ -120,6 +120,16 @@ impl Router for SoftMoeRouter {
         let combine = logits.softmax(-1)?.reshape(&shape)?;
         Ok(Routing::new(Weights::Slots { dispatch, combine }, bank.len()).normalised())
     }
+
+    fn grown(&self, modules: usize, scope: &mut Scope) -> Result<Box<dyn Router>> {
+        let (old, width) = (self.phi.len_of(0), self.phi.len_of(1));
+        let (shape, seed) =
+            ([modules as i64 * self.slots - old, width], scope.seed().nth(modules as u64));
+        let init = Init::Normal(1.0 / (width.max(1) as f64).sqrt());
+        let new = init.tensor(&shape, seed, self.phi.kind(), self.phi.device())?;
+        let phi = scope.replace("phi", &Tensor::cat(&[self.phi.detach()?, new], 0)?)?;
+        Ok(Box::new(SoftMoeRouter { slots: self.slots, phi, scale: self.scale.clone() }))
+    }
 }
 
 /// Vectors along the last dimension divided by their lengths (√(Σ x² + 10⁻⁶), as the authors do).

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use modl_core::{Modular, Result, ResultExt, Tensor, Trace};
+use modl_core::{Error, Kind, Level, Modular, Result, ResultExt, Tensor, Trace};
 
 use super::report::{entry, numbers};
 use super::{RoutingReport, SiteUse, Units};
@@ -62,19 +62,55 @@ impl Recorder {
         labels: &[S],
         mask: Option<&Tensor>,
     ) -> Result<()> {
-        let first = self.split.labels.len();
         for (path, routing) in &trace.routings {
             let units = Units::of(routing, labels.len(), mask).at(path)?;
-            let new = || Kept {
-                paths: vec![path.clone()],
-                modules: self.names.get(path).cloned().unwrap_or_else(|| numbers(routing.modules)),
-                units: Units::default(),
-            };
-            let known = |s: &Kept| (s.paths.first().cloned(), s.modules.len());
-            let site = entry(&mut self.split.sites, path, routing.modules, known, new)?;
-            site.units.append(&units, first);
+            self.keep(path, routing.modules, &units)?;
         }
         self.split.labels.extend(labels.iter().map(|l| l.as_ref().to_owned()));
+        Ok(())
+    }
+
+    /// [`Recorder::add`] with a label for each token of the batch, row after row, in place of one for
+    /// each row: each token that `mask` `[batch, seq]` does not hide is kept as a row of its own. Sites
+    /// that are not routed by these tokens are left out.
+    ///
+    /// # Errors
+    /// Where there are not as many labels as tokens, and as there.
+    pub fn add_tokens<S: AsRef<str>>(
+        &mut self,
+        trace: &Trace,
+        labels: &[S],
+        mask: &Tensor,
+    ) -> Result<()> {
+        let shown = mask.to_kind(Kind::Double)?.to_vec::<f64>()?;
+        if shown.len() != labels.len() {
+            let problem = format!("are {}, the batch has {} tokens", labels.len(), shown.len());
+            return Err(Error::invalid("labels of tokens", problem));
+        }
+        let real = labels.iter().zip(&shown).filter(|(_, shown)| **shown != 0.0);
+        let real: Vec<String> = real.map(|(l, _)| l.as_ref().to_owned()).collect();
+        for (path, routing) in trace.routings.iter().filter(|(_, r)| r.level() == Level::Token) {
+            let rows = mask.len_of(0).max(0) as usize;
+            let mut units = Units::of(routing, rows, Some(mask)).at(path)?;
+            if units.len() == real.len() {
+                units.rows = (0..real.len() as u32).collect();
+                self.keep(path, routing.modules, &units)?;
+            }
+        }
+        self.split.labels.extend(real);
+        Ok(())
+    }
+
+    /// Adds the units of a site, whose rows are the next ones.
+    fn keep(&mut self, path: &str, modules: usize, units: &Units) -> Result<()> {
+        let new = || Kept {
+            paths: vec![path.to_owned()],
+            modules: self.names.get(path).cloned().unwrap_or_else(|| numbers(modules)),
+            units: Units::default(),
+        };
+        let known = |s: &Kept| (s.paths.first().cloned(), s.modules.len());
+        let site = entry(&mut self.split.sites, path, modules, known, new)?;
+        site.units.append(units, self.split.labels.len());
         Ok(())
     }
 

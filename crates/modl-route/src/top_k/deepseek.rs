@@ -213,6 +213,25 @@ impl Router for DeepSeekRouter {
         let step = load.mean()?.sub(load)?.sign()?.mul_scalar(self.config.bias_update)?;
         self.bias.clone().add_in_place(&step.to_kind(self.bias.kind())?)
     }
+
+    fn grown(&self, modules: usize, scope: &mut Scope) -> Result<Box<dyn Router>> {
+        let first = self.routed.len() + self.shared.len();
+        let routed = [self.routed.clone(), (first as i64..modules as i64).collect()].concat();
+        if let Err(e) = self.config.check(routed.len()) {
+            return Err(Error::unsupported(
+                format!("adding a module under a `deepseek` router of {modules}: {e}"),
+                "attach all modules before the router is made",
+            ));
+        }
+        let scorer = self.scorer.grown(routed.len(), scope)?;
+        let new = (routed.len() - self.routed.len()) as i64;
+        let zeros = Tensor::zeros(&[new], self.bias.kind(), self.bias.device())?;
+        let bias =
+            scope.replace("selection_bias", &Tensor::cat(&[self.bias.clone(), zeros], 0)?)?;
+        let ties = Ties::new(self.config.seed, &scorer, scope.path())?;
+        let (config, shared) = (self.config.clone(), self.shared.clone());
+        Ok(Box::new(DeepSeekRouter { config, scorer, bias, ties, routed, shared }))
+    }
 }
 
 impl DeepSeekRouter {

@@ -128,4 +128,10 @@ impl Router for ExpertChoiceRouter {
         let unrouted = Tensor::full(&[], unrouted as f64, Kind::Float, Device::Cpu)?;
         Ok(Routing::new(alpha, m).note("unrouted", unrouted))
     }
+
+    fn grown(&self, modules: usize, scope: &mut Scope) -> Result<Box<dyn Router>> {
+        let scorer = self.scorer.grown(modules, scope)?;
+        let ties = Ties::new(self.config.seed, &scorer, scope.path())?;
+        Ok(Box::new(ExpertChoiceRouter { config: self.config.clone(), scorer, ties }))
+    }
 }

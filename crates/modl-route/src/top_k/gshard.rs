@@ -150,4 +150,11 @@ impl Router for TopTwo {
             !self.config.capacity.limits(cx) && (!cx.train || self.config.threshold == 0.0);
         Ok(if all_kept { routing.normalised() } else { routing })
     }
+
+    fn grown(&self, modules: usize, scope: &mut Scope) -> Result<Box<dyn Router>> {
+        let scorer = self.scorer.grown(modules, scope)?;
+        let ties = Ties::new(self.config.seed, &scorer, scope.path())?;
+        let (config, path) = (self.config.clone(), self.path.clone());
+        Ok(Box::new(TopTwo { kind: self.kind, with_z: self.with_z, config, scorer, ties, path }))
+    }
 }

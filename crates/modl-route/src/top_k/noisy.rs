@@ -162,6 +162,20 @@ impl Router for NoisyRouter {
             .with_loss("load", cv2(&load)?)
             .note("load", load.detach()?))
     }
+
+    fn grown(&self, modules: usize, scope: &mut Scope) -> Result<Box<dyn Router>> {
+        let scorer = self.scorer.grown(modules, scope)?;
+        let ties = Ties::new(self.config.seed, &scorer, scope.path())?;
+        let more = |noise: &Tensor| -> Result<Tensor> {
+            let mut shape = noise.size();
+            shape.iter_mut().take(1).for_each(|m| *m = modules as i64 - *m);
+            let rows = Tensor::zeros(&shape, noise.kind(), noise.device())?;
+            scope.replace("noise", &Tensor::cat(&[noise.detach()?, rows], 0)?)
+        };
+        let noise = self.noise.as_ref().map(more).transpose()?;
+        let (config, path) = (self.config.clone(), self.path.clone());
+        Ok(Box::new(NoisyRouter { noise, config, scorer, ties, path }))
+    }
 }
 
 impl NoisyRouter {

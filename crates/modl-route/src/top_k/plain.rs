@@ -133,4 +133,11 @@ impl Router for TopKRouter {
         }
         Ok(if normalised { routing.normalised() } else { routing })
     }
+
+    fn grown(&self, modules: usize, scope: &mut Scope) -> Result<Box<dyn Router>> {
+        let scorer = self.scorer.grown(modules, scope)?;
+        let ties = Ties::new(self.config.seed, &scorer, scope.path())?;
+        let (config, path) = (self.config.clone(), self.path.clone());
+        Ok(Box::new(TopKRouter { config, scorer, ties, path }))
+    }
 }

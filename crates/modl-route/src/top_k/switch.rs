@@ -119,4 +119,11 @@ impl Router for SwitchRouter {
         }
         Ok(routing.with_loss("balance", balance(&p, &index, mask)?))
     }
+
+    fn grown(&self, modules: usize, scope: &mut Scope) -> Result<Box<dyn Router>> {
+        let scorer = self.scorer.grown(modules, scope)?;
+        let ties = Ties::new(self.config.seed, &scorer, scope.path())?;
+        let (config, path) = (self.config.clone(), self.path.clone());
+        Ok(Box::new(SwitchRouter { config, scorer, ties, path }))
+    }
 }

@@ -97,7 +97,7 @@ fn of_bank(
 }
 
 /// A name that every file system takes.
-fn plain(name: &str) -> String {
+pub(super) fn plain(name: &str) -> String {
     let keep = |c: char| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' };
     name.chars().take(40).map(keep).collect()
 }

@@ -5,9 +5,12 @@
 //! RUN/routing/report.json         all numbers
 //! RUN/routing/report.html         tables, signs of collapse, heat maps
 //! RUN/routing/use-SPLIT….svg      the heat maps
+//! RUN/routing/load-….svg, …       how load and entropies went in training
 //! ```
 
+mod curves;
 mod heat_maps;
+mod labels;
 mod numbers;
 mod pass;
 mod words;
@@ -21,6 +24,8 @@ use modl_route::stats::{RoutingTrace, Thresholds};
 use modl_train::Methods;
 
 use crate::report::Page;
+use heat_maps::Map;
+use labels::By;
 use numbers::Numbers;
 
 /// Arguments of `modl route-report`.
@@ -30,7 +35,7 @@ pub(crate) struct RouteReportArgs {
     #[arg(required_unless_present = "trace")]
     run: Option<PathBuf>,
     /// Reports what was recorded in this file, without a model.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["run", "limit"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["run", "limit", "by"])]
     trace: Option<PathBuf>,
     /// Where the page, the numbers and the heat maps go; RUN/routing, or the folder of the trace,
     /// where it is left out.
@@ -39,6 +44,15 @@ pub(crate) struct RouteReportArgs {
     /// Examples of each task at most, of those trained on and of those held out.
     #[arg(long, value_name = "N", default_value_t = 200)]
     limit: usize,
+    /// What choices are counted by in place of the task: `token-class` (special, word, number,
+    /// punctuation), or a file with a line for each example: its task, its id and its label, separated
+    /// by tabs. Tables and maps say task all the same.
+    #[arg(long, value_name = "LABELS", default_value = "task", value_parser = by)]
+    by: By,
+}
+
+fn by(text: &str) -> Result<By, std::convert::Infallible> {
+    Ok(By::from(text))
 }
 
 pub(crate) fn run(args: &RouteReportArgs, methods: &Methods) -> Result<()> {
@@ -49,22 +63,29 @@ pub(crate) fn run(args: &RouteReportArgs, methods: &Methods) -> Result<()> {
         }
         (None, Some(run)) => {
             anyhow::ensure!(args.limit > 0, "--limit is to be at least 1");
-            let trace = pass::record(run, args.limit, methods)?;
+            let trace = pass::record(run, args.limit, &args.by, methods)?;
             let folder = run.join("routing");
             trace.save(args.out.as_ref().unwrap_or(&folder).join("trace.safetensors"))?;
             (trace, folder)
         }
         (None, None) => anyhow::bail!("name the folder of a run, or a --trace"),
     };
-    write(&trace, args.out.as_ref().unwrap_or(&folder))
+    let curves = args.run.as_ref().map(|run| curves::of(run)).transpose()?.unwrap_or_default();
+    if args.by != By::Task {
+        println!("tasks are here: the {} of each\n", args.by);
+    }
+    write(&trace, &curves, &args.by, args.out.as_ref().unwrap_or(&folder))
 }
 
 /// Prints the report, and writes it as numbers, a page and plots.
-fn write(trace: &RoutingTrace, folder: &Path) -> Result<()> {
+fn write(trace: &RoutingTrace, curves: &[Map], by: &By, folder: &Path) -> Result<()> {
     let numbers = Numbers::of(trace, &Thresholds::default())?;
     write_whole(folder.join("report.json"), &serde_json::to_vec_pretty(&numbers)?)?;
     let mut page = Page::new("How routers use modules");
     page.paragraph(words::PREFACE);
+    if *by != By::Task {
+        page.paragraph(&format!("Tasks are here: the {by} of each."));
+    }
     page.heading("What looks wrong");
     words::signs(&numbers).iter().for_each(|line| page.paragraph(line));
     for split in &numbers.splits {
@@ -78,6 +99,13 @@ fn write(trace: &RoutingTrace, folder: &Path) -> Result<()> {
             page.figure(&map.svg, &map.caption);
             write_whole(folder.join(&map.file), map.svg.as_bytes())?;
         }
+    }
+    if !curves.is_empty() {
+        page.heading("In training");
+    }
+    for curve in curves {
+        page.figure(&curve.svg, &curve.caption);
+        write_whole(folder.join(&curve.file), curve.svg.as_bytes())?;
     }
     let path = folder.join("report.html");
     write_whole(&path, page.html().as_bytes()).with_context(|| path.display().to_string())?;

@@ -9,26 +9,30 @@ use modl_core::Context;
 use modl_route::stats::{Recorder, RoutingTrace, Split};
 use modl_train::{Batch, Dataset, Methods, evaluate};
 
+use super::labels::{By, Labels};
 use crate::commands::run_folder::{self, Loaded};
 
 /// Rows of a batch.
 const BATCH: usize = 64;
 
 /// What the routers of a run choose for examples that it was trained on and for those held out, at
-/// most `limit` of each task.
-pub(super) fn record(run: &Path, limit: usize, methods: &Methods) -> Result<RoutingTrace> {
+/// most `limit` of each task, with labels of rows or tokens.
+pub(super) fn record(run: &Path, limit: usize, by: &By, methods: &Methods) -> Result<RoutingTrace> {
     let mut loaded = Loaded::new(run_folder::recipe_of(run, methods)?)?;
     let objective = loaded.objective.as_ref();
     modl_train::restore(&loaded.recipe, methods, &mut loaded.model, objective, run)?;
+    let labels = Labels::new(by, &loaded)?;
     let mut trace = RoutingTrace::default();
     for (name, data) in [("test", &loaded.test), ("train", &loaded.train)] {
-        trace.splits.push(split(name, &loaded, &some(data, limit)?)?);
+        trace.splits.push(split(name, &loaded, &some(data, limit)?, &labels)?);
     }
     let chosen = trace.splits.iter().map(Split::report).collect::<Result<Vec<_>, _>>()?;
     anyhow::ensure!(
         chosen.iter().any(|report| !report.sites().is_empty()),
-        "{}: nothing was routed in this run; give its recipe [modules], a [router] and an [aggregator]",
-        run.display()
+        "{}: nothing was routed {}in this run; give its recipe [modules], a [router] and an \
+         [aggregator]",
+        run.display(),
+        if labels.of_tokens() { "token by token " } else { "" }
     );
     Ok(trace)
 }
@@ -47,22 +51,22 @@ fn some(data: &Dataset, limit: usize) -> Result<Dataset> {
     Ok(data.filter(|e| kept.contains(&(e.task.as_str(), e.id.as_str())))?)
 }
 
-fn split(name: &str, loaded: &Loaded, data: &Dataset) -> Result<Split> {
+fn split(name: &str, loaded: &Loaded, data: &Dataset, labels: &Labels) -> Result<Split> {
     let recorder = RefCell::new(Recorder::new(name, &loaded.model));
     // A batch is described before its pass: what was routed is known when the next one comes.
     let last: RefCell<Option<(Vec<String>, Context)>> = RefCell::new(None);
     let keep_last = || -> modl_core::Result<()> {
-        match last.borrow_mut().take() {
-            None => Ok(()),
-            Some((tasks, cx)) => {
-                recorder.borrow_mut().add(&cx.take_trace(), &tasks, cx.find("mask"))
-            }
+        let Some((own, cx)) = last.borrow_mut().take() else { return Ok(()) };
+        let (mut recorder, trace) = (recorder.borrow_mut(), cx.take_trace());
+        match labels.of_tokens() {
+            true => recorder.add_tokens(&trace, &own, cx.feature("mask")?),
+            false => recorder.add(&trace, &own, cx.find("mask")),
         }
     };
     let describe = |batch: &Batch, cx: Context| {
         keep_last()?;
         let cx = batch.describe(cx)?;
-        *last.borrow_mut() = Some((batch.tasks.clone(), cx.clone()));
+        *last.borrow_mut() = Some((labels.of(batch)?, cx.clone()));
         Ok(cx)
     };
     evaluate(&loaded.model, loaded.objective.as_ref(), data, BATCH, &describe)

@@ -192,6 +192,16 @@ impl ModuleConfig for Bottleneck {
         modl_core::to_json(self.kind(), self)
     }
 
+    fn widened(&self, factor: f64) -> Option<Box<dyn ModuleConfig>> {
+        // A hair more than the quotient, so that rounding does not take a unit away.
+        let factor = factor * (1.0 + 1e-9);
+        Some(Box::new(Bottleneck {
+            reduction_factor: self.reduction_factor / factor,
+            reduction_pattern: self.reduction_pattern.map(|by| by / factor),
+            ..self.clone()
+        }))
+    }
+
     fn build(&self, at: &Attachment, scope: &mut Scope) -> Result<Box<dyn Module>> {
         let site = at.site;
         self.check(site)?;

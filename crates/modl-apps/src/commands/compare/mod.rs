@@ -4,6 +4,9 @@
 //! train it, in a folder of its own, `OUT/ROUTER/seed-N`, which `modl eval` and `modl inspect`
 //! understand. The held-out examples are the same for all seeds and routers.
 
+mod contestants;
+mod controls;
+
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -11,7 +14,9 @@ use anyhow::{Context as _, Result};
 use clap::Args;
 use modl_core::{Select, checkpoint};
 use modl_train::{Fanout, JsonLines, Methods, Recipe};
-use serde_json::{Value, json};
+use serde_json::Value;
+
+use contestants::{Contestant, as_toml, contestants, folder};
 
 use super::eval::{METRICS, measure};
 use super::run_folder::{self, Loaded};
@@ -34,7 +39,8 @@ pub(crate) struct CompareArgs {
     /// Where runs and the report go.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Leaves out the controls: `uniform`, `random`, and `oracle`, which knows the task.
+    /// Leaves out the controls: `uniform`, `random`, `hash`, `oracle`, which knows the task, and one
+    /// dense module with as many parameters, and as many operations a token, as the modules together.
     #[arg(long)]
     no_controls: bool,
     /// Sets a value of the recipe, for instance phases.0.lr=1e-4; as often as wanted.
@@ -42,33 +48,37 @@ pub(crate) struct CompareArgs {
     set: Vec<String>,
 }
 
-/// A router that takes part.
-#[derive(Debug, Clone, PartialEq)]
-struct Contestant {
-    /// What it is called in tables: `top_k{"k":2}`.
-    label: String,
-    /// Its configuration with its `type`.
-    config: Value,
-}
-
 pub(crate) fn run(args: &CompareArgs, methods: &Methods) -> Result<()> {
     anyhow::ensure!(args.seeds > 0, "--seeds is to be at least 1");
     let text = std::fs::read_to_string(&args.recipe)
         .with_context(|| format!("recipe {}", args.recipe.display()))?;
-    let mut contestants = contestants(&args.routers)?;
+    let named = contestants(&args.routers)?;
     let recipe = run_folder::read(&args.recipe, &text, &args.set, methods)?;
     anyhow::ensure!(recipe.router.is_some(), "the recipe has no [router] to be replaced");
-    if !args.no_controls {
-        add_controls(&mut contestants, &recipe, methods);
-    }
     let mut study = Study { args, methods, text, runs: Runs::open(args.out.join("runs.jsonl"))? };
-    let mut runs = Vec::new();
-    for contestant in &contestants {
-        let set = study.settings(contestant)?;
-        for seed in 0..args.seeds {
-            runs.push(study.run(contestant, &set, seed)?);
+    // With all that is set for each; a wrong one is refused before anything is trained.
+    let settled = |c: Contestant| study.settings(&c).map(|set| (c, set));
+    let mut all = named.into_iter().map(settled).collect::<Result<Vec<_>>>()?;
+    if let (false, Some((_, first))) = (args.no_controls, all.first()) {
+        let loaded = Loaded::new(study.recipe(first)?)?;
+        let has = |c: &Contestant| all.iter().any(|(known, _)| known.config == c.config);
+        let controls: Vec<Contestant> =
+            controls::of(loaded, methods)?.into_iter().filter(|c| !has(c)).collect();
+        for control in controls {
+            // Not every control fits every recipe.
+            match study.settings(&control) {
+                Ok(set) => all.push((control, set)),
+                Err(e) => println!("no control `{}`: {e:#}", control.label),
+            }
         }
     }
+    let mut runs = Vec::new();
+    for (contestant, set) in &all {
+        for seed in 0..args.seeds {
+            runs.push(study.run(contestant, set, seed)?);
+        }
+    }
+    let contestants: Vec<Contestant> = all.into_iter().map(|(c, _)| c).collect();
     report(args, &contestants, &Results::new(&runs))
 }
 
@@ -88,7 +98,7 @@ impl Study<'_> {
     /// leaves nothing to be trained, as where `routing` is trained and the router does not learn.
     fn settings(&self, contestant: &Contestant) -> Result<Vec<String>> {
         let label = || format!("router {}", contestant.label);
-        let mut set = self.args.set.clone();
+        let mut set = [self.args.set.as_slice(), &contestant.set].concat();
         let before = self.recipe(&set)?;
         let mut config = contestant.config.clone();
         // Its reach is not the router's own setting, and stays as the recipe has it.
@@ -164,88 +174,6 @@ impl Study<'_> {
     }
 }
 
-/// `uniform`, `random` where there is such a router, and `oracle`, the module of the task's name,
-/// where each task has one; those of them that do not take part already.
-fn add_controls(contestants: &mut Vec<Contestant>, recipe: &Recipe, methods: &Methods) {
-    let mut add = |label: &str, kind: &str| {
-        let config = json!({ "type": kind });
-        if !contestants.iter().any(|c| c.config == config) {
-            contestants.push(Contestant { label: label.to_owned(), config });
-        }
-    };
-    for kind in ["uniform", "random"] {
-        if methods.registry.routers.entries().iter().any(|e| e.name == kind) {
-            add(kind, kind);
-        }
-    }
-    let has = |task: &String| recipe.modules.iter().any(|m| &m.name == task);
-    match recipe.data.tasks.keys().find(|t| !has(t)) {
-        None => add("oracle", "fixed"),
-        Some(task) => println!("no control `oracle`: task `{task}` has no module of its name"),
-    }
-}
-
-/// `top_k{"k":2},soft`: names with settings in JSON.
-fn contestants(list: &str) -> Result<Vec<Contestant>> {
-    let mut all: Vec<Contestant> = Vec::new();
-    let mut rest = list.trim();
-    while !rest.is_empty() {
-        let end = rest.find([',', '{']).unwrap_or(rest.len());
-        let (name, after) = rest.split_at(end);
-        let name = name.trim();
-        let mut config = json!({ "type": name });
-        let mut label = name.to_owned();
-        rest = after;
-        if rest.starts_with('{') {
-            let mut settings = serde_json::Deserializer::from_str(rest).into_iter::<Value>();
-            let own = settings.next().transpose();
-            let own = own.with_context(|| format!("--routers: settings of `{name}`"))?;
-            let read = settings.byte_offset();
-            if let (Some(Value::Object(own)), Some(all)) = (own, config.as_object_mut()) {
-                all.extend(own);
-            }
-            label += rest.get(..read).unwrap_or_default();
-            rest = rest.get(read..).unwrap_or_default();
-        }
-        anyhow::ensure!(!name.is_empty(), "--routers: `{list}` has a router without a name");
-        rest = rest.trim_start();
-        let next = rest.strip_prefix(',');
-        anyhow::ensure!(
-            next.is_some() || rest.is_empty(),
-            "--routers: `{rest}` after `{label}`; routers are separated by commas"
-        );
-        rest = next.unwrap_or_default().trim_start();
-        if let Some(same) = all.iter().find(|c| folder(&c.label) == folder(&label)) {
-            anyhow::bail!("--routers: `{}` and `{label}` are the same", same.label);
-        }
-        all.push(Contestant { label, config });
-    }
-    anyhow::ensure!(!all.is_empty(), "--routers: names none");
-    Ok(all)
-}
-
-/// The name of a router's folder: what is neither letter nor digit in its label is one `-`.
-fn folder(label: &str) -> String {
-    let parts = label.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == '.'));
-    parts.filter(|p| !p.is_empty()).collect::<Vec<_>>().join("-")
-}
-
-/// A value as TOML writes it in one line.
-fn as_toml(value: &Value) -> Result<String> {
-    let parts =
-        |all: Vec<String>, open: &str, close: &str| open.to_owned() + &all.join(", ") + close;
-    Ok(match value {
-        Value::Null => anyhow::bail!("null is no value of a recipe"),
-        Value::Array(all) => parts(all.iter().map(as_toml).collect::<Result<_>>()?, "[", "]"),
-        Value::Object(all) => {
-            let pair = |(k, v): (&String, &Value)| Ok(format!("{} = {}", json!(k), as_toml(v)?));
-            parts(all.iter().map(pair).collect::<Result<_>>()?, "{ ", " }")
-        }
-        // JSON's strings, numbers and truth values are TOML's.
-        other => other.to_string(),
-    })
-}
-
 const MEASURES: [Measure; 3] = [
     Measure { key: METRICS[0], title: "accuracy of the sign", digits: 4 },
     Measure { key: METRICS[1], title: "Spearman", digits: 4 },
@@ -299,31 +227,4 @@ fn plot(measure: &Measure, rows: &[(String, String)], results: &Results) -> Resu
 
 fn write(path: &Path, text: &str) -> Result<()> {
     Ok(checkpoint::write_whole(path, text.as_bytes())?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn routers_come_with_settings_in_json() {
-        let all = contestants(r#"top_k{"k": 2, "noise":[1,{"a":","}]} , soft,top_k"#).unwrap();
-        let configs: Vec<&Value> = all.iter().map(|c| &c.config).collect();
-        let first = json!({"type": "top_k", "k": 2, "noise": [1, {"a": ","}]});
-        assert_eq!(configs, [&first, &json!({"type": "soft"}), &json!({"type": "top_k"})]);
-        assert_eq!(folder(&all[0].label), "top_k-k-2-noise-1-a");
-        for bad in ["", ",", "soft,soft", "soft{\"k\":}", "soft{} top_k", "{}"] {
-            assert!(contestants(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn values_are_the_same_in_toml() {
-        let value = json!({"type": "fixed", "table": {"a \"b\"": ["x", "y\n"]}, "k": 2, "t": 0.5,
-                           "on": true, "none": []});
-        let text = format!("router = {}", as_toml(&value).unwrap());
-        let read: Value = toml::from_str(&text).unwrap();
-        assert_eq!(read["router"], value);
-        assert!(as_toml(&json!({"a": null})).is_err());
-    }
 }
