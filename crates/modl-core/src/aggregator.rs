@@ -16,6 +16,11 @@ pub enum Order {
 }
 
 /// g_γ. Implement the method of the order that [`Aggregator::order`] names.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no aggregator",
+    label = "is to implement `modl_core::Aggregator`",
+    note = "an aggregator has a `kind`, an `order` and the method that the order names: `outputs` or `parameters`"
+)]
 pub trait Aggregator: Debug + Send {
     /// The name of the kind, as in the registry: `weighted_sum`.
     fn kind(&self) -> &'static str;
@@ -35,6 +40,11 @@ pub trait Aggregator: Debug + Send {
 }
 
 /// A recipe for aggregators.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no configuration of aggregators",
+    label = "is to implement `modl_core::AggregatorConfig`",
+    note = "what is registered is the configuration, with a `kind`, `to_json` and a `build` that makes the aggregator of a site"
+)]
 pub trait AggregatorConfig: Debug + Send {
     /// The name of the kind, as in the registry.
     fn kind(&self) -> &'static str;

@@ -20,6 +20,10 @@
 //! | `params.rs`, `scope.rs`, `checkpoint.rs`, `torch_file/`, `module_file.rs` | named parameters and files |
 //! | `registry.rs` | names to constructors, for recipes and the command line |
 //! | `testing/` | the contract that every module, router and aggregator passes |
+//!
+//! The three traits, what they talk about and the [`Registry`] are the stable seam for crates of
+//! third parties: within one 0.x nothing of it is taken away, and what is new has a default. The
+//! crate's README says what else is promised and what is not.
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -20,6 +20,11 @@ use crate::{
 ///
 /// A module holds its parameters as [`Tensor`]s made by a [`Scope`]; saving, loading, freezing and
 /// optimising them is the store's business, not the module's.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no module",
+    label = "is to implement `modl_core::Module`",
+    note = "a module has a `kind` and one of `compose`, `delta` and `forward`"
+)]
 pub trait Module: Debug + Send {
     /// The name of the kind, as in the registry: `lora`.
     fn kind(&self) -> &'static str;
@@ -103,6 +108,11 @@ pub trait Module: Debug + Send {
 }
 
 /// A recipe for modules: the configuration that is written in files.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no configuration of modules",
+    label = "is to implement `modl_core::ModuleConfig`",
+    note = "what is registered and attached is the configuration, with a `kind`, `to_json` and a `build` that makes the module of a site"
+)]
 pub trait ModuleConfig: Debug + Send {
     /// The name of the kind, as in the registry.
     fn kind(&self) -> &'static str;

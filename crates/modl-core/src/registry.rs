@@ -4,8 +4,8 @@
 //! A registry is a value, never a global: `Registry::new()`, then the `register` function of each
 //! crate. Nothing happens before `main`, and nothing is lost when a linker drops a crate.
 
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::{AggregatorConfig, Error, ModuleConfig, Result, RouterConfig};
@@ -94,7 +94,7 @@ macro_rules! registers {
             ///
             /// # Errors
             /// [`Error::Duplicate`] where the name is taken.
-            pub fn register<C: $config + DeserializeOwned + Default + 'static>(
+            pub fn register<C: $config + for<'de> Deserialize<'de> + Default + 'static>(
                 &mut self,
                 title: &'static str,
                 citation: &'static str,

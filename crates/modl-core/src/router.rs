@@ -7,6 +7,11 @@ use serde_json::Value;
 use crate::{Bank, Context, Error, Result, Routing, Scope, Signal, Site, Tensor};
 
 /// α = r_ρ(x, t).
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no router",
+    label = "is to implement `modl_core::Router`",
+    note = "a router has a `kind` and a `route`, which gives a `Routing` for a `Signal` and a `Bank`"
+)]
 pub trait Router: Debug + Send {
     /// The name of the kind, as in the registry: `top_k`.
     fn kind(&self) -> &'static str;
@@ -74,6 +79,11 @@ impl<'a> Outcome<'a> {
 }
 
 /// A recipe for routers.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no configuration of routers",
+    label = "is to implement `modl_core::RouterConfig`",
+    note = "what is registered is the configuration, with a `kind`, `to_json` and a `build` that makes the router of a site"
+)]
 pub trait RouterConfig: Debug + Send {
     /// The name of the kind, as in the registry.
     fn kind(&self) -> &'static str;

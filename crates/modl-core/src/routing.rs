@@ -48,6 +48,7 @@ pub enum Weights {
 
 /// What a router decided.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Routing {
     /// α.
     pub weights: Weights,
