@@ -55,13 +55,15 @@ ROWS |= {
     ]
     for how in ("eager", "grouped_mm")
     for dtype in ("f32", "bf16")
+    # Eager, each expert's gradient is as large as all of them: a step takes minutes.
+    if (work, how) != (MANY, "eager")
 }
 MEMORY = {
     "memory f32, dropout 0.1": ("train", False, 0.1, False),
     "memory bf16, dropout 0.1": ("train", True, 0.1, False),
     "memory f32, checkpointed": ("checkpointed", False, 0.1, False),
-    "memory mixture E=64, f32": (MANY + ":train", False, 0.0, False, "eager"),
-    "memory mixture E=64 fine, f32": (FINE + ":train", False, 0.0, False, "eager"),
+    "memory mixture E=64, f32": (MANY + ":train", False, 0.0, False, "grouped_mm"),
+    "memory mixture E=64 fine, f32": (FINE + ":train", False, 0.0, False, "grouped_mm"),
 }
 
 
