@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
-#include <numeric>
 #include <vector>
 
 #include <ATen/ATen.h>
@@ -48,13 +47,14 @@ struct Branch {
   Edge y;                      // where its backward pass starts
   Edge x;                      // its rows of the input
   std::vector<Edge> params;    // its own parameters
+  size_t first_param;          // the input of the node that the first of them stands for
   int64_t first_row;
   int64_t rows;
 };
 
 // y = [branch 0; branch 1; ...]. Inputs are x, then the parameters of all branches in their order.
 struct SideBySide : public Node {
-  std::vector<Branch> branches;
+  std::vector<Branch> branches;  // the largest first, in which order they are done soonest
   std::vector<int64_t> x_size;
   at::TensorOptions x_options;
 
@@ -74,19 +74,7 @@ struct SideBySide : public Node {
     if (of_x) {
       result[0] = at::empty(x_size, x_options);
     }
-    std::vector<size_t> first(branches.size());  // place of its first parameter in `result`
-    size_t place = 1;
-    for (size_t i = 0; i < branches.size(); ++i) {
-      first[i] = place;
-      place += branches[i].params.size();
-    }
-    std::vector<size_t> order(branches.size());
-    std::iota(order.begin(), order.end(), 0);
-    std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) {
-      return branches[a].rows > branches[b].rows;
-    });
-    on_threads(branches.size(), [&](size_t at) {
-      const size_t i = order[at];
+    on_threads(branches.size(), [&](size_t i) {
       const Branch& branch = branches[i];
       edge_list wanted;
       std::vector<size_t> places;
@@ -95,9 +83,10 @@ struct SideBySide : public Node {
         places.push_back(0);
       }
       for (size_t p = 0; p < branch.params.size(); ++p) {
-        if (task_should_compute_output(first[i] + p)) {
+        const size_t place = branch.first_param + p;
+        if (task_should_compute_output(place)) {
           wanted.push_back(branch.params[p]);
-          places.push_back(first[i] + p);
+          places.push_back(place);
         }
       }
       const at::Tensor dx =
@@ -177,13 +166,18 @@ char* modl_join(
     node->x_size = x->sizes().vec();
     node->x_options = x->options();
     for (size_t i = 0; i < n; ++i) {
-      Branch branch{edge(*ys[i]), edge(*xs[i]), {}, first_rows[i], first_rows[i + 1] - first_rows[i]};
+      const int64_t rows = first_rows[i + 1] - first_rows[i];
+      Branch branch{edge(*ys[i]), edge(*xs[i]), {}, 1 + first_params[i], first_rows[i], rows};
       for (size_t j = first_params[i]; j < first_params[i + 1]; ++j) {
         next.push_back(edge(*params[j]));
         branch.params.push_back(edge(*own[j]));
       }
       node->branches.push_back(std::move(branch));
     }
+    std::stable_sort(
+        node->branches.begin(), node->branches.end(), [](const Branch& a, const Branch& b) {
+          return a.rows > b.rows;
+        });
     node->set_next_edges(std::move(next));
     torch::autograd::set_history(*y, node);
   });

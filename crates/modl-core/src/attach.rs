@@ -91,12 +91,7 @@ impl Modular {
         targets: &Targets,
     ) -> Result<ParamStore> {
         let mut store = ParamStore::of_shapes();
-        let sites = self.sites_of(targets)?;
-        for site in &sites {
-            let mut top = self.scope_in(&mut store, "");
-            let at = Attachment { site, theta: &self.backbone().theta(site)?, sites: &sites };
-            config.build(&at, &mut top.sub(&site.path)).at(&site.path)?;
-        }
+        self.build_in(&mut self.scope_in(&mut store, ""), config, targets)?;
         config.check_built(&store)?;
         Ok(store)
     }
@@ -108,13 +103,9 @@ impl Modular {
     /// [`Error::Unknown`] with the nearest name.
     pub fn fresh_parameters(&self, name: &str, seed: Seed) -> Result<ParamStore> {
         let (config, targets) = self.recipe(name)?;
-        let (mut store, sites) = (ParamStore::new(), self.sites_of(targets)?);
-        for site in &sites {
-            let top = Scope::at(&mut store, "", seed.child(name));
-            let mut top = top.on(self.module_kind(), self.device());
-            let at = Attachment { site, theta: &self.backbone().theta(site)?, sites: &sites };
-            config.build(&at, &mut top.sub(&site.path)).at(&site.path)?;
-        }
+        let mut store = ParamStore::new();
+        let top = Scope::at(&mut store, "", seed.child(name));
+        self.build_in(&mut top.on(self.module_kind(), self.device()), config, targets)?;
         Ok(store)
     }
 
@@ -143,17 +134,27 @@ impl Modular {
                 "is to be made of letters, digits, `_` and `-`",
             ));
         }
-        let sites = self.sites_of(targets)?;
-        let (mut params, mut modules) = (ParamStore::new(), Vec::with_capacity(sites.len()));
-        for site in &sites {
-            let theta = self.backbone().theta(site)?;
-            let mut top = self.scope_in(&mut params, &format!("modules.{name}"));
-            let at = Attachment { site, theta: &theta, sites: &sites };
-            let module = config.build(&at, &mut top.sub(&site.path)).at(&site.path)?;
-            modules.push((site.clone(), module));
-        }
+        let mut params = ParamStore::new();
+        let mut top = self.scope_in(&mut params, &format!("modules.{name}"));
+        let modules = self.build_in(&mut top, config, targets)?;
         config.check_built(&params.below(&format!("modules.{name}.")))?;
         Ok(Built { params, modules })
+    }
+
+    /// A module at each of its sites, with its parameters below `top`.
+    fn build_in(
+        &self,
+        top: &mut Scope,
+        config: &dyn ModuleConfig,
+        targets: &Targets,
+    ) -> Result<Vec<(Site, Box<dyn Module>)>> {
+        let sites = self.sites_of(targets)?;
+        let one = |site: &Site| {
+            let at = Attachment { site, theta: &self.backbone().theta(site)?, sites: &sites };
+            let module = config.build(&at, &mut top.sub(&site.path)).at(&site.path)?;
+            Ok((site.clone(), module))
+        };
+        sites.iter().map(one).collect()
     }
 
     /// Puts a module in its places.

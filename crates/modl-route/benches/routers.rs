@@ -15,7 +15,7 @@ use modl_route::{
     Arrow, Base, Fixed, Input, Phase, Phatgoose, Scores, Sinkhorn, Soft, TopK, Uniform,
     balanced_assignment,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 type Configs = Vec<(&'static str, Box<dyn RouterConfig>)>;
 
@@ -121,23 +121,19 @@ fn all_routers(c: &mut Criterion) {
         let router = config.build(&site, &bank, &mut Scope::new(&mut store, Seed(1)))?;
         no_grad(|| router.route(&Signal::from(x.clone()), &bank, &cx)).map(|_| ())
     };
+    let configure = |name: &str, mut settings: Value| {
+        settings["type"] = json!(name);
+        let config = registry.routers.parse(&settings)?;
+        works(&*config).map(|()| config)
+    };
     let mut configs: Configs = Vec::new();
-    for entry in registry.routers.entries() {
-        let settings = [json!({"input": "tokens", "k": 2}), json!({"input": "tokens"}), json!({})];
-        let mut why = String::new();
-        for mut settings in settings {
-            settings["type"] = json!(entry.name);
-            match registry.routers.parse(&settings).and_then(|c| works(&*c).map(|()| c)) {
-                Ok(config) => {
-                    configs.push((entry.name, config));
-                    why.clear();
-                    break;
-                }
-                Err(e) => why = e.to_string(),
-            }
-        }
-        if !why.is_empty() {
-            eprintln!("{} is left out: {why}", entry.name);
+    for name in registry.routers.entries().iter().map(|e| e.name) {
+        let made = configure(name, json!({"input": "tokens", "k": 2}))
+            .or_else(|_| configure(name, json!({"input": "tokens"})))
+            .or_else(|_| configure(name, json!({})));
+        match made {
+            Ok(config) => configs.push((name, config)),
+            Err(e) => eprintln!("{name} is left out: {e}"),
         }
     }
     decide(c, "route 4096 x 512, 64 modules, all routers", (MODULES, 4), &x, &cx, configs);

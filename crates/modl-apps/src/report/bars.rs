@@ -3,7 +3,7 @@
 use anyhow::Result;
 use plotters::prelude::*;
 
-use super::{PALETTE, drawing};
+use super::{PALETTE, drawing, legend_entry};
 
 /// One bar: its height and, where there are several seeds, the ends of its interval.
 #[derive(Debug, Clone, Copy)]
@@ -73,9 +73,7 @@ pub(crate) fn grouped_bars(
             let y = 40 + 20 * s as i32;
             let colour = PALETTE[s % PALETTE.len()];
             let style = if s < PALETTE.len() { colour.filled() } else { colour.mix(0.5).filled() };
-            key.draw(&Rectangle::new([(5, y), (17, y + 12)], style)).map_err(drawing)?;
-            let text = ("sans-serif", 13).into_text_style(&root);
-            key.draw_text(name, &text, (23, y)).map_err(drawing)?;
+            legend_entry(&key, name, y, [y, y + 12], style)?;
         }
         root.present().map_err(drawing)?;
     }

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use plotters::prelude::*;
 
-use super::{PALETTE, drawing};
+use super::{PALETTE, drawing, legend_entry};
 
 /// A line through the points of each series; the axis starts at 0.
 pub(crate) fn lines(title: &str, series: &[(&str, Vec<(u64, f64)>)]) -> Result<String> {
@@ -40,10 +40,7 @@ pub(crate) fn lines(title: &str, series: &[(&str, Vec<(u64, f64)>)]) -> Result<S
             let path = PathElement::new(points, colour.stroke_width(2));
             chart.draw_series([path]).map_err(drawing)?;
             let y = 40 + 20 * s as i32;
-            let style = colour.filled();
-            key.draw(&Rectangle::new([(5, y + 4), (17, y + 8)], style)).map_err(drawing)?;
-            let text = ("sans-serif", 13).into_text_style(&root);
-            key.draw_text(name, &text, (23, y)).map_err(drawing)?;
+            legend_entry(&key, name, y, [y + 4, y + 8], colour.filled())?;
         }
         root.present().map_err(drawing)?;
     }

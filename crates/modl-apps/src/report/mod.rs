@@ -12,7 +12,8 @@ pub(crate) use lines::lines;
 pub(crate) use page::Page;
 pub(crate) use table::Table;
 
-use plotters::style::RGBColor;
+use plotters::coord::Shift;
+use plotters::prelude::*;
 
 /// Colours that stay apart for people with any kind of colour vision (Okabe and Ito).
 const PALETTE: [RGBColor; 8] = [
@@ -29,4 +30,16 @@ const PALETTE: [RGBColor; 8] = [
 /// A drawing error as one of ours.
 fn drawing(e: impl std::fmt::Display) -> anyhow::Error {
     anyhow::anyhow!("the plot could not be drawn: {e}")
+}
+
+/// A name beside its mark, which reaches from one height to another; `y` is where the name stands.
+fn legend_entry(
+    key: &DrawingArea<SVGBackend, Shift>,
+    name: &str,
+    y: i32,
+    [top, bottom]: [i32; 2],
+    style: ShapeStyle,
+) -> anyhow::Result<()> {
+    key.draw(&Rectangle::new([(5, top), (17, bottom)], style)).map_err(drawing)?;
+    key.draw_text(name, &("sans-serif", 13).into_text_style(key), (23, y)).map_err(drawing)
 }

@@ -65,8 +65,8 @@ pub(crate) fn mix(
         return x.zeros_like();
     }
     let sorted = flat.index_select(0, &grouping.units(x.device())?)?;
-    let busy = grouping.counts().iter().enumerate().filter(|(_, rows)| **rows > 0);
     let y = if suits_side_by_side(grouping.counts(), x.device()) {
+        let busy = grouping.counts().iter().enumerate().filter(|(_, rows)| **rows > 0);
         let branches = busy.map(|(n, &rows)| {
             let (first, last) = (first.matrix(n)?, last.matrix(n)?);
             let split = first.phi().len();
@@ -81,7 +81,8 @@ pub(crate) fn mix(
         side_by_side(&sorted, branches.collect::<Result<_>>()?)?
     } else {
         let parts = grouping.parts(&sorted)?;
-        let outputs = busy.zip(parts.iter().filter(|x| x.len_of(0) > 0)).map(|((n, _), x)| {
+        let busy = parts.iter().enumerate().filter(|(_, x)| x.len_of(0) > 0);
+        let outputs = busy.map(|(n, x)| {
             let inner = expert.within(&first.matrix(n)?.apply(x)?, n)?;
             last.matrix(n)?.apply(&inner)
         });

@@ -82,11 +82,8 @@ impl RouterConfig for PathNet {
         if bank.is_empty() {
             return Err(Error::invalid("path_net", "there is no module to choose from"));
         }
-        let (mut rng, m) = (scope.seed().child("genes").rng(), bank.len() as i64);
-        let genes = self.population * self.active;
-        let first: Vec<i64> = (0..genes).map(|_| rng.gen_range(0..m)).collect();
         let shape = [self.population as i64, self.active as i64];
-        let first = Tensor::from_slice(&first, &shape, Device::Cpu)?;
+        let first = genes(&shape, bank.len(), scope.seed().child("genes"), Device::Cpu)?;
         let zero = Tensor::from_slice(&[0i64], &[1], Device::Cpu)?;
         Ok(Box::new(PathNetRouter {
             config: self.clone(),
@@ -312,6 +309,13 @@ pub fn off_path(model: &Modular) -> Result<Vec<String>> {
     Ok(patterns)
 }
 
+/// A population by lot, each gene one of so many modules.
+fn genes(shape: &[i64], modules: usize, seed: Seed, device: Device) -> Result<Tensor> {
+    let mut rng = seed.rng();
+    let drawn = (0..shape.iter().product()).map(|_| rng.gen_range(0..modules as i64));
+    Tensor::from_slice(&drawn.collect::<Vec<i64>>(), shape, device)
+}
+
 /// What the paper does between two tasks: the modules of the winning path stay as they are, all others
 /// begin again from `seed`, and so does the population, whose routers hear no losses of the last task
 /// any more. Gives the patterns of what the next task is to train: with all else frozen the path is
@@ -351,10 +355,8 @@ pub fn next_task(model: &Modular, seed: Seed) -> Result<Vec<String>> {
         let t = p.tensor();
         let fresh = match buffer {
             "population" => {
-                let mut rng = seed.child("genes").child(router).rng();
-                let m = banks.get(router).copied().unwrap_or(most).max(1) as i64;
-                let genes: Vec<i64> = (0..t.numel()).map(|_| rng.gen_range(0..m)).collect();
-                Tensor::from_slice(&genes, &t.size(), t.device())?
+                let modules = banks.get(router).copied().unwrap_or(most).max(1);
+                genes(&t.size(), modules, seed.child("genes").child(router), t.device())?
             }
             "leader" | "tournament" | "fitness" => t.zeros_like()?,
             _ => continue,
