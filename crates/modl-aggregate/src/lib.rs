@@ -2,13 +2,18 @@
 
 mod average;
 mod concat;
+pub mod connectivity;
 mod factors;
 pub mod merge;
 pub mod mergekit;
 mod multi_head;
 mod offline;
 pub mod parameters;
+pub mod rebasin;
+pub mod search;
+pub mod soups;
 mod stack;
+pub mod statistics;
 mod unchanged;
 mod weighted_sum;
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 use modl_core::{Error, Result, Seed};
 use rayon::prelude::*;
 
-use super::Elements;
+use super::{Elements, Spec, Statistics};
 
 /// Numbers that are worked on together. Few enough that those of some models stay in a core's cache;
 /// the same for any number of threads, so that sums are rounded alike.
@@ -25,7 +25,9 @@ pub struct Group<'a> {
     /// Where random choices in this tensor come from.
     pub seed: Seed,
     /// Whether chunks hold whole rows.
-    pub(crate) by_rows: bool,
+    by_rows: bool,
+    /// Whether chunks hold the inputs' statistics.
+    with_statistics: bool,
 }
 
 /// One model's tensor.
@@ -35,6 +37,26 @@ pub struct Input<'a> {
     pub model: &'a str,
     /// Its numbers.
     pub elements: &'a dyn Elements,
+    /// What else is known of it, for methods that ask for it.
+    pub statistics: Option<&'a dyn Elements>,
+}
+
+impl<'a> Input<'a> {
+    /// A tensor of which nothing else is known.
+    pub fn new(model: &'a str, elements: &'a dyn Elements) -> Self {
+        Input { model, elements, statistics: None }
+    }
+
+    /// With these statistics.
+    pub fn with_statistics(self, statistics: Option<&'a dyn Elements>) -> Self {
+        Input { statistics, ..self }
+    }
+}
+
+/// What a thread reads pieces into.
+struct Buffers {
+    tensors: Vec<Vec<f32>>,
+    statistics: Vec<Vec<f32>>,
 }
 
 /// A piece of all tensors of a group.
@@ -47,12 +69,19 @@ pub struct Chunk<'a> {
     /// Numbers in a row (the last dimension); all of a chunk where it does not hold whole rows.
     pub row: usize,
     tensors: &'a [Vec<f32>],
+    statistics: &'a [Vec<f32>],
 }
 
 impl Chunk<'_> {
     /// The numbers of one model.
     pub fn of(&self, input: usize) -> &[f32] {
         self.tensors.get(input).map_or(&[], Vec::as_slice)
+    }
+
+    /// The statistics of one model's numbers; empty where it has none, or the method asked for
+    /// none of this shape.
+    pub fn statistics(&self, input: usize) -> &[f32] {
+        self.statistics.get(input).map_or(&[], Vec::as_slice)
     }
 
     /// How many numbers each model has here.
@@ -69,7 +98,7 @@ impl Chunk<'_> {
 impl<'a> Group<'a> {
     /// Tensors without a base, whose chunks need not hold whole rows.
     pub fn new(name: &'a str, shape: &'a [usize], inputs: Vec<Input<'a>>, seed: Seed) -> Self {
-        Group { name, shape, inputs, base: None, seed, by_rows: false }
+        Group { name, shape, inputs, base: None, seed, by_rows: false, with_statistics: false }
     }
 
     /// Names one of the inputs as the base.
@@ -77,9 +106,10 @@ impl<'a> Group<'a> {
         Group { base: Some(base), ..self }
     }
 
-    /// Lets chunks hold whole rows.
-    pub fn by_rows(self) -> Self {
-        Group { by_rows: true, ..self }
+    /// With chunks as a method wants them: of whole rows, with statistics.
+    pub fn cut_for(self, spec: &Spec) -> Self {
+        let with_statistics = spec.statistics == Some(Statistics::Fisher);
+        Group { by_rows: spec.by_rows, with_statistics, ..self }
     }
 
     /// Numbers in the tensor.
@@ -132,7 +162,8 @@ impl<'a> Group<'a> {
 
     /// Bytes of memory for one piece of all inputs.
     pub(crate) fn chunk_bytes(&self) -> usize {
-        self.chunk_len().min(self.len()) * 4 * (self.inputs.len() + 1)
+        let each = if self.with_statistics { 2 } else { 1 };
+        self.chunk_len().min(self.len()) * 4 * (each * self.inputs.len() + 1)
     }
 
     /// Calls `work` with each piece, on all threads; what it gives comes in the order of the pieces.
@@ -143,28 +174,41 @@ impl<'a> Group<'a> {
         &self,
         work: impl Fn(&Chunk) -> Result<T> + Send + Sync,
     ) -> Result<Vec<T>> {
-        let buffers = || vec![Vec::new(); self.inputs.len()];
-        let one = |tensors: &mut Vec<Vec<f32>>, index| self.read(index, tensors, &work)?;
+        let one = |buffers: &mut Buffers, index| self.read(index, buffers, &work)?;
         match self.chunks() {
-            1 => Ok(vec![one(&mut buffers(), 0)?]),
-            n => (0..n).into_par_iter().map_init(buffers, one).collect(),
+            1 => Ok(vec![one(&mut self.buffers(), 0)?]),
+            n => (0..n).into_par_iter().map_init(|| self.buffers(), one).collect(),
         }
+    }
+
+    fn buffers(&self) -> Buffers {
+        let none = || vec![Vec::new(); self.inputs.len()];
+        Buffers { tensors: none(), statistics: none() }
     }
 
     /// Reads one piece of all inputs.
     fn read<T>(
         &self,
         index: usize,
-        tensors: &mut [Vec<f32>],
+        buffers: &mut Buffers,
         work: impl FnOnce(&Chunk) -> T,
     ) -> Result<T> {
         let range = self.range(index);
-        for (input, buffer) in self.inputs.iter().zip(tensors.iter_mut()) {
+        let fill = |elements: &dyn Elements, buffer: &mut Vec<f32>| {
             buffer.resize(range.len(), 0.0);
-            input.elements.read(range.start, buffer)?;
+            elements.read(range.start, buffer)
+        };
+        for (input, buffer) in self.inputs.iter().zip(&mut buffers.tensors) {
+            fill(input.elements, buffer)?;
+        }
+        for (input, buffer) in self.inputs.iter().zip(&mut buffers.statistics) {
+            if let Some(statistics) = input.statistics.filter(|_| self.with_statistics) {
+                fill(statistics, buffer)?;
+            }
         }
         let row = if self.by_rows { self.row() } else { range.len() };
-        Ok(work(&Chunk { index, start: range.start, row, tensors }))
+        let (tensors, statistics) = (&buffers.tensors, &buffers.statistics);
+        Ok(work(&Chunk { index, start: range.start, row, tensors, statistics }))
     }
 
     /// Sums of what `work` adds to `n` numbers for each piece, in the order of the pieces and so the
@@ -207,9 +251,9 @@ impl<'a> Group<'a> {
         };
         let part = |part: usize| {
             let (mut counts, mut scratch) = (vec![0; n], Vec::new());
-            let mut tensors = vec![Vec::new(); self.inputs.len()];
+            let mut buffers = self.buffers();
             for index in part * share..((part + 1) * share).min(self.chunks()) {
-                self.read(index, &mut tensors, |chunk| work(chunk, &mut counts, &mut scratch))?;
+                self.read(index, &mut buffers, |chunk| work(chunk, &mut counts, &mut scratch))?;
             }
             Ok(counts)
         };

@@ -187,7 +187,7 @@ mod tests {
             // Few different values, so that there are many ties.
             let values: Vec<f32> = values.iter().map(|v| f32::from(*v) * 0.37).collect();
             let shape = [values.len()];
-            let inputs = vec![Input { model: "m", elements: &values }];
+            let inputs = vec![Input::new("m", &values)];
             let group = Group::new("t", &shape, inputs, Seed(0));
             let ties = if last { Ties::Last } else { Ties::First };
             let rank = |c: &Chunk, _: usize, out: &mut [f32]| out.copy_from_slice(c.of(0));

@@ -26,7 +26,7 @@ pub use elements::{Elements, Stored};
 pub(crate) use group::inner;
 pub use group::{Chunk, Gram, Group, Input, uniform};
 pub use largest::{Largest, Ranked, Ties, largest};
-pub use method::{Base, Blend, MergeMethod, Of, Scalar, Setting, Settings, Spec};
+pub use method::{Base, Blend, MergeMethod, Of, Scalar, Setting, Settings, Spec, Statistics};
 pub use methods::{MergeMethods, merge_group};
 pub use plan::{Cost, Output, Plan, Shard};
 pub use run::{Step, run};

@@ -16,7 +16,7 @@ use serde_json::{Map, Value, json};
 use super::elements::{Stored, to_bytes};
 use super::shard::{ShardFile, Sum};
 use super::source::read_json;
-use super::{Group, Input, MergeMethods, Output, Plan, Shard};
+use super::{Elements, Group, Input, MergeMethods, Output, Plan, Shard};
 
 /// Bytes that are copied together.
 const COPIED: u64 = 1 << 20;
@@ -160,9 +160,12 @@ fn merge(
             Ok((source.name.as_str(), source.elements(name, output.rounded)?))
         })
         .collect::<Result<_>>()?;
-    let inputs = stored.iter().map(|(model, elements)| Input { model, elements }).collect();
-    let group = Group::new(&output.name, &output.shape, inputs, plan.seed);
-    let group = if spec.by_rows { group.by_rows() } else { group };
+    let statistics = plan.statistics(output)?;
+    let inputs = stored.iter().zip(&statistics).map(|((model, elements), s)| {
+        Input::new(model, elements).with_statistics(s.as_ref().map(|s| s as &dyn Elements))
+    });
+    let group = Group::new(&output.name, &output.shape, inputs.collect(), plan.seed);
+    let group = group.cut_for(&spec);
     let group = match output.base {
         Some(base) => group.with_base(base),
         None => group,

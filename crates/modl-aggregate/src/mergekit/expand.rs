@@ -9,6 +9,7 @@ use safetensors::Dtype;
 use super::config::{InputSlice, MergeConfig, OutputSlice, Parameters};
 use super::layers::{comes_after, layered, stacks};
 use super::settings::{Scopes, known};
+use super::statistics;
 use crate::merge::{Base, MergeMethods, Output, Plan, Source, Spec};
 
 /// What a configuration does not say.
@@ -60,6 +61,9 @@ pub fn plan(config: &MergeConfig, methods: &MergeMethods, options: &Options) -> 
     let mut models = Models { sources: Vec::new() };
     for name in config.models() {
         models.open(name, options)?;
+    }
+    if let Some(kind) = spec.statistics {
+        statistics::open(&mut models.sources, kind, config, &options.folder)?;
     }
     let parts = parts(config, &models)?;
     let dtype = config.dtype.as_deref().map(dtype_of).transpose()?;

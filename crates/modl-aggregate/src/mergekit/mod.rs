@@ -5,12 +5,14 @@
 //! | `config.rs` | the file as it is written |
 //! | `settings.rs` | values by layer, by name and by model |
 //! | `layers.rs` | which layer a tensor belongs to |
+//! | `statistics.rs` | files of what else is known of the models |
 //! | `expand.rs` | a configuration to the tensors of a plan |
 
 mod config;
 mod expand;
 mod layers;
 mod settings;
+mod statistics;
 
 pub use config::{InputModel, InputSlice, MergeConfig, Module, OutputSlice, read_documents};
 pub use expand::{Options, Uneven, plan};
