@@ -5,6 +5,11 @@
 //! speed. Here the products read tokens where they lie and add to y where it lies, and the backward
 //! pass is one of its own: thin products again, for x, α, A and B. Each gradient of a module is made
 //! by one thread in the order of its tokens, so that results do not depend on the number of threads.
+//!
+//! It is taken wherever the processor computes in f32 or f64 and rows or tokens have modules of their
+//! own: measured for ranks 8 to 64, widths 384 to 4,096, 1 to 1,024 tokens and 2 to 64 modules, it
+//! takes as long as the batched products in the worst case, a quarter of it in the best one (a few
+//! tokens, many modules), and no memory but y. Other kinds and accelerators have those products.
 
 use crate::ffi::{self, Slots};
 use crate::grouping::Grouping;
@@ -17,8 +22,7 @@ impl Outputs<'_> {
     pub(crate) fn low_rank_slots(&self, parts: &[(usize, LowRank)]) -> Result<Option<Signal>> {
         let x = &self.input().x;
         let kind = x.kind();
-        if std::env::var_os("MODL_OLD").is_some()
-            || x.device() != Device::Cpu
+        if x.device() != Device::Cpu
             || !matches!(kind, Kind::Float | Kind::Double)
             || !matches!(x.dim(), 2 | 3)
         {

@@ -66,9 +66,8 @@ impl Init {
     /// Draws a tensor of `shape`.
     pub fn tensor(self, shape: &[i64], seed: Seed, kind: Kind, device: Device) -> Result<Tensor> {
         let n = shape.iter().product::<i64>().max(0) as usize;
-        let uniform = |bound: f64| {
-            drawn(n, seed, 1, |rng| bound * (2.0 * rng.r#gen::<f64>() - 1.0))
-        };
+        let uniform =
+            |bound: f64| drawn(n, seed, 1, |rng| bound * (2.0 * rng.r#gen::<f64>() - 1.0));
         let values: Vec<f64> = match self {
             Init::Zeros => return Tensor::zeros(shape, kind, device),
             Init::Ones => return Tensor::ones(shape, kind, device),

@@ -155,7 +155,7 @@ mod tests {
             let mut first = draw("first");
             if let Some(steps) = steps {
                 let coarse = first.to_vec::<f64>().unwrap();
-                let mut coarse: Vec<f64> = coarse.iter().map(|v| (v * steps).round()).collect();
+                let mut coarse: Vec<f64> = coarse.iter().map(|v| (v * steps).round() + 0.0).collect();
                 if nan && let Some(one) = coarse.first_mut() {
                     *one = f64::NAN;
                 }
