@@ -85,9 +85,8 @@ struct Places {
     equal: bool,
 }
 
-/// The places of the up to `n` largest along the last dimension, in one pass over each row: libtorch's
-/// `topk` sorts parts of rows by way of pairs and takes ten times as long. None where it is left to
-/// libtorch.
+/// The places of the up to `n` largest along the last dimension, in one pass over each row. None where
+/// it is left to libtorch.
 fn places(of: &Tensor, n: usize) -> Result<Option<Places>> {
     const FEW: usize = 16;
     let width = of.len_of(-1).max(0) as usize;
