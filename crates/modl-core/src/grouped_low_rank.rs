@@ -7,10 +7,10 @@
 //! by one thread in the order of its tokens, so that results do not depend on the number of threads.
 //!
 //! It is taken wherever the processor computes in f32 or f64 and rows or tokens have modules of their
-//! own: measured for ranks 8 to 64, widths 384 to 4,096, 1 to 1,024 tokens and 2 to 64 modules, it was
-//! never clearly slower than batched products and up to three times as fast (few tokens, many
-//! modules, ranks of 64), and what it needs beside y is `rank` numbers for each choice. Other kinds
-//! and accelerators have the batched products.
+//! own: measured once for ranks 8 to 64, widths 384 to 4,096, 1 to 1,024 tokens and 2 to 64 modules, it
+//! was up to three times as fast as batched products (few tokens, many modules, ranks of 64) and at worst
+//! a fifth slower (16 rows of 32 tokens), and what it needs beside y is `rank` numbers for each choice.
+//! Other kinds and accelerators have the batched products.
 
 use crate::ffi::{self, Slots};
 use crate::grouping::Grouping;
