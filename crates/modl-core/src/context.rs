@@ -225,8 +225,7 @@ impl Context {
         work: impl FnOnce() -> Result<Routing>,
     ) -> Result<Routing> {
         if let Some(known) = self.decided.find(key)? {
-            // Its losses and notes were counted at the first site.
-            return Ok(known.with_weights(known.weights.clone()));
+            return Ok(known.repeated());
         }
         let routing = work()?;
         self.decided.set(key, routing.clone());

@@ -163,7 +163,7 @@ impl Modular {
     ) -> Result<()> {
         let sites: BTreeMap<&str, &Site> =
             self.backbone().sites().iter().map(|s| (s.path.as_str(), s)).collect();
-        for (path, routing) in &trace.routings {
+        for (path, routing) in trace.routings.iter().filter(|(_, r)| !r.repeated) {
             let layer = sites.get(path.as_str()).and_then(|site| self.layer(site));
             if let Some(layer) = layer {
                 work(layer.router(), routing).at(path)?;

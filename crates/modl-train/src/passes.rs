@@ -269,7 +269,8 @@ fn best(passed: &[Passed]) -> Result<Tensor> {
             .iter()
             .map(|p| {
                 let mut cost = p.known.clone();
-                for (site, routing) in &p.trace.routings {
+                // What a router decided for several sites has been drawn once.
+                for (site, routing) in p.trace.routings.iter().filter(|(_, r)| !r.repeated) {
                     let Some(log_prob) = routing.noted.get("log_prob") else { continue };
                     let rows = cost.len_of(0);
                     if log_prob.len_of(0) != rows {

@@ -77,16 +77,20 @@ impl Router for Lottery {
 }
 
 fn lottery(seed: u64) -> Modular {
+    lottery_at(&["query"], false, seed)
+}
+
+fn lottery_at(sites: &[&str], global: bool, seed: u64) -> Modular {
     let mut model = with_dropout(0.0, seed);
     for name in ["plus", "minus"] {
         model.detach(name).unwrap();
     }
     for name in ["a", "b"] {
         let lora = modl_compute::Lora { r: 2, alpha: 4.0, ..Default::default() };
-        model.attach(name, Box::new(lora), &Targets::names(["query"])).unwrap();
+        model.attach(name, Box::new(lora), &Targets::names(sites.iter().copied())).unwrap();
     }
     perturbed(&model);
-    model.route(Box::new(Lottery::default()), false).unwrap();
+    model.route(Box::new(Lottery::default()), global).unwrap();
     model.aggregate(Box::new(modl_aggregate::WeightedSum::default())).unwrap();
     model
 }
@@ -159,6 +163,11 @@ fn a_loss_from_the_outcome_has_to_be_weighed() {
 
 /// The loss of one step by hand: each pass draws as the trainer's does.
 fn by_hand(model: &Modular, count: u64) -> Vec<Vec<f64>> {
+    by_hand_counting(model, count, 1.0)
+}
+
+/// The same where ln p of a choice counts `times`.
+fn by_hand_counting(model: &Modular, count: u64, times: f64) -> Vec<Vec<f64>> {
     let data = data(10);
     let mut batches = Batches::new(&data, BATCH, Seed(7), Device::Cpu, Default::default()).unwrap();
     let batch = batches.advance().unwrap();
@@ -168,7 +177,7 @@ fn by_hand(model: &Modular, count: u64) -> Vec<Vec<f64>> {
         let out = no_grad(|| head().predict(model, &batch, &cx)).unwrap();
         let losses = out.sub(&batch.targets).unwrap().square().unwrap();
         let log_prob = cx.take_trace().routings[0].1.noted.need("log_prob").unwrap().clone();
-        let cost = losses.sub(&log_prob).unwrap();
+        let cost = losses.sub(&log_prob.mul_scalar(times).unwrap()).unwrap();
         (losses.to_vec::<f64>().unwrap(), cost.to_vec::<f64>().unwrap())
     };
     let (losses, costs): (Vec<_>, Vec<_>) = (0..count).map(pass).unzip();
@@ -192,6 +201,49 @@ fn several_passes_are_averaged_or_the_best_is_taken() {
     assert!((one_step(Combine::Mean) - mean(&all)).abs() < 1e-6);
     assert!((one_step(Combine::Best) - mean(&hands[4])).abs() < 1e-6, "{hands:?}");
     assert!(hands[4] != hands[0], "the best is not always the first: {hands:?}");
+}
+
+/// One router for two sites draws once: the second site has its notes, and nobody counts them twice.
+#[test]
+fn what_followers_note_is_counted_once() {
+    let with = |apart: f32| {
+        let model = lottery_at(&["query", "value"], true, 3);
+        let unlike = Tensor::from_slice(&[apart, -apart], &[2], Device::Cpu).unwrap();
+        let logits = model.params().get("routers.global.logits").unwrap();
+        no_grad(|| logits.clone().copy_from(&unlike)).unwrap();
+        model
+    };
+    // Choices as unlike as makes the two ways of counting differ.
+    let tells = |apart: &f32| by_hand(&with(*apart), 4) != by_hand_counting(&with(*apart), 4, 2.0);
+    let apart = [0.02, 0.05, 0.1, 0.2, 0.4, 0.8].into_iter().find(tells).unwrap();
+    let model = || with(apart);
+    let data = data(10);
+    let batch = data.batch(&[0, 3, 5, 7], Device::Cpu).unwrap();
+    let cx = batch.describe(Context::train(Seed(2), 0)).unwrap();
+    head().predict(&model(), &batch, &cx).unwrap();
+    let trace = cx.take_trace();
+    let [(_, leader), (_, follower)] = trace.routings.as_slice() else { panic!("{trace:?}") };
+    assert!(!leader.repeated && follower.repeated);
+    let log_prob = |r: &Routing| r.noted.need("log_prob").unwrap().clone();
+    assert!(log_prob(leader).bit_equal(&log_prob(follower)).unwrap());
+    // The credit of one draw, whatever else hears of it.
+    let loss = Tensor::full(&[4], 2.0, Kind::Float, Device::Cpu).unwrap();
+    let found = model().router_losses(&trace, &Outcome::new(&loss, &cx)).unwrap();
+    let once = log_prob(leader).mul_scalar(2.0).unwrap().mean().unwrap().item().unwrap();
+    assert!((found["reinforce"].item().unwrap() - once).abs() < 1e-6);
+    // The best pass by the loss and one ln p; with it twice another one would win somewhere.
+    let hands = by_hand(&model(), 4);
+    let passes = Passes { count: 4, combine: Combine::Best };
+    let config = TrainConfig { steps: Some(1), ..config(passes) };
+    let model = model();
+    let found = losses(&train(&model, config).unwrap())[0];
+    let wanted = hands[4].iter().sum::<f64>() / BATCH as f64;
+    assert!((found - wanted).abs() < 1e-6, "{found} {wanted}");
+    let sum = |i: usize| {
+        let heard = model.params().get("routers.global.heard").unwrap().to_vec::<f32>().unwrap();
+        heard[i] + heard[i + 2]
+    };
+    assert_eq!(sum(0), 4.0 * BATCH as f32, "each row of each pass is heard of once");
 }
 
 #[test]
