@@ -165,7 +165,4 @@ fn what_cannot_be_compared_is_refused_in_words() {
     ask("soft,soft", &["are the same"]);
     ask(r#"top_k{"kk":2}"#, &["top_k", "kk"]);
     ask(r#"top_k{"k":"#, &["--routers", "settings of `top_k`"]);
-    // A router's loss has no weight in this recipe.
-    ask("top_k", &["loss_weights.balance", "router top_k, seed 0"]);
-    assert!(!RECIPE.contains("loss_weights"));
 }

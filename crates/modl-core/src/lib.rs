@@ -78,7 +78,7 @@ mod undecided;
 pub use activation::Activation;
 pub use activation_checkpointing::{ActivationCheckpoints, Segments};
 pub use aggregator::{Aggregator, AggregatorConfig, Order};
-pub use backbone::{Backbone, Layers};
+pub use backbone::{Backbone, Layers, OwnLoss};
 pub use bank::{Active, Bank};
 pub use cache::Cache;
 pub use context::{Context, Trace};

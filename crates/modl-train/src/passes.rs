@@ -10,7 +10,7 @@
 //!   predictions: THOR (Zuo et al. 2022, arXiv 2110.04260) and AdaMix (Wang et al. 2022,
 //!   arXiv 2205.12410).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use modl_core::{
     ActivationCheckpoints, Context, Error, Modular, Outcome, Result, Seed, Tensor, Trace, no_grad,
@@ -18,7 +18,7 @@ use modl_core::{
 use serde::{Deserialize, Serialize};
 
 use crate::routed::routed;
-use crate::{Batch, Describe, Objective, TrainConfig};
+use crate::{Batch, Describe, LossWeight, Objective, TrainConfig};
 
 /// How often a batch is passed, and what becomes of the losses.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -104,6 +104,11 @@ impl StepLoss {
         Ok(())
     }
 
+    /// The losses of the backbone's own that a pass did not give.
+    pub(crate) fn left_out(&self) -> BTreeSet<&str> {
+        self.passed.iter().flat_map(|p| &p.trace.left_out).map(String::as_str).collect()
+    }
+
     /// What the routers chose, the mean over sites and passes; `None` where nothing was routed.
     pub(crate) fn routed(&self) -> Result<Option<BTreeMap<String, f64>>> {
         routed(self.passed.iter().map(|p| (&p.trace, &p.cx, p.known.len_of(0) as usize)))
@@ -115,6 +120,8 @@ pub(crate) struct Passing<'a> {
     pub(crate) model: &'a Modular,
     pub(crate) objective: &'a dyn Objective,
     pub(crate) config: &'a TrainConfig,
+    /// What the losses of routers and of the backbone count.
+    pub(crate) weights: &'a BTreeMap<String, LossWeight>,
     pub(crate) describe: &'a Describe<'a>,
     pub(crate) seed: Seed,
     /// The number of steps that are done.
@@ -221,9 +228,9 @@ impl Passing<'_> {
         share: f64,
         sum: Option<Tensor>,
     ) -> Result<Option<Tensor>> {
-        let weight = self.config.loss_weights.get(name).copied().ok_or_else(|| {
+        let weight = self.weights.get(name).map(|w| w.weight).ok_or_else(|| {
             let advice = format!("say what it counts, for instance {name} = 0.01");
-            let problem = format!("a router gives it; {advice}");
+            let problem = format!("a router gives it that has no usual weight; {advice}");
             Error::invalid(format!("loss_weights.{name}"), problem)
         })?;
         if weight == 0.0 {

@@ -111,6 +111,7 @@ impl<'a> Trainer<'a> {
         let leaves: Vec<&Tensor> = params.iter().map(|(_, t)| t).collect();
         let mut unused: BTreeSet<usize> = (0..leaves.len()).collect();
         let frozen = self.frozen_sample()?;
+        let weights = self.config.weights_of_losses(self.model);
         sink.event(&Event::Started {
             name: self.name.clone(),
             step: self.step,
@@ -118,7 +119,9 @@ impl<'a> Trainer<'a> {
             trained: leaves.iter().map(|t| t.numel()).sum(),
             examples: data.len(),
             note,
+            losses: weights.clone(),
         })?;
+        let mut told: BTreeSet<String> = BTreeSet::new();
         while self.step < steps {
             let clock = Instant::now();
             let batch = batches.advance()?;
@@ -127,6 +130,7 @@ impl<'a> Trainer<'a> {
                 model: self.model,
                 objective: self.objective,
                 config: &self.config,
+                weights: &weights,
                 describe,
                 seed: self.seed,
                 done: self.step,
@@ -149,6 +153,11 @@ impl<'a> Trainer<'a> {
                 self.optimizer.forget(&name);
             }
             losses.teach(self.model)?;
+            for name in losses.left_out() {
+                if told.insert(name.to_owned()) {
+                    sink.event(&Event::Notice { step: self.step, text: left_out(name) })?;
+                }
+            }
             if every(self.config.log_routing_every, self.step) {
                 let routed = losses.routed()?;
                 if let Some(metrics) = routed {
@@ -235,6 +244,14 @@ impl<'a> Trainer<'a> {
             |t: &Tensor| t.reshape(&[-1])?.narrow(0, 0, t.numel().min(8) as i64)?.to_bytes();
         frozen.map(|(n, p)| Ok((n.to_owned(), first(p.tensor()).at(n)?))).collect()
     }
+}
+
+/// What is said of a loss of the backbone's own that a pass did not give.
+fn left_out(name: &str) -> String {
+    format!(
+        "the backbone's `{name}` is left out, in this step and in others like it: modules around its \
+         mixtures of experts send rows or tokens past a router, and the loss is of all of them"
+    )
 }
 
 /// Whether something that is done each `n` steps is due; never where `n` is 0.

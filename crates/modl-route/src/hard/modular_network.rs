@@ -6,12 +6,11 @@
 //! −ln p(y | x, a*) − ln p(a* | x). No balance is asked for: what explains a row better gets it.
 //!
 //! In a recipe the S draws are passes of which the best is taken, and the second term is the loss
-//! `controller`:
+//! `controller`, which counts 1 unless a recipe says otherwise:
 //!
 //! ```toml
 //! router = { type = "modular_network" }
 //! passes = { count = 10, combine = "best" }
-//! loss_weights = { controller = 1.0 }
 //! ```
 //!
 //! The loss of a row has to be in nats, as a cross entropy is. Squared errors that are small beside
@@ -66,6 +65,10 @@ struct ModularNetworkRouter(Policy);
 impl Router for ModularNetworkRouter {
     fn kind(&self) -> &'static str {
         "modular_network"
+    }
+
+    fn loss_weights(&self) -> &'static [(&'static str, f64)] {
+        &[("controller", 1.0)]
     }
 
     fn route(&self, x: &Signal, bank: &Bank, cx: &Context) -> Result<Routing> {

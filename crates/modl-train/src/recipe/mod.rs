@@ -28,6 +28,9 @@
 //! [head]
 //! type = "regression"
 //!
+//! [loss_weights]              # what losses of routers count in all phases; a phase may say its own
+//! balance = 0.01              # where neither does, it is what the router's paper has
+//!
 //! [[phases]]
 //! name = "fit"
 //! strategy = "joint"          # `modl list strategies`
@@ -146,7 +149,9 @@ impl Recipe {
         let router = top.router.as_ref().map(|table| RouterSpec::read(&source, table, registry));
         let module =
             |(name, table): (&String, &Value)| ModuleSpec::read(&source, name, table, registry);
-        let phase = |(i, table): (usize, &Value)| Phase::read(&source, i, table, methods);
+        let phase = |(i, table): (usize, &Value)| {
+            Phase::read(&source, i, table, &top.loss_weights, methods)
+        };
         let recipe = Recipe {
             seed: top.seed,
             backbone: source.read(&["backbone".to_owned()], &top.backbone)?,

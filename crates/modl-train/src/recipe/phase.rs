@@ -1,5 +1,7 @@
 //! The phases of a recipe.
 
+use std::collections::BTreeMap;
+
 use modl_core::Result;
 use serde::Deserialize;
 use serde_json::Value;
@@ -30,6 +32,7 @@ impl Phase {
         source: &Source,
         index: usize,
         table: &Value,
+        loss_weights: &BTreeMap<String, f64>,
         methods: &Methods,
     ) -> Result<Self> {
         let own = ["name", "strategy"];
@@ -57,6 +60,10 @@ impl Phase {
         let parsed = source.read_by(&at("strategy"), &strategy, |v| {
             methods.strategies.parse(v).map_err(|e| e.to_string())
         })?;
+        for (name, weight) in loss_weights {
+            train.loss_weights.entry(name.clone()).or_insert(*weight);
+        }
+        train.check().map_err(|e| source.error(&["loss_weights".to_owned()], e.to_string()))?;
         if !own_train {
             train.train = parsed.trains();
         }
