@@ -35,7 +35,7 @@ enum Network {
 /// What stands in the attention sub-layer, but for its last linear layer.
 #[derive(Debug)]
 enum Attention {
-    Grouped(Grouped),
+    Grouped(Box<Grouped>),
     Latent(Latent),
 }
 
@@ -109,7 +109,7 @@ impl Layer {
         let first_norm = place(to, "input_layernorm", Norm, width, width);
         let own = format!("{path}.self_attn");
         let attention = match &settings.latent {
-            None => Attention::Grouped(Grouped::new(to, &own, settings)),
+            None => Attention::Grouped(Box::new(Grouped::new(to, &own, settings))),
             Some(latent) => Attention::Latent(Latent::new(to, &own, settings, latent)),
         };
         let attention_output = place(to, "self_attn.output", Sublayer, heads, width);
