@@ -71,6 +71,8 @@ pub struct Context {
     features: BTreeMap<String, OfRows<Tensor>>,
     past: Option<Cache>,
     checkpoints: Option<ActivationCheckpoints>,
+    /// The number of the pass among several of a batch, and the seed that all of them know.
+    among: Option<(u64, Seed)>,
     trace: Rc<RefCell<Trace>>,
     decided: Rc<Decisions>,
 }
@@ -86,6 +88,7 @@ impl Context {
             features: BTreeMap::new(),
             past: None,
             checkpoints: None,
+            among: None,
             trace: Rc::default(),
             decided: Rc::default(),
         }
@@ -236,6 +239,19 @@ impl Context {
     /// The seed for a draw at `path` in this step.
     pub fn draw(&self, path: &str) -> Seed {
         self.seed.nth(self.step).child(path)
+    }
+
+    /// As the `number`-th pass, from 0, of several of a batch, which know `seed` together beside their
+    /// own ones.
+    pub fn as_pass(self, number: u64, seed: Seed) -> Self {
+        Context { among: Some((number, seed)), ..self }
+    }
+
+    /// The number of this pass among several of a batch, and the seed for a draw at `path` that all
+    /// of them make alike: 0 and that of [`Context::draw`] where there is but one.
+    pub fn pass(&self, path: &str) -> (u64, Seed) {
+        let (number, seed) = self.among.unwrap_or((0, self.seed));
+        (number, seed.nth(self.step).child(path))
     }
 
     /// The context of some rows of the batch only. Their labels and features are picked when

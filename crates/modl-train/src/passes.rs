@@ -171,9 +171,11 @@ impl Passing<'_> {
     ) -> Result<StepLoss> {
         let Passes { count, combine } = self.config.passes;
         let mut passed = Vec::new();
+        let together = seed;
         for n in 0..count {
             let seed = if n == 0 { seed } else { seed.child("pass").nth(n) };
-            let mut cx = (self.describe)(part, Context::train(seed, self.done))?;
+            let cx = Context::train(seed, self.done).as_pass(n, together);
+            let mut cx = (self.describe)(part, cx)?;
             if let Some(kept) = kept {
                 cx = cx.with_activation_checkpoints(kept.clone());
             }

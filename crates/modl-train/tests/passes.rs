@@ -247,6 +247,27 @@ fn what_followers_note_is_counted_once() {
     assert_eq!(sum(0), 4.0 * BATCH as f32, "each row of each pass is heard of once");
 }
 
+/// Each pass draws for itself, and knows its number and a seed that all passes of its batch know.
+#[test]
+fn passes_know_of_one_another() {
+    let seen = std::cell::RefCell::new(Vec::new());
+    let (model, head) = (lottery(3), head());
+    let passes = Passes { count: 3, combine: Combine::Mean };
+    let config = TrainConfig { steps: Some(2), ..config(passes) };
+    let note = |batch: &Batch, cx: Context| {
+        seen.borrow_mut().push((cx.pass("x"), cx.draw("x")));
+        batch.describe(cx)
+    };
+    let mut trainer = Trainer::new("toy", &model, &head, config, Seed(7)).unwrap();
+    trainer.train(&data(10), &note, &mut ()).unwrap();
+    let seen = seen.into_inner();
+    let numbers: Vec<u64> = seen.iter().map(|((n, _), _)| *n).collect();
+    assert_eq!(numbers, [0, 1, 2, 0, 1, 2]);
+    let known = |i: usize| seen[i].0.1;
+    assert!(known(0) == known(2) && known(3) == known(5) && known(0) != known(3));
+    assert!(seen[0].1 != seen[1].1 && seen[1].1 != seen[2].1);
+}
+
 #[test]
 fn passes_that_agree_add_nothing_and_others_are_drawn_together() {
     let aux = |model: &Modular| {
