@@ -4,8 +4,9 @@
 //! skills of a row's task,
 //!
 //! - in training zⱼ = σ((ℓₜⱼ + ln u − ln(1 − u)) ⁄ τ), u ~ U(0, 1): a relaxed Bernoulli variable, drawn
-//!   for each row anew (Concrete: Maddison, Mnih, Teh 2017, arXiv 1611.00712);
-//! - in evaluation zⱼ = σ(ℓₜⱼ);
+//!   for each row anew, as in the authors' code and in PEFT (Concrete: Maddison, Mnih, Teh 2017,
+//!   arXiv 1611.00712), so that no two rows share α, and parameters are merged for each;
+//! - in evaluation zⱼ = σ(ℓₜⱼ), the same for all rows of a task, and so is what is merged;
 //! - αⱼ = zⱼ ⁄ (Σ z + 10⁻¹²).
 //!
 //! Ponti, Sordoni, Bengio, Reddy 2023, arXiv 2202.13914; survey §4.2.3. The paper averages the factors
