@@ -38,6 +38,8 @@
 //! lr = 3e-4
 //! optimizer = { type = "adamw", weight_decay = 0.01 }
 //! schedule = { type = "cosine", warmup = 0.06 }
+//! # tasks = ["news"]          # trains on the examples of some tasks only
+//! # next_task = true          # in a later phase: PathNet keeps its paths, all else begins again
 //! ```
 //!
 //! Reading is strict: an unknown key anywhere is an error with its line, the nearest known key and
