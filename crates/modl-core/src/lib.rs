@@ -97,7 +97,7 @@ pub use random::{Init, Seed, dropout, dropout_mask};
 pub use registry::{Catalog, Entry, Registry, from_json, to_json};
 pub use residents::Residents;
 pub use router::{Outcome, Router, RouterConfig, Shared};
-pub use routing::{Level, Routing, Weights};
+pub use routing::{ASSIGNED, Level, Routing, Weights};
 pub use scope::Scope;
 pub use side_by_side::{Branch, Work, side_by_side, suits_side_by_side};
 pub use site::{Host, HostFn, STACK_DOWN, STACK_UP, Signal, Site, SiteKind};

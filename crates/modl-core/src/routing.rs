@@ -46,6 +46,11 @@ pub enum Weights {
     },
 }
 
+/// How the names of notes begin that are choices of one module for each row, `[batch]` or `[batch, 1]`
+/// i64, which a trainer may keep by example. In a later step the router finds what was kept in a
+/// feature of the same name, −1 where there is none.
+pub const ASSIGNED: &str = "assigned:";
+
 /// What a router decided.
 #[derive(Debug, Clone)]
 #[non_exhaustive]

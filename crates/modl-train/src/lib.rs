@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod assignments;
 mod batches;
 mod bootstrap;
 mod clip;

@@ -11,7 +11,8 @@ use modl_core::{
 };
 use modl_models::{LoadOptions, open};
 use modl_train::{
-    Batch, Dataset, Event, Example, LossWeight, Objective, OptimizerConfig, TrainConfig, Trainer,
+    Batch, Combine, Dataset, Event, Example, LossWeight, Objective, OptimizerConfig, Passes,
+    TrainConfig, Trainer,
 };
 
 /// The mean cross entropy of the next token.
@@ -186,6 +187,17 @@ fn the_auxiliary_loss_counts_as_transformers_counts_it() {
         let found: f64 = gradient.iter().zip(&along).map(|(g, d)| g * d).sum();
         assert!((found - of_entropy).abs() < 1e-5 * of_balance.abs(), "{found} {of_entropy}");
     }
+}
+
+/// Of several passes of which the best is taken, the routers' losses are averaged.
+#[test]
+fn several_passes_count_it_once() {
+    let model = model("deterministic_mixtral", &options());
+    let passes = Passes { count: 3, combine: Combine::Best, ..Passes::default() };
+    let (events, _) = step(&model, &TrainConfig { passes, ..TrainConfig::default() });
+    let Event::Step { aux, .. } = &events[1] else { panic!("{events:?}") };
+    let balance = by_hand(&model, 2)[1];
+    assert!((aux["aux_loss"] - balance).abs() < 1e-6 * balance, "{aux:?} {balance}");
 }
 
 #[test]

@@ -195,7 +195,10 @@ fn several_passes_are_averaged_or_the_best_is_taken() {
     let hands = by_hand(&lottery(3), 4);
     let mean = |all: &[f64]| all.iter().sum::<f64>() / all.len() as f64;
     let one_step = |combine| {
-        let config = TrainConfig { steps: Some(1), ..config(Passes { count: 4, combine }) };
+        let config = TrainConfig {
+            steps: Some(1),
+            ..config(Passes { count: 4, combine, ..Passes::default() })
+        };
         losses(&train(&lottery(3), config).unwrap())[0]
     };
     let all = hands[..4].concat();
@@ -234,7 +237,7 @@ fn what_followers_note_is_counted_once() {
     assert!((found["reinforce"].item().unwrap() - once).abs() < 1e-6);
     // The best pass by the loss and one ln p; with it twice another one would win somewhere.
     let hands = by_hand(&model(), 4);
-    let passes = Passes { count: 4, combine: Combine::Best };
+    let passes = Passes { count: 4, combine: Combine::Best, ..Passes::default() };
     let config = TrainConfig { steps: Some(1), ..config(passes) };
     let model = model();
     let found = losses(&train(&model, config).unwrap())[0];
@@ -252,7 +255,7 @@ fn what_followers_note_is_counted_once() {
 fn passes_know_of_one_another() {
     let seen = std::cell::RefCell::new(Vec::new());
     let (model, head) = (lottery(3), head());
-    let passes = Passes { count: 3, combine: Combine::Mean };
+    let passes = Passes { count: 3, combine: Combine::Mean, ..Passes::default() };
     let config = TrainConfig { steps: Some(2), ..config(passes) };
     let note = |batch: &Batch, cx: Context| {
         seen.borrow_mut().push((cx.pass("x"), cx.draw("x")));
@@ -271,7 +274,7 @@ fn passes_know_of_one_another() {
 #[test]
 fn passes_that_agree_add_nothing_and_others_are_drawn_together() {
     let aux = |model: &Modular| {
-        let passes = Passes { count: 2, combine: Combine::Consistent(5.0) };
+        let passes = Passes { count: 2, combine: Combine::Consistent(5.0), ..Passes::default() };
         let config = TrainConfig { lr: 0.0, ..config(passes) };
         let found = |e: &Event| match e {
             Event::Step { aux, .. } => aux.get("consistency").copied(),
@@ -297,9 +300,12 @@ fn perturbed(model: &Modular) {
 #[test]
 fn numbers_out_of_range_are_refused() {
     for (passes, name) in [
-        (Passes { count: 0, combine: Combine::Mean }, "passes.count"),
-        (Passes { count: 1, combine: Combine::Best }, "passes.count"),
-        (Passes { count: 2, combine: Combine::Consistent(-1.0) }, "passes.combine.consistent"),
+        (Passes { count: 0, combine: Combine::Mean, ..Passes::default() }, "passes.count"),
+        (Passes { count: 1, combine: Combine::Best, ..Passes::default() }, "passes.count"),
+        (
+            Passes { count: 2, combine: Combine::Consistent(-1.0), ..Passes::default() },
+            "passes.combine.consistent",
+        ),
     ] {
         let e = train(&lottery(3), config(passes)).unwrap_err();
         assert!(matches!(e.root(), Error::Invalid { what, .. } if what == name), "{e}");
