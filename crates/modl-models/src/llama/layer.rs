@@ -36,7 +36,7 @@ enum Network {
 #[derive(Debug)]
 enum Attention {
     Grouped(Box<Grouped>),
-    Latent(Latent),
+    Latent(Box<Latent>),
 }
 
 /// Attention in groups of heads that share keys and values.
