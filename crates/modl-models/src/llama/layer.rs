@@ -110,7 +110,7 @@ impl Layer {
         let own = format!("{path}.self_attn");
         let attention = match &settings.latent {
             None => Attention::Grouped(Box::new(Grouped::new(to, &own, settings))),
-            Some(latent) => Attention::Latent(Latent::new(to, &own, settings, latent)),
+            Some(latent) => Attention::Latent(Box::new(Latent::new(to, &own, settings, latent))),
         };
         let attention_output = place(to, "self_attn.output", Sublayer, heads, width);
         let attention_dense = place(to, "self_attn.o_proj", Linear, heads, width);
