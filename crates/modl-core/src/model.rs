@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::attach::Attached;
 use crate::{
-    AggregatorConfig, Backbone, Context, Error, Kind, Layers, ModularLayer, ModuleConfig,
+    AggregatorConfig, Backbone, Context, Error, Kind, Layers, ModularLayer, ModuleConfig, OwnLoss,
     ParamStore, Result, ResultExt, RouterConfig, Scope, Seed, Select, Site, Step, Targets, Tensor,
     Tensors,
 };
@@ -130,10 +130,34 @@ impl Modular {
     pub fn forward(&self, inputs: &Tensors, cx: &Context) -> Result<Tensors> {
         let with_ids = self.with_ids(inputs, cx);
         let cx = with_ids.as_ref().unwrap_or(cx);
-        match cx.activation_checkpoints() {
-            None => self.backbone.forward(inputs, &self.layers, cx),
-            Some(kept) => kept.forward(self, inputs, cx),
+        let outputs = match cx.activation_checkpoints() {
+            None => self.backbone.forward(inputs, &self.layers, cx)?,
+            Some(kept) => kept.forward(self, inputs, cx)?,
+        };
+        if cx.train {
+            self.record_own_losses(&outputs, cx)?;
         }
+        Ok(outputs)
+    }
+
+    /// What the losses of routers and those of the backbone's own count where a recipe does not say,
+    /// by name.
+    pub fn loss_weights(&self) -> BTreeMap<String, f64> {
+        let own = self.backbone.own_losses().into_iter().map(|l| (l.name, l.weight));
+        let layers = self.backbone.sites().iter().filter_map(|s| self.layers.at(s));
+        let routers = layers.flat_map(|l| l.router().loss_weights());
+        routers.map(|(name, weight)| ((*name).to_owned(), *weight)).chain(own).collect()
+    }
+
+    fn record_own_losses(&self, outputs: &Tensors, cx: &Context) -> Result<()> {
+        for OwnLoss { name, outputs: parts, .. } in self.backbone.own_losses() {
+            let mut sum: Option<Tensor> = None;
+            for part in parts.iter().filter_map(|part| outputs.get(part)) {
+                sum = Some(sum.map_or(Ok(part.clone()), |s| s.add(part))?);
+            }
+            cx.record_own(name, sum);
+        }
+        Ok(())
     }
 
     /// The context with the ids of the tokens, where a router reads them and nobody has given them.

@@ -138,6 +138,23 @@ impl Modular {
         outcome: &Outcome,
     ) -> Result<BTreeMap<String, Tensor>> {
         let mut sums = trace.losses()?;
+        for (name, loss) in self.router_credits(trace, outcome)? {
+            let sum = sums.get(&name).map_or(Ok(loss.clone()), |s| s.add(&loss))?;
+            sums.insert(name, sum);
+        }
+        Ok(sums)
+    }
+
+    /// What routers derive from the outcome of a pass in training, added up by name.
+    ///
+    /// # Errors
+    /// With the path of the site where a router fails.
+    pub fn router_credits(
+        &self,
+        trace: &Trace,
+        outcome: &Outcome,
+    ) -> Result<BTreeMap<String, Tensor>> {
+        let mut sums: BTreeMap<String, Tensor> = BTreeMap::new();
         self.decided(trace, |router, routing| {
             let Some((name, loss)) = router.credit(routing, outcome)? else { return Ok(()) };
             let sum = sums.get(&name).map_or(Ok(loss.clone()), |s| s.add(&loss))?;
@@ -163,7 +180,7 @@ impl Modular {
     ) -> Result<()> {
         let sites: BTreeMap<&str, &Site> =
             self.backbone().sites().iter().map(|s| (s.path.as_str(), s)).collect();
-        for (path, routing) in &trace.routings {
+        for (path, routing) in trace.routings.iter().filter(|(_, r)| !r.repeated) {
             let layer = sites.get(path.as_str()).and_then(|site| self.layer(site));
             if let Some(layer) = layer {
                 work(layer.router(), routing).at(path)?;

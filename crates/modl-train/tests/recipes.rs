@@ -77,6 +77,23 @@ fn a_good_recipe_says_what_it_says() {
     assert_eq!((route.train.steps, &route.train.schedule), (Some(10), &Schedule::default()));
 }
 
+/// What losses count: a phase's own word, then that at the top.
+#[test]
+fn weights_of_losses_at_the_top_are_for_all_phases() {
+    let top = GOOD.replace("[router]", "[loss_weights]\nbalance = 0.5\nz = 0.25\n\n[router]");
+    let own = top.replace("steps = 10", "steps = 10\nloss_weights = { z = 0.0, load = 2.0 }");
+    let r = parse(&own).unwrap();
+    let of = |phase: usize| {
+        let weights = &r.phases[phase].train.loss_weights;
+        weights.iter().map(|(n, w)| (n.as_str(), *w)).collect::<Vec<_>>()
+    };
+    assert_eq!(of(0), [("balance", 0.5), ("z", 0.25)]);
+    assert_eq!(of(1), [("balance", 0.5), ("load", 2.0), ("z", 0.0)]);
+    let e = parse(&top.replace("0.25", "-1.0")).unwrap_err().to_string();
+    assert!(e.contains("loss_weights.z") && e.contains("0 or more"), "{e}");
+    assert!(e.starts_with("recipes/recipe.toml:2"), "{e}");
+}
+
 /// Each mistake: what is right in the good recipe, what stands there instead, and words of the
 /// answer, which begins with the line of it.
 #[test]

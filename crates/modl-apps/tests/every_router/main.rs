@@ -81,8 +81,10 @@ fn particular(name: &str, tasks: &[&str]) -> std::result::Result<Trial, &'static
         alike: false,
     };
     let with = |settings: Value| Trial { settings, ..usual() };
-    let passed =
-        |count: u64, combine: Combine| Trial { passes: Passes { count, combine }, ..usual() };
+    let passed = |count: u64, combine: Combine| Trial {
+        passes: Passes { count, combine, ..Passes::default() },
+        ..usual()
+    };
     let tasks = json!({"tasks": tasks});
     Ok(match name {
         "sub_network" => {

@@ -41,8 +41,8 @@ mod view;
 use std::path::Path;
 
 use modl_core::{
-    Backbone, Context, Error, Layers, ParamStore, Result, ResultExt, Site, SiteKind, Tensor,
-    Tensors,
+    Backbone, Context, Error, Layers, OwnLoss, ParamStore, Result, ResultExt, Site, SiteKind,
+    Tensor, Tensors,
 };
 use serde_json::Value;
 
@@ -122,6 +122,9 @@ impl T5 {
         let mut settings = T5Config::read(&config).at(dir.to_string_lossy())?;
         if let Some(p) = options.dropout {
             settings = settings.with_dropout(p)?;
+        }
+        if let (Some(wanted), Some(switch)) = (options.router_losses, &mut settings.switch) {
+            switch.router_logits = wanted;
         }
         let headed = match class(&config, "T5ForConditionalGeneration") {
             "T5ForConditionalGeneration" | "T5WithLMHeadModel" => true,
@@ -210,6 +213,10 @@ impl Backbone for T5 {
 
     fn config(&self) -> &Value {
         &self.config
+    }
+
+    fn own_losses(&self) -> Vec<OwnLoss> {
+        self.settings.switch.as_ref().map(SwitchConfig::own_losses).unwrap_or_default()
     }
 
     fn causal(&self, site: &Site) -> bool {

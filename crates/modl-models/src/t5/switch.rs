@@ -8,13 +8,15 @@
 //! Fedus et al. 2021, *Switch Transformers*, arXiv 2101.03961; the z-loss is of Zoph et al. 2022,
 //! *ST-MoE*, arXiv 2202.08906.
 
-use modl_core::{Activation, HostFn, Kind, Result, ResultExt, Signal, SiteKind, Tensor, Tensors};
+use modl_core::{
+    Activation, HostFn, Kind, OwnLoss, Result, ResultExt, Signal, SiteKind, Tensor, Tensors,
+};
 use serde_json::Value;
 
 use crate::dropout::Drop;
 use crate::moe::{Expert, Reader, RouterLogits, jitter, mix};
 use crate::place::{Pass, Place, Surveyor};
-use crate::settings::{Fixed, check_fixed, check_positive, refuse};
+use crate::settings::{Fixed, check_fixed, check_positive, check_weight, refuse};
 
 /// The settings of Switch Transformers' mixtures, with the defaults of transformers'
 /// `SwitchTransformersConfig`.
@@ -35,6 +37,9 @@ pub struct SwitchConfig {
     /// Whether `encoder_router_logits.N` and `decoder_router_logits.N` and their losses are among
     /// the outputs, `output_router_logits`.
     pub router_logits: bool,
+    /// What `aux_loss` and `z_loss` count in training, the sums of both stacks':
+    /// `router_aux_loss_coef` and `router_z_loss_coef`, 0.001 each.
+    pub loss_weights: [f64; 2],
 }
 
 const FIXED: [Fixed; 1] = [("router_dtype", |v| v == "float32", "only `float32` is")];
@@ -66,13 +71,31 @@ impl SwitchConfig {
                 step("decoder_sparse_step", "num_sparse_decoder_layers", decoder)?,
             ],
             router_logits: from.flag("output_router_logits", false)?,
+            loss_weights: [
+                from.real("router_aux_loss_coef", 0.001)?,
+                from.real("router_z_loss_coef", 0.001)?,
+            ],
         };
+        check_weight("router_aux_loss_coef", settings.loss_weights[0])?;
+        check_weight("router_z_loss_coef", settings.loss_weights[1])?;
         let (experts, capacity) = (settings.experts, settings.capacity);
         check_positive(&[("num_experts", experts), ("expert_capacity", capacity)])?;
         if !(0.0..1.0).contains(&settings.jitter) {
             refuse("router_jitter_noise", settings.jitter, "is to be in [0, 1)")?;
         }
         Ok(Some(settings))
+    }
+
+    /// The losses of the routers, where they are wanted.
+    pub(super) fn own_losses(&self) -> Vec<OwnLoss> {
+        let [aux, z] = self.loss_weights;
+        let loss = |(name, weight): (&str, f64)| OwnLoss {
+            name: name.to_owned(),
+            outputs: ["encoder", "decoder"].map(|stack| format!("{stack}_{name}")).to_vec(),
+            weight,
+        };
+        let all = [("aux_loss", aux), ("z_loss", z)];
+        all.into_iter().filter(|_| self.router_logits).map(loss).collect()
     }
 
     /// Whether layer `n` of the encoder, or of the decoder where it is `causal`, has experts.

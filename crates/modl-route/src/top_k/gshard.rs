@@ -6,7 +6,7 @@
 //! lets them ([`Capacity`](crate::Capacity)); dropped choices are noted as `overflow`.
 //!
 //! Loss in training: `balance` = m · Σ f P, with f the share of a module in the first choices before
-//! any is dropped (the paper has the weight 0.01).
+//! any is dropped. It counts 0.01 unless a recipe says otherwise, as in the paper.
 //!
 //! Lepikhin et al. 2020, arXiv 2006.16668, algorithm 1, where `threshold` is 0.5; Mesh TensorFlow
 //! has 0.2. Survey §4.2.3.
@@ -119,6 +119,10 @@ impl Router for TopTwo {
 
     fn looks_ahead(&self) -> bool {
         self.config.capacity.looks_ahead(2)
+    }
+
+    fn loss_weights(&self) -> &'static [(&'static str, f64)] {
+        if self.with_z { &[("balance", 0.01), ("z", 0.001)] } else { &[("balance", 0.01)] }
     }
 
     fn route(&self, x: &Signal, bank: &Bank, cx: &Context) -> Result<Routing> {

@@ -11,7 +11,8 @@
 //!
 //! Sparsely gated mixtures: Shazeer et al. 2017, arXiv 1701.06538; survey §4.2.2, §4.2.3.
 //!
-//! In training there are two auxiliary losses, over all N routed rows or real tokens and m modules:
+//! In training there are two auxiliary losses, over all N routed rows or real tokens and m modules,
+//! which count 0.01 and 0.001 unless a recipe says otherwise, as in the papers:
 //!
 //! - `balance` = m · Σⱼ fⱼ Pⱼ, fⱼ = the share of module j in the N·k choices (without gradient),
 //!   Pⱼ = the mean of pⱼ (Switch, eq. 4). It is 1 where f or P is uniform. It is no distance: where
@@ -103,6 +104,10 @@ struct TopKRouter {
 impl Router for TopKRouter {
     fn kind(&self) -> &'static str {
         "top_k"
+    }
+
+    fn loss_weights(&self) -> &'static [(&'static str, f64)] {
+        &[("balance", 0.01), ("z", 0.001)]
     }
 
     fn route(&self, x: &Signal, bank: &Bank, cx: &Context) -> Result<Routing> {

@@ -5,7 +5,8 @@
 //! 1 + `jitter`] before it is scored. Modules take what their capacity lets them
 //! ([`Capacity`](crate::Capacity)); dropped tokens are noted as `overflow`.
 //!
-//! Loss in training: `balance` = m · Σ f P (weight 0.01 in the paper), f = the share of a module in
+//! Loss in training: `balance` = m · Σ f P (counts 0.01 unless a recipe says otherwise, as in the
+//! paper), f = the share of a module in
 //! the choices before any is dropped, P = the mean of p. It is 1 where f or P is uniform, and where
 //! f = P it is 1 or more; where they fall apart it may be below 1, even with a module that nobody
 //! chooses.
@@ -101,6 +102,10 @@ impl Router for SwitchRouter {
 
     fn looks_ahead(&self) -> bool {
         self.config.capacity.looks_ahead(1)
+    }
+
+    fn loss_weights(&self) -> &'static [(&'static str, f64)] {
+        &[("balance", 0.01)]
     }
 
     fn route(&self, x: &Signal, bank: &Bank, cx: &Context) -> Result<Routing> {
