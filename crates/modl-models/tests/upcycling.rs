@@ -4,9 +4,12 @@
 use std::path::{Path, PathBuf};
 
 use modl_core::checkpoint::{self, Checkpoint};
+use modl_core::shards::ShardSize;
 use modl_core::{Backbone, Context, Device, Init, Kind, Layers, Seed, Tensor, Tensors, no_grad};
 use modl_models::{Dtype, ExpertSource, GateMode, LoadOptions, Upcycling, open, upcycle};
 use serde_json::{Value, json};
+
+const WHOLE: ShardSize = ShardSize::USUAL;
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
@@ -70,8 +73,8 @@ fn copies_compute_what_the_dense_model_does() {
         let mut seen = Vec::new();
         for (experts, top_k, seed) in [(8, 2, 1), (3, 3, 1), (8, 2, 2), (8, 2, 1)] {
             let out = dir.path().join(format!("moe{n}.{}", seen.len()));
-            let made =
-                upcycle(&Upcycling::copies(&base, experts, top_k), &out, Seed(seed)).unwrap();
+            let made = upcycle(&Upcycling::copies(&base, experts, top_k), &out, Seed(seed), WHOLE)
+                .unwrap();
             assert_eq!((made.layers, made.experts), (2, experts));
             let model = load(&out);
             let count: usize = model.params().iter().map(|(_, p)| p.tensor().numel()).sum();
@@ -115,7 +118,7 @@ fn gates_from_prompts_are_those_of_torch_and_experts_those_of_their_models() {
     for (mode, name) in [(GateMode::Hidden, "hidden"), (GateMode::CheapEmbed, "cheap_embed")] {
         let out = dir.path().join(name);
         let recipe = recipe(dir.path(), mode);
-        let made = upcycle(&recipe, &out, Seed(1)).unwrap();
+        let made = upcycle(&recipe, &out, Seed(1), WHOLE).unwrap();
         let all = read(out.join("model.safetensors"));
         for layer in 0..2 {
             let path = format!("model.layers.{layer}.block_sparse_moe");
@@ -151,7 +154,7 @@ fn kinds_noise_and_scales_are_as_asked_for() {
     recipe.experts[0].residual_scale = Some(0.5);
     recipe.experts[1].noise_scale = Some(0.25);
     let out = dir.path().join("out");
-    upcycle(&recipe, &out, Seed(3)).unwrap();
+    upcycle(&recipe, &out, Seed(3), WHOLE).unwrap();
     let all = read(out.join("model.safetensors"));
     assert!(all.iter().all(|(_, t)| t.kind() == Kind::BFloat16));
     let text = std::fs::read_to_string(out.join("config.json")).unwrap();
@@ -185,7 +188,7 @@ fn what_cannot_be_is_refused_by_name_and_nothing_is_written() {
     let refused = |change: &dyn Fn(&mut Upcycling), words: &str| {
         let mut recipe = good.clone();
         change(&mut recipe);
-        let e = upcycle(&recipe, &out, Seed(1)).unwrap_err().to_string();
+        let e = upcycle(&recipe, &out, Seed(1), WHOLE).unwrap_err().to_string();
         assert!(e.contains(words), "{e}\n  does not say: {words}");
         assert!(!out.exists());
     };

@@ -13,6 +13,7 @@ mod recipe;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use modl_core::shards::ShardSize;
 use modl_core::{Backbone, Error, Kind, Result, ResultExt, Seed, Tensor};
 use serde_json::{Value, json};
 
@@ -41,13 +42,19 @@ pub struct Upcycled {
 type Models = BTreeMap<PathBuf, Box<dyn Backbone>>;
 
 /// Makes a mixture as `recipe` says and writes it to a new folder `out`, with the tokenizer of the
-/// base model. Gates that are drawn, and noise, come from `seed`.
+/// base model and files of at most `max` bytes of tensors. Gates that are drawn, and noise, come from
+/// `seed`.
 ///
 /// # Errors
 /// Where a model cannot be read, is no Llama, has biases, or differs from the base in shape; where a
 /// setting is out of range or not supported; where prompts need a tokenizer that is not there; or
 /// the disk refuses.
-pub fn upcycle(recipe: &Upcycling, out: impl AsRef<Path>, seed: Seed) -> Result<Upcycled> {
+pub fn upcycle(
+    recipe: &Upcycling,
+    out: impl AsRef<Path>,
+    seed: Seed,
+    max: ShardSize,
+) -> Result<Upcycled> {
     recipe.check()?;
     let kind = recipe.dtype.map(Dtype::kind);
     let mut models = Models::new();
@@ -94,7 +101,7 @@ pub fn upcycle(recipe: &Upcycling, out: impl AsRef<Path>, seed: Seed) -> Result<
     }
     let config = config(base.config(), &settings, recipe, kind)?;
     let out = out.as_ref();
-    write(out, &config, tensors.iter().map(|(n, t)| (n.as_str(), t)))?;
+    write(out, &config, tensors.iter().map(|(n, t)| (n.as_str(), t)), max)?;
     copy_tokenizer(&recipe.base_model, out)?;
     Ok(Upcycled {
         layers: gates.len(),
