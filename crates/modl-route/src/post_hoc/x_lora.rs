@@ -34,6 +34,9 @@ use crate::top_k::check_k;
 use crate::top_k::ties::{Ties, largest};
 
 /// Scalings by a network over hidden states.
+/// More layers than any file has: each takes time even where it takes no memory.
+const MOST_LAYERS: usize = 1000;
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct XLora {
@@ -92,8 +95,8 @@ impl Default for XLora {
 impl XLora {
     fn check(&self, modules: usize) -> Result<()> {
         let wrong = |key: &str, problem: String| Err(Error::invalid(key, problem));
-        if self.depth == 0 {
-            return wrong("x_lora.depth", "is to be 1 or more".into());
+        if !(1..=MOST_LAYERS).contains(&self.depth) {
+            return wrong("x_lora.depth", format!("is to be from 1 to {MOST_LAYERS}"));
         }
         if self.size < 1 || self.width.is_some_and(|w| w < 1) {
             return wrong("x_lora.size", "and `width` are to be 1 or more".into());
