@@ -33,10 +33,10 @@ use serde_json::Value;
 use crate::top_k::check_k;
 use crate::top_k::ties::{Ties, largest};
 
-/// Scalings by a network over hidden states.
 /// More layers than any file has: each takes time even where it takes no memory.
 const MOST_LAYERS: usize = 1000;
 
+/// Scalings by a network over hidden states.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct XLora {
@@ -149,7 +149,7 @@ impl RouterConfig for XLora {
         let width = first.unwrap_or(site.input);
         let like = Tensor::zeros(&[bank.len() as i64, width], Kind::Float, scope.device())?;
         let path = scope.path().to_owned();
-        let ties = Ties::over(self.seed, &like, &path)?;
+        let ties = Ties::over(self.seed, &like, &path);
         Ok(Box::new(XLoraRouter { config: self.clone(), layers, width, ties, path }))
     }
 }
@@ -262,7 +262,7 @@ impl Router for XLoraRouter {
             });
         }
         let like = Tensor::zeros(&[modules as i64, self.width], Kind::Float, scope.device())?;
-        let ties = Ties::over(self.config.seed, &like, &self.path)?;
+        let ties = Ties::over(self.config.seed, &like, &self.path);
         let (config, path) = (self.config.clone(), self.path.clone());
         Ok(Box::new(XLoraRouter { config, layers, width: self.width, ties, path }))
     }
