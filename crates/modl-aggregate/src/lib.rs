@@ -3,8 +3,11 @@
 mod average;
 mod concat;
 mod factors;
+pub mod merge;
+pub mod mergekit;
 mod multi_head;
 mod offline;
+pub mod parameters;
 mod stack;
 mod unchanged;
 mod weighted_sum;
