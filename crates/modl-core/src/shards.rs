@@ -75,7 +75,8 @@ impl FromStr for ShardSize {
 
 impl fmt::Display for ShardSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let unit = UNITS.iter().rev().find(|(u, n)| !u.ends_with("ib") && self.0 % n == 0);
+        let unit =
+            UNITS.iter().rev().find(|(u, n)| !u.ends_with("ib") && self.0.is_multiple_of(*n));
         match unit {
             Some((unit, n)) => write!(f, "{}{}", self.0 / n, unit.to_uppercase()),
             None => write!(f, "{}", self.0),
