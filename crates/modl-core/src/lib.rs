@@ -17,7 +17,7 @@
 //! | `activation_checkpointing.rs` | training that keeps less and computes more |
 //! | `cache.rs` | what a decoder keeps of the tokens that it has seen |
 //! | `tensor.rs`, `linear.rs`, `random.rs` | fallible tensors over libtorch; seeds, initialisation, dropout |
-//! | `params.rs`, `scope.rs`, `checkpoint.rs`, `torch_file/`, `module_file.rs` | named parameters and files |
+//! | `params.rs`, `scope.rs`, `checkpoint.rs`, `shards.rs`, `torch_file/`, `module_file.rs` | named parameters and files |
 //! | `registry.rs` | names to constructors, for recipes and the command line |
 //! | `testing/` | the contract that every module, router and aggregator passes |
 //!
@@ -63,6 +63,7 @@ mod residents;
 mod router;
 mod routing;
 mod scope;
+pub mod shards;
 mod side_by_side;
 mod site;
 mod targets;
@@ -75,6 +76,7 @@ mod tensors;
 pub mod testing;
 mod torch_file;
 mod undecided;
+mod whole_file;
 
 pub use activation::Activation;
 pub use activation_checkpointing::{ActivationCheckpoints, Segments};

@@ -1,6 +1,6 @@
 //! A frozen backbone with modules at its sites.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use crate::attach::Attached;
 use crate::{
@@ -20,6 +20,8 @@ const INPUT_IDS: &str = "input_ids";
 #[derive(Debug)]
 pub struct Modular {
     backbone: Box<dyn Backbone>,
+    /// The number of each of its sites by path.
+    pub(crate) places: HashMap<String, usize>,
     pub(crate) layers: Layers,
     pub(crate) params: ParamStore,
     pub(crate) attached: BTreeMap<String, Attached>,
@@ -42,7 +44,9 @@ impl Modular {
     /// [`Modular::new`] for a backbone whose type is not known.
     pub fn from_box(backbone: Box<dyn Backbone>, seed: Seed) -> Result<Self> {
         backbone.params().train_only(&Select::none())?;
+        let places = backbone.sites().iter().map(|s| (s.path.clone(), s.index)).collect();
         Ok(Modular {
+            places,
             layers: Layers::none(backbone.sites().len()),
             backbone,
             params: ParamStore::new(),

@@ -23,7 +23,12 @@ pub(crate) struct Made<T: ?Sized> {
 
 impl<T: ?Sized> Made<T> {
     pub(crate) fn new() -> Self {
-        Made { params: ParamStore::new(), parts: Vec::new() }
+        Self::within(ParamStore::new())
+    }
+
+    /// Parameters are made in `params`.
+    fn within(params: ParamStore) -> Self {
+        Made { params, parts: Vec::new() }
     }
 }
 
@@ -70,17 +75,19 @@ impl Modular {
     /// Where no module is attached, or the router does not fit a site; then the routers before are
     /// still there.
     pub fn route(&mut self, config: Box<dyn RouterConfig>, global: bool) -> Result<()> {
-        let made = self.made_routers(config.as_ref(), global)?;
+        let made = self.made_routers(config.as_ref(), global, ParamStore::new())?;
         self.put_routers(config, global, made);
         Ok(())
     }
 
+    /// Routers for all modular sites, whose parameters are made in `params`.
     pub(crate) fn made_routers(
         &self,
         config: &dyn RouterConfig,
         global: bool,
+        params: ParamStore,
     ) -> Result<Made<dyn Router>> {
-        let mut made = Made::new();
+        let mut made = Made::within(params);
         for (i, site) in self.sites_for("router")?.iter().enumerate() {
             let Some(layer) = self.layer(site) else { continue };
             let path =
@@ -178,11 +185,9 @@ impl Modular {
         trace: &Trace,
         mut work: impl FnMut(&dyn Router, &Routing) -> Result<()>,
     ) -> Result<()> {
-        let sites: BTreeMap<&str, &Site> =
-            self.backbone().sites().iter().map(|s| (s.path.as_str(), s)).collect();
         for (path, routing) in trace.routings.iter().filter(|(_, r)| !r.repeated) {
-            let layer = sites.get(path.as_str()).and_then(|site| self.layer(site));
-            if let Some(layer) = layer {
+            let site = self.places.get(path).and_then(|n| self.backbone().sites().get(*n));
+            if let Some(layer) = site.and_then(|site| self.layer(site)) {
                 work(layer.router(), routing).at(path)?;
             }
         }
@@ -195,16 +200,18 @@ impl Modular {
     /// Where no module is attached, or the aggregator does not fit a site; then the aggregators
     /// before are still there.
     pub fn aggregate(&mut self, config: Box<dyn AggregatorConfig>) -> Result<()> {
-        let made = self.made_aggregators(config.as_ref())?;
+        let made = self.made_aggregators(config.as_ref(), ParamStore::new())?;
         self.put_aggregators(config, made);
         Ok(())
     }
 
+    /// Aggregators for all modular sites, whose parameters are made in `params`.
     pub(crate) fn made_aggregators(
         &self,
         config: &dyn AggregatorConfig,
+        params: ParamStore,
     ) -> Result<Made<dyn Aggregator>> {
-        let mut made = Made::new();
+        let mut made = Made::within(params);
         for site in self.sites_for("aggregator")? {
             self.make_aggregator(config, &site, &mut made)?;
         }

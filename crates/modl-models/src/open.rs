@@ -38,6 +38,7 @@ type Load = fn(&Path, Value, &LoadOptions) -> Result<Box<dyn Backbone>>;
 /// The architectures by the `model_type` of their `config.json`.
 const ARCHITECTURES: &[(&str, Load)] = &[
     ("bert", |dir, config, options| Ok(Box::new(Bert::from_config(dir, config, options)?))),
+    ("deepseek", |dir, config, options| Ok(Box::new(Llama::from_config(dir, config, options)?))),
     ("deepseek_v3", |dir, config, options| Ok(Box::new(Llama::from_config(dir, config, options)?))),
     ("efficientnet-lite", |dir, config, options| {
         Ok(Box::new(EfficientNet::from_config(dir, config, options)?))

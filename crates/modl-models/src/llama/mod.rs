@@ -121,6 +121,7 @@ impl Llama {
             Some("mixtral") => ("MixtralModel", "MixtralForCausalLM"),
             Some("olmoe") => ("OlmoeModel", "OlmoeForCausalLM"),
             Some("qwen2_moe") => ("Qwen2MoeModel", "Qwen2MoeForCausalLM"),
+            Some("deepseek") => ("DeepseekModel", "DeepseekForCausalLM"),
             Some("deepseek_v3") => ("DeepseekV3Model", "DeepseekV3ForCausalLM"),
             _ => ("LlamaModel", "LlamaForCausalLM"),
         };

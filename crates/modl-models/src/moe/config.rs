@@ -1,4 +1,5 @@
-//! The settings of mixtures, as in the `config.json` of Mixtral, OLMoE, Qwen2-MoE and DeepSeek-V3.
+//! The settings of mixtures, as in the `config.json` of Mixtral, OLMoE, Qwen2-MoE, DeepSeek-MoE and
+//! DeepSeek-V3.
 
 use modl_core::{Error, Result};
 use serde_json::Value;
@@ -90,7 +91,7 @@ impl SparseLayers {
 }
 
 /// Settings that would change the result, and their only supported value.
-const FIXED: [(&str, &[Fixed]); 4] = [
+const FIXED: [(&str, &[Fixed]); 5] = [
     ("mixtral", &[]),
     ("olmoe", &[]),
     (
@@ -98,6 +99,13 @@ const FIXED: [(&str, &[Fixed]); 4] = [
         &[
             ("use_sliding_window", |v| v == false, "only attention to all earlier tokens is"),
             ("layer_types", all_full, "only attention to all earlier tokens is"),
+        ],
+    ),
+    (
+        "deepseek",
+        &[
+            ("moe_layer_freq", |v| v == 1, "only a mixture in every layer is"),
+            ("scoring_func", |v| v == "softmax", "only `softmax` is"),
         ],
     ),
     (
@@ -169,6 +177,21 @@ impl MixtureConfig {
                     ..base
                 };
                 ("num_experts", settings)
+            }
+            "deepseek" => {
+                let base = base(("n_routed_experts", 64), 6, ("moe_intermediate_size", 1407))?;
+                let shared = from.number("n_shared_experts", 0)?;
+                let width = shared.saturating_mul(base.width);
+                let settings = MixtureConfig {
+                    normalised: from.flag("norm_topk_prob", false)? && base.top_k > 1,
+                    shared: (shared != 0).then_some(SharedExpert { width, gated: false }),
+                    layers: SparseLayers {
+                        first: from.count("first_k_dense_replace", 0)?,
+                        ..SparseLayers::ALL
+                    },
+                    ..base
+                };
+                ("n_routed_experts", settings)
             }
             _ => {
                 let base = base(("n_routed_experts", 256), 8, ("moe_intermediate_size", 2048))?;

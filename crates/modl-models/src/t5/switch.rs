@@ -14,7 +14,7 @@ use modl_core::{
 use serde_json::Value;
 
 use crate::dropout::Drop;
-use crate::moe::{Expert, Reader, RouterLogits, jitter, mix};
+use crate::moe::{Expert, Reader, RouterLogits, Use, WI, WO, Within, jitter, mix};
 use crate::place::{Pass, Place, Surveyor};
 use crate::settings::{Fixed, check_fixed, check_positive, check_weight, refuse};
 
@@ -110,6 +110,8 @@ impl SwitchConfig {
 pub(super) struct Switch {
     router: Place,
     experts: Place,
+    /// The first and the last matrix of each expert; their parameters are stacked in `experts`.
+    each: Vec<[Place; 2]>,
     settings: SwitchConfig,
     act: Activation,
     /// The number of its layer.
@@ -117,11 +119,11 @@ pub(super) struct Switch {
 }
 
 impl Switch {
-    /// The mixture at `path` for vectors of `width`.
+    /// The mixture at `path` for vectors of `width`, with experts `inner` wide.
     pub(super) fn new(
         to: &mut Surveyor,
         path: &str,
-        width: i64,
+        [width, inner]: [i64; 2],
         settings: &SwitchConfig,
         act: Activation,
         layer: usize,
@@ -129,7 +131,28 @@ impl Switch {
         let router = format!("{path}.router.classifier");
         let router = to.place(&router, SiteKind::Router, width, settings.experts);
         let experts = to.place(&format!("{path}.experts"), SiteKind::Experts, width, width);
-        Switch { router, experts, settings: settings.clone(), act, layer }
+        let each = (0..settings.experts).map(|e| {
+            [(WI, width, inner), (WO, inner, width)].map(|(name, input, output)| {
+                let path = format!("{path}.experts.expert_{e}.{name}");
+                to.place(&path, SiteKind::Linear, input, output)
+            })
+        });
+        let each = each.collect();
+        Switch { router, experts, each, settings: settings.clone(), act, layer }
+    }
+
+    /// One matrix of an expert through the modules that stand there. Each token is a row of its own,
+    /// with what the context says of its row among rows of `seq` tokens.
+    fn within(&self, own: Use, seq: i64, pass: Pass) -> Result<Tensor> {
+        let place =
+            self.each.get(own.expert).map(|[first, last]| if own.last { last } else { first });
+        let Some(place) = place.filter(|p| p.modular(pass)) else {
+            return own.matrix.apply(own.x);
+        };
+        let rows: Vec<i64> = own.tokens.iter().map(|token| token / seq.max(1)).collect();
+        let cx = pass.cx.select_rows(&rows)?;
+        let theta = Tensors::new().with("weight", own.matrix.whole()?);
+        place.linear_with(&theta, &own.x.unsqueeze(1)?, pass.of(&cx))?.squeeze(1)
     }
 
     /// x `[batch, seq, dim]`, of the same shape, with `drop` within experts.
@@ -149,9 +172,12 @@ impl Switch {
         let full = place.gt_scalar(self.settings.capacity as f64)?;
         let gates = gate.masked_fill(&full, 0.0)?.unsqueeze(-1)?;
         let expert = Expert::Plain(self.act, drop);
-        let host: &HostFn = &|theta, s, _| {
+        let modular = self.each.iter().flatten().any(|place| place.modular(pass));
+        let host: &HostFn = &|theta, s, cx| {
             let (index, gates) = (s.with.need("experts")?, s.with.need("gates")?);
-            Ok(s.replace(mix(theta, &s.x, index, gates, expert)?))
+            let within = |own: Use| self.within(own, s.x.len_of(1), pass.of(cx));
+            let within = modular.then_some(&within as Within);
+            Ok(s.replace(mix(theta, &s.x, index, gates, expert, within)?))
         };
         let with = Tensors::new().with("experts", index.unsqueeze(-1)?).with("gates", gates);
         let x = Signal { x: x.clone(), with };

@@ -84,12 +84,13 @@ impl RouterConfig for PathNet {
             return Err(Error::invalid("path_net", "there is no module to choose from"));
         }
         let shape = [self.population as i64, self.active as i64];
-        let first = genes(&shape, bank.len(), scope.seed().child("genes"), Device::Cpu)?;
+        let seed = scope.seed().child("genes");
+        let first = || genes(&shape, bank.len(), seed, Device::Cpu);
         let zero = Tensor::from_slice(&[0i64], &[1], Device::Cpu)?;
         Ok(Box::new(PathNetRouter {
             config: self.clone(),
             seed: scope.seed(),
-            population: scope.buffer("population", &first)?,
+            population: scope.buffer_drawn("population", &shape, first)?,
             leader: scope.buffer("leader", &zero)?,
             tournament: scope.buffer("tournament", &zero)?,
             fitness: scope

@@ -45,7 +45,7 @@ impl Policy {
     }
 
     fn of(scorer: Scorer, seed: u64, path: String) -> Result<Self> {
-        let ties = Ties::new(seed, &scorer, &path)?;
+        let ties = Ties::new(seed, &scorer, &path);
         Ok(Policy { scorer, ties, path, seed })
     }
 

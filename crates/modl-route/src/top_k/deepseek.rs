@@ -150,7 +150,7 @@ impl RouterConfig for DeepSeek {
         let zeros = Tensor::zeros(&[routed.len() as i64], kind, device)?;
         let bias = scope.buffer("selection_bias", &zeros)?;
         let path = scope.path().to_owned();
-        let ties = Ties::new(self.seed, &scorer, &path)?;
+        let ties = Ties::new(self.seed, &scorer, &path);
         Ok(Box::new(DeepSeekRouter { config: self.clone(), scorer, bias, ties, routed, shared }))
     }
 }
@@ -232,7 +232,7 @@ impl Router for DeepSeekRouter {
         let zeros = Tensor::zeros(&[new], self.bias.kind(), self.bias.device())?;
         let bias =
             scope.replace("selection_bias", &Tensor::cat(&[self.bias.clone(), zeros], 0)?)?;
-        let ties = Ties::new(self.config.seed, &scorer, scope.path())?;
+        let ties = Ties::new(self.config.seed, &scorer, scope.path());
         let (config, shared) = (self.config.clone(), self.shared.clone());
         Ok(Box::new(DeepSeekRouter { config, scorer, bias, ties, routed, shared }))
     }

@@ -94,7 +94,7 @@ impl TopTwo {
         config.capacity.check(kind)?;
         let scorer = config.scores.build(kind, site, bank.len(), scope)?;
         let path = scope.path().to_owned();
-        let ties = Ties::new(config.seed, &scorer, &path)?;
+        let ties = Ties::new(config.seed, &scorer, &path);
         Ok(TopTwo { kind, config: config.clone(), with_z, scorer, ties, path })
     }
 
@@ -157,7 +157,7 @@ impl Router for TopTwo {
 
     fn grown(&self, modules: usize, scope: &mut Scope) -> Result<Box<dyn Router>> {
         let scorer = self.scorer.grown(modules, scope)?;
-        let ties = Ties::new(self.config.seed, &scorer, scope.path())?;
+        let ties = Ties::new(self.config.seed, &scorer, scope.path());
         let (config, path) = (self.config.clone(), self.path.clone());
         Ok(Box::new(TopTwo { kind: self.kind, with_z: self.with_z, config, scorer, ties, path }))
     }

@@ -75,7 +75,7 @@ impl RouterConfig for Hierarchical {
         }
         check_k("hierarchical.k", self.k, m / self.groups)?;
         let scorer = self.scores.build("hierarchical", site, self.groups + m, scope)?;
-        let ties = Ties::new(self.seed, &scorer, scope.path())?;
+        let ties = Ties::new(self.seed, &scorer, scope.path());
         Ok(Box::new(HierarchicalRouter { config: self.clone(), scorer, ties }))
     }
 }

@@ -100,7 +100,7 @@ impl RouterConfig for NoisyTopK {
             Variant::VMoe => None,
         };
         let path = scope.path().to_owned();
-        let ties = Ties::new(self.seed, &scorer, &path)?;
+        let ties = Ties::new(self.seed, &scorer, &path);
         Ok(Box::new(NoisyRouter { config: self.clone(), scorer, noise, ties, path }))
     }
 }
@@ -169,7 +169,7 @@ impl Router for NoisyRouter {
 
     fn grown(&self, modules: usize, scope: &mut Scope) -> Result<Box<dyn Router>> {
         let scorer = self.scorer.grown(modules, scope)?;
-        let ties = Ties::new(self.config.seed, &scorer, scope.path())?;
+        let ties = Ties::new(self.config.seed, &scorer, scope.path());
         let more = |noise: &Tensor| -> Result<Tensor> {
             let mut shape = noise.size();
             shape.iter_mut().take(1).for_each(|m| *m = modules as i64 - *m);

@@ -87,7 +87,7 @@ impl RouterConfig for TopK {
         check_not_negative("top_k.noise", self.noise)?;
         let scorer = self.scores.build("top_k", site, bank.len(), scope)?;
         let path = scope.path().to_owned();
-        let ties = Ties::new(self.seed, &scorer, &path)?;
+        let ties = Ties::new(self.seed, &scorer, &path);
         Ok(Box::new(TopKRouter { config: self.clone(), scorer, ties, path }))
     }
 }
@@ -141,7 +141,7 @@ impl Router for TopKRouter {
 
     fn grown(&self, modules: usize, scope: &mut Scope) -> Result<Box<dyn Router>> {
         let scorer = self.scorer.grown(modules, scope)?;
-        let ties = Ties::new(self.config.seed, &scorer, scope.path())?;
+        let ties = Ties::new(self.config.seed, &scorer, scope.path());
         let (config, path) = (self.config.clone(), self.path.clone());
         Ok(Box::new(TopKRouter { config, scorer, ties, path }))
     }

@@ -71,7 +71,7 @@ impl RouterConfig for Switch {
         let scorer =
             self.scores.starting(self.init_scale, site).build("switch", site, bank.len(), scope)?;
         let path = scope.path().to_owned();
-        let ties = Ties::new(self.seed, &scorer, &path)?;
+        let ties = Ties::new(self.seed, &scorer, &path);
         Ok(Box::new(SwitchRouter { config: self.clone(), scorer, ties, path }))
     }
 }
@@ -127,7 +127,7 @@ impl Router for SwitchRouter {
 
     fn grown(&self, modules: usize, scope: &mut Scope) -> Result<Box<dyn Router>> {
         let scorer = self.scorer.grown(modules, scope)?;
-        let ties = Ties::new(self.config.seed, &scorer, scope.path())?;
+        let ties = Ties::new(self.config.seed, &scorer, scope.path());
         let (config, path) = (self.config.clone(), self.path.clone());
         Ok(Box::new(SwitchRouter { config, scorer, ties, path }))
     }
