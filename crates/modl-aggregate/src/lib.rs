@@ -1,6 +1,8 @@
 #![doc = include_str!("../README.md")]
 
+mod attention;
 mod average;
+mod changes;
 mod concat;
 mod factors;
 mod multi_head;
@@ -9,6 +11,9 @@ mod stack;
 mod unchanged;
 mod weighted_sum;
 
+pub use attention::{
+    Falling, Fusion, QuerySource, Temperature, ValueStart, load_fusion, save_fusion,
+};
 pub use average::Average;
 pub use concat::Concat;
 pub use factors::Factors;
@@ -30,5 +35,6 @@ pub fn register(r: &mut Registry) -> Result<()> {
     r.register::<Concat>("Exact sum of low-rank changes", "PEFT's `cat`", "5.1")?;
     r.register::<MultiHead>("Average part by part", "Page-Caccia et al. 2023", "5.1")?;
     r.register::<Factors>("Average factor by factor", "Wang et al. 2022, AdaMix", "5.1")?;
-    r.register::<Stack>("One module on the other", "Pfeiffer et al. 2020, MAD-X", "5.3")
+    r.register::<Stack>("One module on the other", "Pfeiffer et al. 2020, MAD-X", "5.3")?;
+    attention::register(r)
 }
