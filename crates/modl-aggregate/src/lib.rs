@@ -7,18 +7,24 @@ mod concat;
 mod factors;
 mod multi_head;
 mod offline;
+mod outputs;
+mod per_module;
 mod stack;
 mod unchanged;
 mod weighted_sum;
 
 pub use attention::{
-    Falling, Fusion, QuerySource, Temperature, ValueStart, load_fusion, save_fusion,
+    Asks, Falling, Fusion, ModuleAttention, QuerySource, Temperature, ValueStart, load_fusion,
+    save_fusion,
 };
 pub use average::Average;
 pub use concat::Concat;
 pub use factors::Factors;
 pub use multi_head::MultiHead;
 pub use offline::merge_low_rank;
+pub use outputs::{
+    AdapterSoup, BayesianMixture, Ensemble, EnsembleOf, Gate, Gated, Prior, ScalarMix, scalar_mix,
+};
 pub use stack::Stack;
 pub use weighted_sum::WeightedSum;
 
@@ -36,5 +42,6 @@ pub fn register(r: &mut Registry) -> Result<()> {
     r.register::<MultiHead>("Average part by part", "Page-Caccia et al. 2023", "5.1")?;
     r.register::<Factors>("Average factor by factor", "Wang et al. 2022, AdaMix", "5.1")?;
     r.register::<Stack>("One module on the other", "Pfeiffer et al. 2020, MAD-X", "5.3")?;
+    outputs::register(r)?;
     attention::register(r)
 }

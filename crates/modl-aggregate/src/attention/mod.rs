@@ -7,14 +7,18 @@
 
 mod adapterhub;
 mod fusion;
+mod modules;
 mod temperature;
 
 pub use adapterhub::{load_fusion, save_fusion};
+pub(crate) use fusion::Fused;
 pub use fusion::{Fusion, QuerySource, ValueStart};
+pub use modules::{Asks, ModuleAttention};
 pub use temperature::{Falling, Temperature};
 
 use modl_core::{AggregatorConfig, Catalog, Result};
 
 pub(crate) fn register(r: &mut Catalog<dyn AggregatorConfig>) -> Result<()> {
-    r.register::<Fusion>("AdapterFusion", "Pfeiffer et al. 2021", "5.2")
+    r.register::<Fusion>("AdapterFusion", "Pfeiffer et al. 2021", "5.2")?;
+    r.register::<ModuleAttention>("Attention over modules by keys", "Smith et al. 2023", "5.2")
 }
