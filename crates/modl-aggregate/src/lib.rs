@@ -5,6 +5,7 @@ mod average;
 mod changes;
 mod concat;
 mod factors;
+mod input;
 mod multi_head;
 mod offline;
 mod outputs;
@@ -20,6 +21,7 @@ pub use attention::{
 pub use average::Average;
 pub use concat::Concat;
 pub use factors::Factors;
+pub use input::{Attempt, AttemptForm, PromptConcat, nearest_prompts, start_from_prompt};
 pub use multi_head::MultiHead;
 pub use offline::merge_low_rank;
 pub use outputs::{
@@ -43,5 +45,6 @@ pub fn register(r: &mut Registry) -> Result<()> {
     r.register::<Factors>("Average factor by factor", "Wang et al. 2022, AdaMix", "5.1")?;
     r.register::<Stack>("One module on the other", "Pfeiffer et al. 2020, MAD-X", "5.3")?;
     outputs::register(r)?;
-    attention::register(r)
+    attention::register(r)?;
+    input::register(r)
 }
