@@ -5,6 +5,7 @@ mod average;
 mod changes;
 mod concat;
 mod factors;
+mod function;
 mod input;
 mod multi_head;
 mod offline;
@@ -21,6 +22,7 @@ pub use attention::{
 pub use average::Average;
 pub use concat::Concat;
 pub use factors::Factors;
+pub use function::{Compose, Composition, Graph, Join, Node, Tree, run_trees};
 pub use input::{Attempt, AttemptForm, PromptConcat, nearest_prompts, start_from_prompt};
 pub use multi_head::MultiHead;
 pub use offline::merge_low_rank;
@@ -46,5 +48,6 @@ pub fn register(r: &mut Registry) -> Result<()> {
     r.register::<Stack>("One module on the other", "Pfeiffer et al. 2020, MAD-X", "5.3")?;
     outputs::register(r)?;
     attention::register(r)?;
-    input::register(r)
+    input::register(r)?;
+    function::register(r)
 }

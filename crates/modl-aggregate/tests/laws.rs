@@ -100,7 +100,7 @@ fn stack() -> Result<()> {
 #[test]
 fn every_aggregator_is_documented_and_reads_back_what_it_wrote() -> Result<()> {
     let registry = Registry::new().with(modl_aggregate::register)?;
-    assert_eq!(registry.aggregators.entries().len(), 12);
+    assert_eq!(registry.aggregators.entries().len(), 14);
     for entry in registry.aggregators.entries() {
         assert!(!entry.title.is_empty() && !entry.citation.is_empty() && !entry.section.is_empty());
         let config = registry.aggregators.parse(&json!({"type": entry.name}))?;
