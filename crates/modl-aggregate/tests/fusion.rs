@@ -150,7 +150,10 @@ fn scales(config: Fusion, alpha: Weights) -> Modular {
         }
     }
     model.aggregate(Box::new(config)).unwrap();
-    for (i, (_, t)) in (0..).zip(model.params().select(&Select::new("aggregators.*"))) {
+    let drawn =
+        |(n, p): &(&str, &modl_core::Param)| n.starts_with("aggregators.") && !p.is_buffer();
+    for (i, (_, p)) in (0..).zip(model.params().iter().filter(drawn)) {
+        let t = p.tensor();
         let noise =
             Init::Normal(0.5).tensor(&t.size(), Seed(90 + i), Kind::Double, Device::Cpu).unwrap();
         no_grad(|| t.clone().copy_from(&t.add(&noise).unwrap())).unwrap();

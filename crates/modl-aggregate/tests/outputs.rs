@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use modl_aggregate::{
-    AdapterSoup, BayesianMixture, Ensemble, EnsembleOf, Fusion, Gate, Gated, ModuleAttention,
+    AdapterSoup, Asks, BayesianMixture, Ensemble, EnsembleOf, Fusion, Gate, Gated, ModuleAttention,
     Prior, ScalarMix, scalar_mix,
 };
 use modl_core::testing::{Given, TinyBackbone, standins};
@@ -409,4 +409,21 @@ fn an_updating_prior_is_a_moving_average_of_posteriors_and_can_be_kept() {
     ] {
         assert!(BayesianMixture::new(m, prior).is_err());
     }
+}
+
+#[test]
+fn what_looks_at_later_tokens_is_refused_in_a_decoder() {
+    let llama = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../modl-models/tests/fixtures/base_llama");
+    let llama = modl_models::open(llama, &modl_models::LoadOptions::default()).unwrap();
+    let mut model = Modular::from_box(llama, Seed(1)).unwrap();
+    model.attach("a", Box::new(standins::Scale), &Targets::names(["q_proj"])).unwrap();
+    model.aggregate(Box::<Fusion>::default()).unwrap();
+    let before = model.params().iter().count();
+    let e = model.aggregate(Box::<ModuleAttention>::default()).unwrap_err().to_string();
+    assert!(e.contains("later tokens") && e.contains("`fusion`"), "{e}");
+    assert_eq!(model.aggregator_recipe().unwrap().kind(), "fusion");
+    assert_eq!(model.params().iter().count(), before);
+    let token = ModuleAttention { asks: Asks::Token, ..ModuleAttention::default() };
+    model.aggregate(Box::new(token)).unwrap();
 }
