@@ -8,10 +8,11 @@ make_adapterhub_golden.py wants:
         crates/modl-models/tests/fixtures/base_bert crates/modl-aggregate/tests/fixtures/adapterhub
 
 For each adapter a folder of its name as `save_adapter` wrote it, for each fusion one as
-`save_adapter_fusion` wrote it, and `outputs.safetensors` with the last hidden states for the base's
-`inputs.safetensors` by the names of the compositions.
+`save_adapter_fusion` wrote it, `setups.json` with what the library makes of the compositions, and
+`outputs.safetensors` with the last hidden states for the base's `inputs.safetensors` by their names.
 """
 
+import json
 import math
 import os
 import shutil
@@ -95,7 +96,7 @@ def main(base, out):
     shutil.rmtree(out, ignore_errors=True)
     os.makedirs(out)
     inputs = load_file(os.path.join(base, "inputs.safetensors"))
-    outputs = {"base": state(model, inputs)}
+    outputs, setups = {"base": state(model, inputs)}, {}
     for name, config in ADAPTERS.items():
         model.add_adapter(name, config=config)
         wave(model, name, 0.2 + 0.02 * len(outputs))
@@ -124,6 +125,7 @@ def main(base, out):
                 model.set_active_adapters(setup)
                 model.eval()
                 outputs[own] = state(model, inputs)
+                setups[own] = setup.to_dict()
         model.delete_adapter_fusion(fused)
     # Which tensors are one matters to safetensors.
     outputs = {name: t.clone() for name, t in outputs.items()}
@@ -132,6 +134,8 @@ def main(base, out):
         print(f"{name}: {tuple(t.shape)}, moved {moved:.3f}")
         assert name == "base" or (math.isfinite(moved) and moved > 1e-2)
     save_file(outputs, os.path.join(out, "outputs.safetensors"))
+    with open(os.path.join(out, "setups.json"), "w", encoding="utf-8") as file:
+        json.dump(setups, file, indent=1)
 
 
 if __name__ == "__main__":

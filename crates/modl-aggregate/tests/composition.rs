@@ -4,7 +4,7 @@
 
 mod hub;
 
-use hub::{Named, apart, fixture, inputs, model, outputs, tensors};
+use hub::{Named, apart, fixture, inputs, json_of, model, outputs, tensors};
 use modl_aggregate::{
     Compose, Composition, Fusion, Graph, Join, Node, QuerySource, Tree, run_trees,
 };
@@ -43,6 +43,40 @@ fn outputs_are_those_of_adapterhub() {
     ] {
         let d = apart(&composed(c(composition)), recorded);
         assert!(d < 1e-5, "{recorded}: {d}");
+    }
+}
+
+#[test]
+fn setups_of_adapterhub_are_read() {
+    let setups = json_of(&fixture("setups.json"));
+    let read = |name: &str| Composition::from_adapterhub(&setups[name]).unwrap();
+    for (name, written) in [
+        ("stack", json!({"stack": ["a", "b"]})),
+        ("stack_fuse", json!({"stack": ["c", {"fuse": ["a", "b"]}]})),
+        (
+            "average_weighted",
+            json!({"average": {"parts": ["a", "b", "c"], "weights": [0.125, 0.25, 0.625]}}),
+        ),
+        ("split", json!({"split": {"parts": ["a", "b"], "splits": [3, 7]}})),
+        (
+            "batch_split_nested",
+            json!({"batch_split": {"parts": [{"stack": ["h1", "h2"]}, "h2"], "batch_sizes": [2, 1]}}),
+        ),
+        ("parallel", json!({"parallel": ["a", "b", "c"]})),
+    ] {
+        assert_eq!(serde_json::to_value(read(name)).unwrap(), written, "{name}");
+    }
+    assert_eq!(setups.as_object().unwrap().len(), 10);
+    assert!(setups.as_object().unwrap().keys().all(|name| !read(name).modules().is_empty()));
+    for (setup, says) in [
+        (json!({"type": "MultiTask", "children": []}), "MultiTask"),
+        (json!({"type": "Split", "children": []}), "splits"),
+        (json!({"type": "single", "children": []}), "one name"),
+        (json!({"children": []}), "type"),
+        (json!({"type": "Stack", "children": [], "kwargs": {"x": 1}}), "`x`"),
+    ] {
+        let e = Composition::from_adapterhub(&setup).unwrap_err().to_string();
+        assert!(e.contains(says), "{e}");
     }
 }
 

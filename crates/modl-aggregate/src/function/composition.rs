@@ -89,6 +89,43 @@ impl Composition {
         Composition::Parallel(all(parts))
     }
 
+    /// A setup as AdapterHub writes it, `adapter_config` in its `adapter_setup.json`:
+    /// `{"type": "Stack", "children": […]}`. Weights of an average sum to 1 there.
+    ///
+    /// # Errors
+    /// Where it is none, or of a type that modl does not have.
+    pub fn from_adapterhub(setup: &Value) -> Result<Self> {
+        let wrong = |problem: &str| Error::invalid("setup of AdapterHub", problem.to_owned());
+        let kind =
+            setup.get("type").and_then(Value::as_str).ok_or_else(|| wrong("has no `type`"))?;
+        let children = setup.get("children").and_then(Value::as_array);
+        let children = children.ok_or_else(|| wrong("has no `children`"))?;
+        if kind == "single" {
+            return match children.as_slice() {
+                [Value::String(name)] => Ok(Composition::Module(name.clone())),
+                _ => Err(wrong("has other than one name as `single`")),
+            };
+        }
+        let block = match kind {
+            "Stack" | "Fuse" | "Average" | "Split" | "Parallel" => kind.to_lowercase(),
+            "BatchSplit" => "batch_split".to_owned(),
+            other => {
+                return Err(Error::unsupported(
+                    format!("AdapterHub's composition `{other}`"),
+                    "modl has Stack, Fuse, Average, Split, BatchSplit, Parallel",
+                ));
+            }
+        };
+        let parts: Vec<Composition> =
+            children.iter().map(Composition::from_adapterhub).collect::<Result<_>>()?;
+        let mut settings = match setup.get("kwargs") {
+            Some(Value::Object(settings)) => settings.clone(),
+            _ => Map::new(),
+        };
+        settings.insert("parts".to_owned(), json!(parts));
+        Composition::try_from(json!({ block: settings }))
+    }
+
     /// The parts that it is made of, one level down.
     pub fn parts(&self) -> &[Composition] {
         use Composition::{Average, BatchSplit, Fuse, Module, Parallel, Split, Stack};

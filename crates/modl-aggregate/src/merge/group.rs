@@ -1,0 +1,312 @@
+//! One tensor of all models: what a method sees.
+
+use std::ops::Range;
+
+use modl_core::{Error, Result, Seed};
+use rayon::prelude::*;
+
+use super::Elements;
+
+/// Numbers that are worked on together. Few enough that those of some models stay in a core's cache;
+/// the same for any number of threads, so that sums are rounded alike.
+const CHUNK: usize = 1 << 15;
+
+/// The tensors that become one.
+#[derive(Debug)]
+pub struct Group<'a> {
+    /// Its name in the output, for errors.
+    pub name: &'a str,
+    /// Its shape.
+    pub shape: &'a [usize],
+    /// The models' tensors, in the order of the configuration.
+    pub inputs: Vec<Input<'a>>,
+    /// Which of them is the base, if there is one.
+    pub base: Option<usize>,
+    /// Where random choices in this tensor come from.
+    pub seed: Seed,
+    /// Whether chunks hold whole rows.
+    pub(crate) by_rows: bool,
+}
+
+/// One model's tensor.
+#[derive(Debug)]
+pub struct Input<'a> {
+    /// The model's name, which random choices depend on.
+    pub model: &'a str,
+    /// Its numbers.
+    pub elements: &'a dyn Elements,
+}
+
+/// A piece of all tensors of a group.
+#[derive(Debug)]
+pub struct Chunk<'a> {
+    /// The number of the piece.
+    pub index: usize,
+    /// The place of its first number in the tensor.
+    pub start: usize,
+    /// Numbers in a row (the last dimension); all of a chunk where it does not hold whole rows.
+    pub row: usize,
+    tensors: &'a [Vec<f32>],
+}
+
+impl Chunk<'_> {
+    /// The numbers of one model.
+    pub fn of(&self, input: usize) -> &[f32] {
+        self.tensors.get(input).map_or(&[], Vec::as_slice)
+    }
+
+    /// How many numbers each model has here.
+    pub fn len(&self) -> usize {
+        self.tensors.first().map_or(0, Vec::len)
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl<'a> Group<'a> {
+    /// Tensors without a base, whose chunks need not hold whole rows.
+    pub fn new(name: &'a str, shape: &'a [usize], inputs: Vec<Input<'a>>, seed: Seed) -> Self {
+        Group { name, shape, inputs, base: None, seed, by_rows: false }
+    }
+
+    /// Names one of the inputs as the base.
+    pub fn with_base(self, base: usize) -> Self {
+        Group { base: Some(base), ..self }
+    }
+
+    /// Lets chunks hold whole rows.
+    pub fn by_rows(self) -> Self {
+        Group { by_rows: true, ..self }
+    }
+
+    /// Numbers in the tensor.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The inputs that are not the base.
+    pub fn others(&self) -> Vec<usize> {
+        (0..self.inputs.len()).filter(|i| Some(*i) != self.base).collect()
+    }
+
+    /// The base.
+    ///
+    /// # Errors
+    /// Where there is none.
+    pub fn need_base(&self) -> Result<usize> {
+        self.base.ok_or_else(|| Error::invalid(self.name, "has no base; name a `base_model`"))
+    }
+
+    /// The seed of random choices for one input: it depends on the tensor's and the model's name
+    /// alone.
+    pub fn seed_of(&self, input: usize) -> Seed {
+        let model = self.inputs.get(input).map_or("", |i| i.model);
+        self.seed.child(self.name).child(model)
+    }
+
+    fn row(&self) -> usize {
+        self.shape.last().copied().unwrap_or(1).max(1)
+    }
+
+    fn chunk_len(&self) -> usize {
+        if self.by_rows { (CHUNK / self.row()).max(1) * self.row() } else { CHUNK }
+    }
+
+    /// The pieces of the tensor.
+    pub fn chunks(&self) -> usize {
+        self.len().div_ceil(self.chunk_len())
+    }
+
+    fn range(&self, index: usize) -> Range<usize> {
+        let n = self.chunk_len();
+        index * n..((index + 1) * n).min(self.len())
+    }
+
+    /// Bytes of memory for one piece of all inputs.
+    pub(crate) fn chunk_bytes(&self) -> usize {
+        self.chunk_len().min(self.len()) * 4 * (self.inputs.len() + 1)
+    }
+
+    /// Calls `work` with each piece, on all threads; what it gives comes in the order of the pieces.
+    ///
+    /// # Errors
+    /// Where a tensor cannot be read, or what `work` gives.
+    pub fn each<T: Send>(
+        &self,
+        work: impl Fn(&Chunk) -> Result<T> + Send + Sync,
+    ) -> Result<Vec<T>> {
+        let buffers = || vec![Vec::new(); self.inputs.len()];
+        let one = |tensors: &mut Vec<Vec<f32>>, index| self.read(index, tensors, &work)?;
+        match self.chunks() {
+            1 => Ok(vec![one(&mut buffers(), 0)?]),
+            n => (0..n).into_par_iter().map_init(buffers, one).collect(),
+        }
+    }
+
+    /// Reads one piece of all inputs.
+    fn read<T>(
+        &self,
+        index: usize,
+        tensors: &mut [Vec<f32>],
+        work: impl FnOnce(&Chunk) -> T,
+    ) -> Result<T> {
+        let range = self.range(index);
+        for (input, buffer) in self.inputs.iter().zip(tensors.iter_mut()) {
+            buffer.resize(range.len(), 0.0);
+            input.elements.read(range.start, buffer)?;
+        }
+        let row = if self.by_rows { self.row() } else { range.len() };
+        Ok(work(&Chunk { index, start: range.start, row, tensors }))
+    }
+
+    /// Sums of what `work` adds to `n` numbers for each piece, in the order of the pieces and so the
+    /// same for any number of threads.
+    ///
+    /// # Errors
+    /// What [`Group::each`] gives.
+    pub fn sums(
+        &self,
+        n: usize,
+        work: impl Fn(&Chunk, &mut [f64]) + Send + Sync,
+    ) -> Result<Vec<f64>> {
+        let parts = self.each(|chunk| {
+            let mut sums = vec![0.0; n];
+            work(chunk, &mut sums);
+            Ok(sums)
+        })?;
+        let mut total = vec![0.0; n];
+        for part in parts {
+            total.iter_mut().zip(part).for_each(|(t, p)| *t += p);
+        }
+        Ok(total)
+    }
+
+    /// Sums of whole numbers, which come out the same in any order.
+    ///
+    /// # Errors
+    /// What [`Group::each`] gives.
+    pub(crate) fn counts(
+        &self,
+        n: usize,
+        work: impl Fn(&Chunk, &mut [u64], &mut Vec<f32>) + Send + Sync,
+    ) -> Result<Vec<u64>> {
+        // One table for each thread and not for each piece: they are large.
+        let parts = rayon::current_num_threads().clamp(1, self.chunks().max(1));
+        let share = self.chunks().div_ceil(parts);
+        let add = |mut a: Vec<u64>, b: Vec<u64>| {
+            a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
+            a
+        };
+        let part = |part: usize| {
+            let (mut counts, mut scratch) = (vec![0; n], Vec::new());
+            let mut tensors = vec![Vec::new(); self.inputs.len()];
+            for index in part * share..((part + 1) * share).min(self.chunks()) {
+                self.read(index, &mut tensors, |chunk| work(chunk, &mut counts, &mut scratch))?;
+            }
+            Ok(counts)
+        };
+        let all: Result<Vec<Vec<u64>>> = (0..parts).into_par_iter().map(part).collect();
+        Ok(all?.into_iter().reduce(add).unwrap_or_else(|| vec![0; n]))
+    }
+
+    /// The inner products of all inputs, less the base where `from_base` (whose own row is then 0):
+    /// all that a combination of whole tensors needs to know.
+    ///
+    /// # Errors
+    /// What [`Group::each`] gives.
+    pub fn gram(&self, from_base: bool) -> Result<Gram> {
+        let k = self.inputs.len();
+        let base = self.base.filter(|_| from_base);
+        let sums = self.sums(k * k, |chunk, sums| {
+            let less = base.map(|b| chunk.of(b));
+            for i in 0..k {
+                for j in 0..=i {
+                    let product = inner(chunk.of(i), chunk.of(j), less);
+                    if let Some(s) = sums.get_mut(i * k + j) {
+                        *s += product;
+                    }
+                }
+            }
+        })?;
+        Ok(Gram { k, sums })
+    }
+}
+
+/// Inner products of some tensors.
+#[derive(Debug, Clone)]
+pub struct Gram {
+    k: usize,
+    sums: Vec<f64>,
+}
+
+impl Gram {
+    /// ⟨i, j⟩.
+    pub fn dot(&self, i: usize, j: usize) -> f64 {
+        let (i, j) = if i < j { (j, i) } else { (i, j) };
+        self.sums.get(i * self.k + j).copied().unwrap_or_default()
+    }
+
+    /// ‖i‖.
+    pub fn norm(&self, i: usize) -> f64 {
+        self.dot(i, i).max(0.0).sqrt()
+    }
+
+    /// ⟨Σ aᵢ xᵢ, Σ bⱼ xⱼ⟩.
+    pub fn dot_of(&self, a: &[f64], b: &[f64]) -> f64 {
+        let pair = |(i, x): (usize, &f64)| -> f64 {
+            b.iter().enumerate().map(|(j, y)| x * y * self.dot(i, j)).sum()
+        };
+        a.iter().enumerate().map(pair).sum()
+    }
+}
+
+/// Lanes of a sum: enough that a processor adds several at once, fixed so that rounding is.
+const LANES: usize = 8;
+
+/// Σ (x − b)(y − b), in f64.
+pub(crate) fn inner(x: &[f32], y: &[f32], less: Option<&[f32]>) -> f64 {
+    let mut lanes = [0f64; LANES];
+    let mut rest = 0.0;
+    match less {
+        None => {
+            let (xs, ys) = (x.chunks_exact(LANES), y.chunks_exact(LANES));
+            rest += tail(xs.remainder(), ys.remainder(), None);
+            for (x, y) in xs.zip(ys) {
+                for (l, (x, y)) in lanes.iter_mut().zip(x.iter().zip(y)) {
+                    *l += f64::from(*x) * f64::from(*y);
+                }
+            }
+        }
+        Some(b) => {
+            let (xs, ys) = (x.chunks_exact(LANES), y.chunks_exact(LANES));
+            let bs = b.chunks_exact(LANES);
+            rest += tail(xs.remainder(), ys.remainder(), Some(bs.remainder()));
+            for ((x, y), b) in xs.zip(ys).zip(bs) {
+                for (l, ((x, y), b)) in lanes.iter_mut().zip(x.iter().zip(y).zip(b)) {
+                    *l += f64::from(x - b) * f64::from(y - b);
+                }
+            }
+        }
+    }
+    lanes.iter().sum::<f64>() + rest
+}
+
+fn tail(x: &[f32], y: &[f32], less: Option<&[f32]>) -> f64 {
+    let b = |n: usize| less.and_then(|b| b.get(n)).copied().unwrap_or_default();
+    let terms = x.iter().zip(y).enumerate();
+    terms.map(|(n, (x, y))| f64::from(x - b(n)) * f64::from(y - b(n))).sum()
+}
+
+/// A number in [0, 1) that depends on a seed and a place alone, whatever was drawn before.
+pub fn uniform(seed: Seed, place: u64) -> f32 {
+    // 24 bits are what an f32 holds.
+    (seed.nth(place).0 >> 40) as f32 * (1.0 / (1u32 << 24) as f32)
+}

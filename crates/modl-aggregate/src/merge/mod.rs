@@ -1,0 +1,33 @@
+//! Merging models tensor by tensor: piece by piece, within a bound of memory that is known before
+//! the work starts.
+//!
+//! | file | what |
+//! |---|---|
+//! | `method.rs` | the seam: what a method is called, takes and does |
+//! | `group.rs` | the tensors of all models that become one, in pieces |
+//! | `largest.rs` | the k largest of many numbers, without sorting |
+//! | `elements.rs` | numbers in memory or in a file |
+//! | `methods.rs` | names to methods |
+//! | `source.rs` | a model on disk: where each tensor is |
+//! | `plan.rs` | what a merge is going to do, and what it costs |
+//! | `run.rs`, `shard.rs` | the engine: writes the result, and goes on where it was stopped |
+
+mod elements;
+mod group;
+mod largest;
+mod method;
+mod methods;
+mod plan;
+mod run;
+mod shard;
+mod source;
+
+pub use elements::{Elements, Stored};
+pub(crate) use group::inner;
+pub use group::{Chunk, Gram, Group, Input, uniform};
+pub use largest::{Largest, Ranked, Ties, largest};
+pub use method::{Base, Blend, MergeMethod, Of, Scalar, Setting, Settings, Spec};
+pub use methods::{MergeMethods, merge_group};
+pub use plan::{Cost, Output, Plan, Shard};
+pub use run::{Step, run};
+pub use source::{Place, Source};

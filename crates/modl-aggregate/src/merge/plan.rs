@@ -1,0 +1,179 @@
+//! What a merge is going to do, known in full before anything is read or written.
+
+use std::path::PathBuf;
+
+use modl_core::{Error, Result, ResultExt, Seed};
+use safetensors::Dtype;
+use sha2::{Digest, Sha256};
+
+use super::elements::width;
+use super::{Group, Input, MergeMethods, Settings, Source};
+
+/// A merge: which tensors come of which, and how.
+#[derive(Debug)]
+pub struct Plan {
+    /// The method.
+    pub method: String,
+    /// The models that are read.
+    pub sources: Vec<Source>,
+    /// The tensors that are written, sorted by name.
+    pub outputs: Vec<Output>,
+    /// What is written beside them: name and contents.
+    pub texts: Vec<(String, String)>,
+    /// What is copied beside them.
+    pub copies: Vec<PathBuf>,
+    /// Where random choices come from.
+    pub seed: Seed,
+    /// Bytes of a file at most.
+    pub shard: u64,
+    /// Whether numbers that are not finite may be in an input.
+    pub allow_nan: bool,
+    /// What a reader should know: tensors that were left out or taken from one model, and why.
+    pub notes: Vec<String>,
+}
+
+/// A tensor that is written.
+#[derive(Debug, Clone)]
+pub struct Output {
+    /// Its name.
+    pub name: String,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Of what its elements will be.
+    pub dtype: Dtype,
+    /// What inputs are rounded to first.
+    pub rounded: Option<Dtype>,
+    /// The source and the name there of each tensor that it comes of.
+    pub inputs: Vec<(usize, String)>,
+    /// Which of the inputs is the base.
+    pub base: Option<usize>,
+    /// The method's settings; `None` for a copy of the first input.
+    pub settings: Option<Settings>,
+}
+
+impl Output {
+    /// Its bytes in the file.
+    pub fn bytes(&self) -> u64 {
+        let n: u64 = self.shape.iter().map(|n| *n as u64).product();
+        n * self.dtype.bitsize() as u64 / 8
+    }
+}
+
+/// A file of the result.
+#[derive(Debug, Clone)]
+pub struct Shard {
+    /// Its name.
+    pub file: String,
+    /// Its tensors: places in [`Plan::outputs`].
+    pub outputs: std::ops::Range<usize>,
+}
+
+/// What a plan costs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cost {
+    /// Bytes that are read, once.
+    pub read: u64,
+    /// Bytes that are written.
+    pub written: u64,
+    /// Bytes of memory at most, beside what the program itself takes.
+    pub memory: u64,
+}
+
+impl Plan {
+    /// The files of the result, in which tensors stand in their order.
+    pub fn shards(&self) -> Vec<Shard> {
+        let mut ends = Vec::new();
+        let (mut start, mut bytes) = (0, 0);
+        for (i, output) in self.outputs.iter().enumerate() {
+            if i > start && bytes + output.bytes() > self.shard {
+                ends.push(start..i);
+                (start, bytes) = (i, 0);
+            }
+            bytes += output.bytes();
+        }
+        ends.push(start..self.outputs.len());
+        let of = ends.len();
+        let name = |(n, outputs)| {
+            let file = match of {
+                1 => "model.safetensors".to_owned(),
+                _ => format!("model-{:05}-of-{of:05}.safetensors", n + 1),
+            };
+            Shard { file, outputs }
+        };
+        ends.into_iter().enumerate().map(name).collect()
+    }
+
+    /// Bytes read and written, and the bound of memory for so many threads.
+    ///
+    /// # Errors
+    /// Where the plan names what is not there.
+    pub fn cost(&self, methods: &MergeMethods, threads: usize) -> Result<Cost> {
+        let spec = methods.find(&self.method)?.spec();
+        let (mut read, mut memory) = (0, 0);
+        for output in &self.outputs {
+            for (source, name) in &output.inputs {
+                read += self.source(*source)?.place(name)?.bytes;
+            }
+            let Some(_) = output.settings else { continue };
+            let inputs: Vec<Input> =
+                output.inputs.iter().map(|_| Input { model: "", elements: &NONE }).collect();
+            let group = Group::new(&output.name, &output.shape, inputs, self.seed);
+            let group = if spec.by_rows { group.by_rows() } else { group };
+            // A thread holds a piece of each input, as much again for what a method makes of them,
+            // and the bytes that go out; selections hold a table for each model and thread.
+            let tables = 3 * (output.inputs.len() as u64) * 8 * (1 << 16);
+            memory = memory.max(threads as u64 * (3 * group.chunk_bytes() as u64 + tables));
+        }
+        let written = self.outputs.iter().map(Output::bytes).sum();
+        Ok(Cost { read, written, memory })
+    }
+
+    /// What tells this plan from others: a resumed merge has to have the same.
+    pub(crate) fn fingerprint(&self) -> String {
+        let mut hash = Sha256::new();
+        let mut add = |text: String| hash.update((text + "\n").as_bytes());
+        add(format!("{} {:?} {} {}", self.method, self.seed, self.shard, self.allow_nan));
+        self.sources.iter().flat_map(Source::identity).for_each(&mut add);
+        self.outputs.iter().for_each(|o| add(format!("{o:?}")));
+        self.texts.iter().for_each(|t| add(format!("{t:?}")));
+        let digest = hash.finalize();
+        digest.iter().map(|b| format!("{b:02x}")).collect()
+    }
+
+    /// One of the sources.
+    pub(crate) fn source(&self, i: usize) -> Result<&Source> {
+        self.sources.get(i).ok_or_else(|| Error::invalid("plan", format!("there is no model {i}")))
+    }
+
+    /// Checks shapes, kinds and settings of all tensors, so that a merge that starts can end.
+    ///
+    /// # Errors
+    /// The first that does not fit.
+    pub fn check(&self, methods: &MergeMethods) -> Result<()> {
+        let spec = methods.find(&self.method)?.spec();
+        if self.outputs.is_empty() {
+            return Err(Error::invalid("merge", "there is no tensor to write"));
+        }
+        for output in self.outputs.iter().filter(|o| o.settings.is_some()) {
+            spec.check(output.inputs.len(), output.base.is_some()).at(&output.name)?;
+            for (source, name) in &output.inputs {
+                let place = self.source(*source)?.place(name)?;
+                if place.shape != output.shape || width(place.dtype).is_none() {
+                    return Err(Error::invalid(
+                        &output.name,
+                        format!(
+                            "is {:?} {:?} in {} and not {:?}",
+                            place.dtype,
+                            place.shape,
+                            self.source(*source)?.name,
+                            output.shape
+                        ),
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+static NONE: Vec<f32> = Vec::new();

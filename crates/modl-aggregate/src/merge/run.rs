@@ -1,0 +1,237 @@
+//! The engine: does what a plan says, tensor by tensor, and goes on where it was stopped.
+//!
+//! Everything is written into `DIR.merging` beside the result, which gets its name when all of it is on
+//! the disk: `DIR` is never there in part. Finished files are kept with their sums in `merge.json`; a
+//! merge that is started again checks them and makes the others.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use modl_core::checkpoint::write_whole;
+use modl_core::{Error, Result, ResultExt};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use super::elements::{Stored, to_bytes};
+use super::shard::{ShardFile, Sum};
+use super::source::read_json;
+use super::{Group, Input, MergeMethods, Output, Plan, Shard};
+
+/// Bytes that are copied together.
+const COPIED: u64 = 1 << 20;
+
+/// What has been done of a merge.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub enum Step<'a> {
+    /// A tensor is written.
+    Tensor(&'a Output),
+    /// A file from before was whole and is kept.
+    Kept(&'a str),
+}
+
+/// The state of a merge on disk.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct State {
+    plan: String,
+    shards: BTreeMap<String, Sum>,
+}
+
+/// Does what the plan says and gives the folder its name.
+///
+/// # Errors
+/// Where the plan does not fit its models, `out` is there already, another merge has been started for
+/// it, a number is not finite, or the disk refuses: finished files are kept, and the same call goes on.
+pub fn run(
+    plan: &Plan,
+    methods: &MergeMethods,
+    out: &Path,
+    mut progress: impl FnMut(Step),
+) -> Result<()> {
+    plan.check(methods)?;
+    if out.exists() {
+        return Err(Error::file(out, "is there already; name a new folder"));
+    }
+    let work = work_folder(out)?;
+    let state_file = work.join("merge.json");
+    let mut state = started(plan, &work, &state_file)?;
+    for shard in plan.shards() {
+        let path = work.join(&shard.file);
+        if state.shards.get(&shard.file).is_some_and(|sum| sum.holds(&path)) {
+            progress(Step::Kept(&shard.file));
+            continue;
+        }
+        let sum = write(plan, methods, &shard, path, &mut progress)?;
+        state.shards.insert(shard.file, sum);
+        save(&state, &state_file)?;
+    }
+    finish(plan, &work, &state_file, out)
+}
+
+/// Where a merge into `out` is made.
+fn work_folder(out: &Path) -> Result<PathBuf> {
+    let name = out.file_name().ok_or_else(|| Error::file(out, "is no name of a folder"))?;
+    let mut name = name.to_os_string();
+    name.push(".merging");
+    Ok(out.with_file_name(name))
+}
+
+/// The state that an earlier merge of the same plan has left, or a new one.
+fn started(plan: &Plan, work: &Path, state_file: &Path) -> Result<State> {
+    let fingerprint = plan.fingerprint();
+    if state_file.is_file() {
+        let state: State = serde_json::from_value(read_json(state_file)?)
+            .map_err(|e| Error::file(state_file, format!("cannot be understood: {e}")))?;
+        if state.plan != fingerprint {
+            return Err(Error::file(
+                work,
+                "has a part of another merge (other models, settings or a changed file); \
+                 remove it to start anew, or name another folder",
+            ));
+        }
+        return Ok(state);
+    }
+    fs::create_dir_all(work).map_err(|e| Error::file(work, format!("cannot be made: {e}")))?;
+    let state = State { plan: fingerprint, shards: BTreeMap::new() };
+    save(&state, state_file)?;
+    Ok(state)
+}
+
+fn save(state: &State, path: &Path) -> Result<()> {
+    let text = serde_json::to_string_pretty(state).map_err(|e| Error::file(path, e))?;
+    write_whole(path, (text + "\n").as_bytes())
+}
+
+/// Makes one file.
+fn write(
+    plan: &Plan,
+    methods: &MergeMethods,
+    shard: &Shard,
+    path: PathBuf,
+    progress: &mut impl FnMut(Step),
+) -> Result<Sum> {
+    let outputs = plan.outputs.get(shard.outputs.clone()).unwrap_or_default();
+    let mut file = ShardFile::create(path, outputs)?;
+    let mut at = 0;
+    for output in outputs {
+        let pieces = match &output.settings {
+            None => copy(plan, output, &file, at)?,
+            Some(_) => merge(plan, methods, output, &file, at).at(&output.name)?,
+        };
+        file.sum(pieces);
+        at += output.bytes();
+        progress(Step::Tensor(output));
+    }
+    file.finish()
+}
+
+type Pieces = Vec<(crc32fast::Hasher, u64)>;
+
+/// Copies a tensor byte for byte.
+fn copy(plan: &Plan, output: &Output, file: &ShardFile, at: u64) -> Result<Pieces> {
+    let Some((source, name)) = output.inputs.first() else { return Ok(Vec::new()) };
+    let source = plan.source(*source)?;
+    let place = source.place(name)?;
+    let mut pieces = Vec::new();
+    for from in (0..place.bytes).step_by(COPIED as usize) {
+        let mut bytes = vec![0; COPIED.min(place.bytes - from) as usize];
+        source.bytes(place, from, &mut bytes)?;
+        pieces.push((file.write(&bytes, at + from)?, bytes.len() as u64));
+    }
+    Ok(pieces)
+}
+
+/// Merges one tensor.
+fn merge(
+    plan: &Plan,
+    methods: &MergeMethods,
+    output: &Output,
+    file: &ShardFile,
+    at: u64,
+) -> Result<Pieces> {
+    let method = methods.find(&plan.method)?;
+    let spec = method.spec();
+    let stored: Vec<(&str, Stored)> = output
+        .inputs
+        .iter()
+        .map(|(source, name)| {
+            let source = plan.source(*source)?;
+            Ok((source.name.as_str(), source.elements(name, output.rounded)?))
+        })
+        .collect::<Result<_>>()?;
+    let inputs = stored.iter().map(|(model, elements)| Input { model, elements }).collect();
+    let group = Group::new(&output.name, &output.shape, inputs, plan.seed);
+    let group = if spec.by_rows { group.by_rows() } else { group };
+    let group = match output.base {
+        Some(base) => group.with_base(base),
+        None => group,
+    };
+    let Some(settings) = &output.settings else { return Ok(Vec::new()) };
+    let blend = method.prepare(&group, settings)?;
+    let size = (output.dtype.bitsize() / 8) as u64;
+    group.each(|chunk| {
+        if !plan.allow_nan {
+            for (i, (model, _)) in stored.iter().enumerate() {
+                finite(model, chunk.of(i), chunk.start)?;
+            }
+        }
+        let (mut values, mut bytes) = (vec![0.0; chunk.len()], Vec::new());
+        blend(chunk, &mut values);
+        to_bytes(&values, output.dtype, &mut bytes);
+        let crc = file.write(&bytes, at + chunk.start as u64 * size)?;
+        Ok((crc, bytes.len() as u64))
+    })
+}
+
+/// Refuses numbers that are not finite.
+fn finite(model: &str, values: &[f32], start: usize) -> Result<()> {
+    // The sum of x·0 is 0 unless one is not finite, and is fast to make.
+    let sum: f32 = values.chunks(1 << 10).map(|c| c.iter().map(|x| x * 0.0).sum::<f32>()).sum();
+    if sum == 0.0 {
+        return Ok(());
+    }
+    let place = values.iter().position(|x| !x.is_finite()).unwrap_or_default();
+    let value = values.get(place).copied().unwrap_or(f32::NAN);
+    Err(Error::invalid(
+        format!("model {model}"),
+        format!(
+            "number {} is {value}; mend the file, or let it through with --allow-nan",
+            start + place
+        ),
+    ))
+}
+
+/// Writes what belongs beside the tensors, and gives the folder its name.
+fn finish(plan: &Plan, work: &Path, state_file: &Path, out: &Path) -> Result<()> {
+    let shards = plan.shards();
+    if shards.len() > 1 {
+        let mut map = Map::new();
+        for shard in &shards {
+            for output in plan.outputs.get(shard.outputs.clone()).unwrap_or_default() {
+                map.insert(output.name.clone(), shard.file.clone().into());
+            }
+        }
+        let total: u64 = plan.outputs.iter().map(Output::bytes).sum();
+        let index: Value = json!({ "metadata": { "total_size": total }, "weight_map": map });
+        let path = work.join("model.safetensors.index.json");
+        let text = serde_json::to_string_pretty(&index).map_err(|e| Error::file(&path, e))?;
+        write_whole(path, (text + "\n").as_bytes())?;
+    }
+    for path in &plan.copies {
+        let Some(name) = path.file_name() else { continue };
+        let bytes =
+            fs::read(path).map_err(|e| Error::file(path, format!("cannot be read: {e}")))?;
+        write_whole(work.join(name), &bytes)?;
+    }
+    for (name, text) in &plan.texts {
+        write_whole(work.join(name), text.as_bytes())?;
+    }
+    let last = || -> std::io::Result<()> {
+        fs::remove_file(state_file)?;
+        fs::rename(work, out)?;
+        let parent = out.parent().filter(|p| !p.as_os_str().is_empty());
+        fs::File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
+    };
+    last().map_err(|e| Error::file(out, format!("cannot get its name: {e}")))
+}
