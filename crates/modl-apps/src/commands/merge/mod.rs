@@ -1,7 +1,9 @@
 //! `modl merge`: one model of several, by a file as mergekit reads it, or by a method and folders.
 
+mod evaluate;
 mod hurry;
 mod plan;
+mod report;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -42,6 +44,13 @@ pub(crate) struct MergeArgs {
     /// Only show what would be done: inputs, settings of each tensor, bytes, memory.
     #[arg(long)]
     plan: bool,
+    /// Compare the models and the result: a table, and a page with heat maps in this folder.
+    #[arg(long, value_name = "DIR")]
+    report: Option<PathBuf>,
+    /// A command that evaluates the model in `$MODEL`; the last line that it prints is shown for each
+    /// model and for the result.
+    #[arg(long, value_name = "COMMAND")]
+    eval: Option<String>,
     /// Where random drops come from.
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -98,11 +107,11 @@ pub(crate) fn run(args: &MergeArgs) -> Result<()> {
                  plan the document `{name}` by itself"
             );
             println!("document `{name}`:");
-            one(config, &methods, &options, &made, false)?;
+            one(config, &methods, &options, &made, None)?;
         }
         options.named.insert(name.to_owned(), made);
     }
-    one(last, &methods, &options, &args.out, args.plan)?;
+    one(last, &methods, &options, &args.out, Some(args))?;
     if !args.plan && parts.exists() {
         fs::remove_dir_all(&parts).with_context(|| parts.display().to_string())?;
     }
@@ -143,21 +152,28 @@ fn configs(args: &MergeArgs, methods: &MergeMethods) -> Result<(Vec<MergeConfig>
     Ok((configs, folder))
 }
 
-/// One document: its plan, and the merge.
+/// One document: its plan and the merge; with `args`, the last one, which is looked at afterwards.
 fn one(
     config: &MergeConfig,
     methods: &MergeMethods,
     options: &Options,
     out: &Path,
-    only_plan: bool,
+    args: Option<&MergeArgs>,
 ) -> Result<()> {
     let planned = mergekit::plan(config, methods, options)?;
+    let only_plan = args.is_some_and(|a| a.plan);
     plan::show(&planned, methods, out, only_plan)?;
     if only_plan {
         return Ok(());
     }
     do_it(&planned, methods, out)?;
     println!("written to {}", out.display());
+    if let Some(folder) = args.and_then(|a| a.report.as_deref()) {
+        report::write(&planned, out, folder)?;
+    }
+    if let Some(command) = args.and_then(|a| a.eval.as_deref()) {
+        evaluate::run(command, &planned, out)?;
+    }
     Ok(())
 }
 
