@@ -177,7 +177,7 @@ impl Modular {
         self.backbone.forward(inputs, &Layers::none(self.backbone.sites().len()), cx)
     }
 
-    /// What all attached modules add to the loss in training, if any.
+    /// What all attached modules and all aggregators add to the loss in training, if any.
     ///
     /// # Errors
     /// With the path of the site where it fails.
@@ -185,9 +185,10 @@ impl Modular {
         let mut sum: Option<Tensor> = None;
         for site in self.backbone.sites() {
             let Some(layer) = self.layers.at(site) else { continue };
-            for j in 0..layer.bank.len() {
-                let Some(module) = layer.bank.module(j) else { continue };
-                let Some(own) = module.penalty(cx).at(&site.path)? else { continue };
+            let modules = (0..layer.bank.len()).filter_map(|j| layer.bank.module(j));
+            let all = modules.map(|m| m.penalty(cx));
+            for own in all.chain(std::iter::once_with(|| layer.aggregator().penalty(cx))) {
+                let Some(own) = own.at(&site.path)? else { continue };
                 sum = Some(match sum {
                     Some(s) => s.add(&own)?,
                     None => own,
@@ -197,12 +198,12 @@ impl Modular {
         Ok(sum)
     }
 
-    /// Lets every attached module do what it does after a step of training. `gradients` are by the
-    /// names of [`Modular::trainable`]. What comes back are the names of parameters that start anew:
-    /// an optimiser is to forget what it keeps of them.
+    /// Lets every attached module and every aggregator do what it does after a step of training.
+    /// `gradients` are by the names of [`Modular::trainable`]. What comes back are the names of
+    /// parameters that start anew: an optimiser is to forget what it keeps of them.
     ///
     /// # Errors
-    /// With the name of the module where it fails.
+    /// With the name of the module, or the path of the site, where it fails.
     pub fn after_step(&self, gradients: &Tensors, done: u64, total: u64) -> Result<Vec<String>> {
         let mut restarted = Vec::new();
         for (name, attached) in &self.attached {
@@ -214,6 +215,10 @@ impl Modular {
             let step = Step::new(done, total, gradients);
             crate::no_grad(|| attached.config.after_step(&params, &step)).at(&prefix)?;
             restarted.extend(step.restarted().into_iter().map(|n| prefix.clone() + &n));
+        }
+        for site in self.backbone.sites() {
+            let Some(layer) = self.layers.at(site) else { continue };
+            crate::no_grad(|| layer.aggregator().after_step(done, total)).at(&site.path)?;
         }
         Ok(restarted)
     }

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use crate::undecided::Undecided;
 use crate::{
-    Aggregator, AggregatorConfig, Error, Modular, Outcome, ParamStore, Result, ResultExt, Router,
-    RouterConfig, Routing, Shared, Site, Tensor, Trace,
+    Aggregator, AggregatorConfig, Bank, Error, Modular, Outcome, ParamStore, Result, ResultExt,
+    Router, RouterConfig, Routing, Select, Shared, Site, Tensor, Trace,
 };
 
 /// The key and the path of the one router for all sites.
@@ -194,6 +194,11 @@ impl Modular {
         Ok(())
     }
 
+    /// The recipe of the aggregators, where they have been chosen.
+    pub fn aggregator_recipe(&self) -> Option<&dyn AggregatorConfig> {
+        self.aggregator.as_deref()
+    }
+
     /// Gives every modular site an aggregator, and forgets the ones before.
     ///
     /// # Errors
@@ -203,6 +208,34 @@ impl Modular {
         let made = self.made_aggregators(config.as_ref(), ParamStore::new())?;
         self.put_aggregators(config, made);
         Ok(())
+    }
+
+    /// [`Modular::aggregate`] with given parameters, named `SITE.PARAM`.
+    ///
+    /// # Errors
+    /// As [`Modular::aggregate`]; [`Error::Mismatch`] where the parameters are not the aggregators';
+    /// where they have values that are no numbers. Then the aggregators before are still there.
+    pub fn aggregate_with(
+        &mut self,
+        config: Box<dyn AggregatorConfig>,
+        params: &ParamStore,
+    ) -> Result<()> {
+        let made = self.made_aggregators(config.as_ref(), ParamStore::new())?;
+        let given = params.iter().map(|(n, p)| (n, p.tensor()));
+        made.params.below(AGGREGATORS).load(config.kind(), given, &Select::all())?;
+        self.put_aggregators(config, made);
+        Ok(())
+    }
+
+    /// The parameters that aggregators would have, by `SITE.PARAM`: to be filled with
+    /// [`ParamStore::load`] before [`Modular::aggregate_with`]. Until then they have a shape and no
+    /// memory, so that a file cannot ask for more than it holds.
+    ///
+    /// # Errors
+    /// As [`Modular::aggregate`].
+    pub fn aggregator_parameters_of(&self, config: &dyn AggregatorConfig) -> Result<ParamStore> {
+        let made = self.made_aggregators(config, ParamStore::of_shapes())?;
+        Ok(made.params.below(AGGREGATORS))
     }
 
     /// Aggregators for all modular sites, whose parameters are made in `params`.
@@ -226,7 +259,19 @@ impl Modular {
     ) -> Result<()> {
         let path = format!("{AGGREGATORS}{}", site.path);
         let mut scope = self.scope_in(&mut made.params, &path);
-        made.parts.push((site.index, config.build(site, &mut scope).at(&site.path)?));
+        let nobody = Bank::new();
+        let bank = self.layer(site).map_or(&nobody, |l| &l.bank);
+        let aggregator = config.build_over(site, bank, &mut scope).at(&site.path)?;
+        if aggregator.looks_ahead() && self.backbone().causal(site) {
+            return Err(Error::unsupported(
+                format!(
+                    "a `{}` aggregator, which looks at later tokens, in a decoder",
+                    config.kind()
+                ),
+                "choose one that takes each token by itself: `weighted_sum`, `fusion`",
+            ));
+        }
+        made.parts.push((site.index, aggregator));
         Ok(())
     }
 

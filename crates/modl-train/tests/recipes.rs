@@ -94,6 +94,20 @@ fn weights_of_losses_at_the_top_are_for_all_phases() {
     assert!(e.starts_with("recipes/recipe.toml:2"), "{e}");
 }
 
+#[test]
+fn a_composition_is_nested_as_deep_as_one_likes() {
+    let composed = r#"[aggregator]
+type = "compose"
+composition = { stack = ["tweets", { fuse = { parts = ["tweets", "news"], value = "identity" } }] }"#;
+    let r = parse(&GOOD.replace("[aggregator]\ntype = \"weighted_sum\"", composed)).unwrap();
+    let stack = &r.aggregator.as_ref().unwrap()["composition"]["stack"];
+    assert_eq!((&stack[0], &stack[1]["fuse"]["value"]), (&"tweets".into(), &"identity".into()));
+    let e = parse(
+        &GOOD.replace("[aggregator]\ntype = \"weighted_sum\"", &composed.replace("fuse", "fuze")),
+    );
+    assert!(e.unwrap_err().to_string().contains("did you mean `fuse`"));
+}
+
 /// Each mistake: what is right in the good recipe, what stands there instead, and words of the
 /// answer, which begins with the line of it.
 #[test]
