@@ -42,6 +42,7 @@ mod dispatch;
 mod error;
 mod ffi;
 mod grouped;
+mod grouped_low_rank;
 mod grouping;
 mod json;
 mod layer;

@@ -1,6 +1,7 @@
 //! One tensor of all models: what a method sees.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use modl_core::{Error, Result, Seed};
 use rayon::prelude::*;
@@ -47,17 +48,27 @@ pub struct Chunk<'a> {
     /// Numbers in a row (the last dimension); all of a chunk where it does not hold whole rows.
     pub row: usize,
     tensors: &'a [Vec<f32>],
+    /// The numbers of `tensors` that belong to it.
+    window: Range<usize>,
 }
 
 impl Chunk<'_> {
     /// The numbers of one model.
     pub fn of(&self, input: usize) -> &[f32] {
-        self.tensors.get(input).map_or(&[], Vec::as_slice)
+        let all = self.tensors.get(input).and_then(|t| t.get(self.window.clone()));
+        all.unwrap_or_default()
     }
 
     /// How many numbers each model has here.
     pub fn len(&self) -> usize {
-        self.tensors.first().map_or(0, Vec::len)
+        self.window.len()
+    }
+
+    /// `len` of its numbers from `from` on.
+    pub(crate) fn part(&self, from: usize, len: usize) -> Chunk<'_> {
+        let start = self.window.start + from;
+        let (index, row, tensors) = (self.index, self.row.min(len), self.tensors);
+        Chunk { index, start: self.start + from, row, tensors, window: start..start + len }
     }
 
     /// Whether there are none.
@@ -143,28 +154,64 @@ impl<'a> Group<'a> {
         &self,
         work: impl Fn(&Chunk) -> Result<T> + Send + Sync,
     ) -> Result<Vec<T>> {
-        let buffers = || vec![Vec::new(); self.inputs.len()];
-        let one = |tensors: &mut Vec<Vec<f32>>, index| self.read(index, tensors, &work)?;
-        match self.chunks() {
-            1 => Ok(vec![one(&mut buffers(), 0)?]),
-            n => (0..n).into_par_iter().map_init(buffers, one).collect(),
+        let chunks = self.chunks();
+        let workers = rayon::current_num_threads().min(chunks);
+        if workers <= 1 {
+            let mut tensors = vec![Vec::new(); self.inputs.len()];
+            return (0..chunks)
+                .map(|i| self.read(self.range(i), i, &mut tensors, &work)?)
+                .collect();
         }
+        // Each worker has one set of buffers and takes the next piece: memory is bounded, and none
+        // waits for another.
+        let next = AtomicUsize::new(0);
+        let worker = |_| -> Result<Vec<(usize, T)>> {
+            let mut tensors = vec![Vec::new(); self.inputs.len()];
+            let mut done = Vec::new();
+            loop {
+                let i = next.fetch_add(1, Ordering::Relaxed);
+                if i >= chunks {
+                    return Ok(done);
+                }
+                done.push((i, self.read(self.range(i), i, &mut tensors, &work)??));
+            }
+        };
+        let parts: Result<Vec<_>> = (0..workers).into_par_iter().map(worker).collect();
+        let mut all: Vec<(usize, T)> = parts?.into_iter().flatten().collect();
+        all.sort_unstable_by_key(|(i, _)| *i);
+        Ok(all.into_iter().map(|(_, t)| t).collect())
+    }
+
+    /// Calls `work` with the start of each piece, at least `n` numbers and whole rows.
+    pub(crate) fn sample<T: Send>(
+        &self,
+        n: usize,
+        work: impl Fn(&Chunk) -> T + Send + Sync,
+    ) -> Result<Vec<T>> {
+        let n = if self.by_rows { n.next_multiple_of(self.row()) } else { n };
+        let one = |i: usize| {
+            let Range { start, end } = self.range(i);
+            let mut tensors = vec![Vec::new(); self.inputs.len()];
+            self.read(start..(start + n).min(end), i, &mut tensors, &work)
+        };
+        (0..self.chunks()).into_par_iter().map(one).collect()
     }
 
     /// Reads one piece of all inputs.
     fn read<T>(
         &self,
+        range: Range<usize>,
         index: usize,
         tensors: &mut [Vec<f32>],
         work: impl FnOnce(&Chunk) -> T,
     ) -> Result<T> {
-        let range = self.range(index);
         for (input, buffer) in self.inputs.iter().zip(tensors.iter_mut()) {
             buffer.resize(range.len(), 0.0);
             input.elements.read(range.start, buffer)?;
         }
         let row = if self.by_rows { self.row() } else { range.len() };
-        Ok(work(&Chunk { index, start: range.start, row, tensors }))
+        let window = 0..range.len();
+        Ok(work(&Chunk { index, start: range.start, row, tensors, window }))
     }
 
     /// Sums of what `work` adds to `n` numbers for each piece, in the order of the pieces and so the
@@ -209,7 +256,9 @@ impl<'a> Group<'a> {
             let (mut counts, mut scratch) = (vec![0; n], Vec::new());
             let mut tensors = vec![Vec::new(); self.inputs.len()];
             for index in part * share..((part + 1) * share).min(self.chunks()) {
-                self.read(index, &mut tensors, |chunk| work(chunk, &mut counts, &mut scratch))?;
+                self.read(self.range(index), index, &mut tensors, |chunk| {
+                    work(chunk, &mut counts, &mut scratch)
+                })?;
             }
             Ok(counts)
         };

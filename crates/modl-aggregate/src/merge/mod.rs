@@ -10,8 +10,10 @@
 //! | `methods.rs` | names to methods |
 //! | `source.rs` | a model on disk: where each tensor is |
 //! | `plan.rs` | what a merge is going to do, and what it costs |
+//! | `diagnose.rs` | how models get on with each other, and what the result keeps |
 //! | `run.rs`, `shard.rs` | the engine: writes the result, and goes on where it was stopped |
 
+mod diagnose;
 mod elements;
 mod group;
 mod largest;
@@ -22,6 +24,7 @@ mod run;
 mod shard;
 mod source;
 
+pub use diagnose::{Diagnosis, TensorDiagnosis, diagnose};
 pub use elements::{Elements, Stored};
 pub(crate) use group::inner;
 pub use group::{Chunk, Gram, Group, Input, uniform};

@@ -8,6 +8,7 @@ pub(crate) mod forward;
 mod health;
 pub(crate) mod inspect;
 pub(crate) mod list;
+pub(crate) mod merge;
 pub(crate) mod route_report;
 pub(crate) mod train;
 pub(crate) mod upcycle;

@@ -33,7 +33,7 @@ use serde_json::Value;
 use crate::Scores;
 use crate::losses::{cv2, mean_of_units};
 use crate::scores::{Scored, Scorer};
-use crate::top_k::ties::{Ties, largest};
+use crate::top_k::ties::{Ties, largest, largest_values};
 use crate::top_k::{check_k, check_not_negative};
 
 /// The k largest of noisy scores.
@@ -201,7 +201,7 @@ impl NoisyRouter {
         if k == m {
             return clean.ones_like(); // nothing to win against
         }
-        let (top, _) = noisy.topk(k + 1, -1)?;
+        let top = largest_values(noisy, self.config.k + 1)?;
         let kth = top.narrow(-1, k - 1, 1)?;
         let to_beat = if self.config.variant == Variant::Shazeer {
             // For a module among the k largest the k-th largest of the others is the next one.
