@@ -134,8 +134,10 @@ fn without_it_linear_is_the_sum_that_pefts_is_not() {
 
     // And the report says so.
     let peft = Way::named("linear", Some("peft"), &methods, Settings::default(), None).unwrap();
-    let made = merge(at(vec![of_peft("a"), of_peft("b")]), &names(2), &PEFT_WEIGHTS, &peft, Seed(0));
-    let found = report(at(vec![of_peft("a"), of_peft("b")]), &PEFT_WEIGHTS, &made.unwrap()).unwrap();
+    let made =
+        merge(at(vec![of_peft("a"), of_peft("b")]), &names(2), &PEFT_WEIGHTS, &peft, Seed(0));
+    let found =
+        report(at(vec![of_peft("a"), of_peft("b")]), &PEFT_WEIGHTS, &made.unwrap()).unwrap();
     assert!((found[0].from_sum - theirs).abs() < 1e-5, "{}", found[0].from_sum);
 }
 
@@ -257,7 +259,10 @@ fn every_method_of_the_registry_works_on_changes() {
         let Ok(way) = Way::named(spec.name, None, &methods, settings, Some(6)) else { continue };
         let Ok(made) = merged(both(), &[1.0, 1.0], &way) else { continue };
         assert!(made.factors.down.len_of(0) <= 6 && made.lost < 1e-6, "{}", spec.name);
-        assert!(made.factors.weight().unwrap().is_finite().unwrap().all().unwrap().item().unwrap() == 1.0);
+        assert!(
+            made.factors.weight().unwrap().is_finite().unwrap().all().unwrap().item().unwrap()
+                == 1.0
+        );
         worked += 1;
     }
     assert!(worked >= 15, "{worked}");
@@ -278,7 +283,8 @@ fn a_whole_change_joins_products_and_is_cut_like_them() {
     assert_eq!(made.factors.down.len_of(0), IN);
     let cut = merged(all(), &[0.7, -0.3], &Way::Sum { rank: Some(3) }).unwrap();
     assert!(cut.factors.down.len_of(0) == 3 && cut.lost > 0.01);
-    let peft = Way::named("ties", Some("peft"), &MergeMethods::default(), Settings::default(), None);
+    let methods = MergeMethods::default();
+    let peft = Way::named("ties", Some("peft"), &methods, Settings::default(), None);
     let e = merged(all(), &[0.7, -0.3], &peft.unwrap()).unwrap_err().to_string();
     assert!(e.contains("DoRA") && e.contains(SITE), "{e}");
 }

@@ -160,7 +160,8 @@ impl Merging<'_> {
         if site.present().all(|(_, c)| c.bias.is_none()) {
             return Ok(None);
         }
-        let numbers = |change: &Option<Change>| match change.as_ref().and_then(|c| c.bias.as_ref()) {
+        let numbers = |change: &Option<Change>| match change.as_ref().and_then(|c| c.bias.as_ref())
+        {
             Some(bias) => bias.to_kind(Kind::Float)?.to_vec(),
             None => Ok(vec![0f32; shape[0] as usize]),
         };

@@ -21,9 +21,7 @@ mod way;
 
 pub use change::{Change, Delta, SiteChanges};
 pub use merge::{MergedSite, merge};
-pub use others::{
-    average, joined_prompts, product_of_scalings, scalings_around_one, weighted_sum,
-};
+pub use others::{average, joined_prompts, product_of_scalings, scalings_around_one, weighted_sum};
 pub use report::{Cosines, SiteReport, effective_rank, report};
 pub use truncate::{Truncated, truncate_product, truncate_whole};
 pub use way::Way;

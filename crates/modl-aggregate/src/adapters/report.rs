@@ -102,9 +102,8 @@ fn of_site(site: &SiteChanges, weights: &[f64], made: &MergedSite) -> Result<Sit
             Delta::Whole(_) => None,
         })
         .collect();
-    let norm_of = |p: &LowRank| -> Result<f64> {
-        Ok(spectrum(p)?.iter().map(|s| s * s).sum::<f64>().sqrt())
-    };
+    let norm_of =
+        |p: &LowRank| -> Result<f64> { Ok(spectrum(p)?.iter().map(|s| s * s).sum::<f64>().sqrt()) };
     let (apart, sum) = match thin {
         Some(mut thin) => {
             let sum = norm_of(&joined(&thin)?)?;

@@ -66,7 +66,7 @@ impl<'a> Way<'a> {
         if SUMS.contains(&name) && !(peft && name == "linear") {
             if settings != Settings::default() {
                 return Err(Error::invalid(
-                    format!("{settings:?}"),
+                    format!("settings {settings}"),
                     format!("`{name}` of adapters has no settings but weights and a rank"),
                 ));
             }
@@ -100,7 +100,9 @@ impl<'a> Way<'a> {
             if rank.is_some() {
                 return Err(Error::invalid(
                     "rank",
-                    format!("`{name}` works on A and B as PEFT does, which keep their rank; `{name}_svd` is of a given rank"),
+                    format!(
+                        "`{name}` works on A and B as PEFT does, which keep their rank; `{name}_svd` is of a given rank"
+                    ),
                 ));
             }
             return Ok(Way::OfFactors { method, settings });

@@ -173,12 +173,8 @@ fn ranks(group: &Group, compared: &[usize], gram: &Gram) -> Result<Option<Vec<f6
         let matrix = Tensor::from_slice(&values, &[*rows as i64, *columns as i64], Device::Cpu)?;
         let singular: Vec<f64> = matrix.svd()?.1.to_kind(Kind::Double)?.to_vec()?;
         let total: f64 = singular.iter().sum();
-        let entropy: f64 = singular
-            .iter()
-            .map(|s| s / total)
-            .filter(|p| *p > 0.0)
-            .map(|p| -p * p.ln())
-            .sum();
+        let entropy: f64 =
+            singular.iter().map(|s| s / total).filter(|p| *p > 0.0).map(|p| -p * p.ln()).sum();
         all.push(entropy.exp());
     }
     Ok(Some(all))

@@ -102,7 +102,8 @@ impl Folder {
     pub fn by_site(&self, param: &str) -> Result<BTreeMap<String, Tensor>> {
         let mut found = BTreeMap::new();
         for (key, t) in &self.tensors {
-            let site = key.strip_prefix(PREFIX).and_then(|k| k.strip_suffix(param)?.strip_suffix('.'));
+            let site =
+                key.strip_prefix(PREFIX).and_then(|k| k.strip_suffix(param)?.strip_suffix('.'));
             let site = site.ok_or_else(|| self.stray(&[key.as_str()]))?;
             found.insert(site.to_owned(), t.clone());
         }
@@ -118,8 +119,10 @@ impl Folder {
         let kind = self.config.module.kind();
         if !["lora", "dora"].contains(&kind) {
             let advice = match kind {
-                "union" => "it has `modules_to_save`, `trainable_token_indices` or `target_parameters`, \
-                            which cannot be merged",
+                "union" => {
+                    "it has `modules_to_save`, `trainable_token_indices` or `target_parameters`, \
+                            which cannot be merged"
+                }
                 _ => "name the base model, with which its change of weights can be computed",
             };
             let what = format!("the adapter {}, a `{kind}`, as a LoRA", self.path.display());
@@ -189,7 +192,9 @@ impl Folder {
         let sites: Vec<&str> = sites.collect();
         let Names::List(names) = &self.config.targets.names else { return Ok(()) };
         let stands = |name: &str| {
-            sites.iter().any(|s| s.strip_suffix(name).is_some_and(|p| p.is_empty() || p.ends_with('.')))
+            sites
+                .iter()
+                .any(|s| s.strip_suffix(name).is_some_and(|p| p.is_empty() || p.ends_with('.')))
         };
         let missing: Vec<&str> = names.iter().map(String::as_str).filter(|n| !stands(n)).collect();
         match missing.is_empty() {
@@ -273,7 +278,8 @@ pub fn write_lora(dir: impl AsRef<Path>, of: &[Folder], sites: &[LoraSite]) -> R
             alphas.insert(key, number(alpha(s)));
         }
         let LowRank { down, up, scale } = &s.factors;
-        let mut put = |name: &str, t: Tensor| tensors.push((format!("{PREFIX}{}.{name}", s.path), t));
+        let mut put =
+            |name: &str, t: Tensor| tensors.push((format!("{PREFIX}{}.{name}", s.path), t));
         match &s.form {
             LoraForm::Linear => {
                 put("lora_A.weight", down.clone());
@@ -321,18 +327,12 @@ pub fn write_lora(dir: impl AsRef<Path>, of: &[Folder], sites: &[LoraSite]) -> R
 }
 
 /// What every adapter says of its backbone.
-const COMMON: &[&str] = &[
-    "auto_mapping",
-    "base_model_name_or_path",
-    "peft_version",
-    "revision",
-    "task_type",
-];
+const COMMON: &[&str] =
+    &["auto_mapping", "base_model_name_or_path", "peft_version", "revision", "task_type"];
 
 /// The fields that say where an adapter stands: as all say, where they say the same, else by paths.
 pub fn where_they_stand(of: &[Folder], paths: &[&str]) -> Map<String, Value> {
-    let said =
-        ["target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"];
+    let said = ["target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"];
     let known = |f: &Folder, name: &str| f.fields.get(name).cloned().unwrap_or(Value::Null);
     let sites = |f: &Folder| f.sites();
     let alike = of.windows(2).all(|pair| match pair {

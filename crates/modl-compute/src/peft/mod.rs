@@ -30,9 +30,7 @@ mod vera;
 use modl_core::{ModuleConfig, ParamStore, Result, Targets, Tensors};
 use serde_json::{Map, Value};
 
-pub use alone::{
-    Folder, LoraForm, LoraSite, where_they_stand, write_folder, write_lora,
-};
+pub use alone::{Folder, LoraForm, LoraSite, where_they_stand, write_folder, write_lora};
 pub use config::{AdapterConfig, read_config};
 pub use folder::{load, save};
 pub use provenance::{PromptDimensions, Provenance, Saved};

@@ -69,7 +69,12 @@ fn models(found: &Diagnosis) -> Table {
             format!("{:.3}", whole.cosine(i, result)),
         ]);
     }
-    table.row(["result".to_owned(), format!("{:.4}", whole.norm(result)), String::new(), String::new()]);
+    table.row([
+        "result".to_owned(),
+        format!("{:.4}", whole.norm(result)),
+        String::new(),
+        String::new(),
+    ]);
     table
 }
 

@@ -10,65 +10,116 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use modl_aggregate::adapters::{Change, Delta, SiteChanges, Way, merge, report};
-use modl_aggregate::merge::{MergeMethods, Settings};
+use modl_aggregate::merge::{MergeMethod, MergeMethods, Of, Settings};
 use modl_compute::adapterhub;
 use modl_compute::low_rank::changes;
 use modl_compute::peft::{self, Folder, LoraForm, LoraSite, write_lora};
 use modl_core::{Modular, Seed};
 use modl_models::LoadOptions;
 
+use super::MergeArgs;
+
 /// What is to be merged, and how.
 #[derive(Debug)]
-pub(crate) struct MergeAdapters<'a> {
+struct Asked<'a> {
     /// Folders of PEFT's, or all of AdapterHub's.
-    pub(crate) folders: &'a [PathBuf],
-    /// One for each; 1 where it is left out. Nothing divides by their sum.
-    pub(crate) weights: Option<&'a [f64]>,
+    folders: &'a [PathBuf],
+    /// One for each. Nothing divides by their sum.
+    weights: Vec<f64>,
     /// `concat`, the exact sum, where it is left out; a merge method over the changes; for scalings
     /// also `product`, for prompts and bottlenecks `average`.
-    pub(crate) method: Option<&'a str>,
+    method: Option<&'a str>,
     /// The settings of the method but the weights.
-    pub(crate) settings: Settings,
-    /// The rank to keep at most.
-    pub(crate) rank: Option<i64>,
-    /// `peft` for what PEFT computes under the name.
-    pub(crate) convention: Option<&'a str>,
-    /// The base model, which DoRA and other changes that depend on the weights need.
-    pub(crate) model: Option<&'a Path>,
-    /// The folder to write.
-    pub(crate) out: &'a Path,
-    /// Where random drops come from.
-    pub(crate) seed: u64,
+    settings: Settings,
+    rank: Option<i64>,
+    convention: Option<&'a str>,
+    model: Option<&'a Path>,
+    out: &'a Path,
+    seed: u64,
 }
 
-pub(crate) fn run(asked: &MergeAdapters, methods: &MergeMethods) -> Result<()> {
+pub(super) fn run(args: &MergeArgs, methods: &MergeMethods) -> Result<()> {
+    for (name, given) in [
+        ("dtype", args.dtype.is_some()),
+        ("plan", args.plan),
+        ("allow-nan", args.allow_nan),
+        ("report", args.report.is_some()),
+        ("eval", args.eval.is_some()),
+    ] {
+        anyhow::ensure!(!given, "--{name}: is of whole models, and these are adapters");
+    }
+    let n = args.inputs.len();
+    let each = |name: &str, given: &Option<String>| {
+        given.as_deref().map(|text| numbers(name, text, n)).transpose()
+    };
+    let mut settings = Settings::default();
+    if let Some(density) = each("density", &args.density)? {
+        settings = settings.set_each("density", density);
+    }
+    let spec = args.method.as_deref().map(|m| m.strip_suffix("_svd").unwrap_or(m));
+    let spec = spec.and_then(|m| methods.find(m).ok()).map(MergeMethod::spec);
+    for setting in &args.settings {
+        let (key, text) = setting
+            .split_once('=')
+            .with_context(|| format!("--set {setting}: is to be KEY=VALUE"))?;
+        let known = spec.and_then(|s| s.settings.iter().find(|s| s.name == key));
+        settings = if known.is_some_and(|s| s.of == Of::Each) {
+            settings.set_each(key, numbers(key, text, n)?)
+        } else {
+            let value: serde_json::Value =
+                serde_norway::from_str(text).with_context(|| format!("--set {setting}"))?;
+            settings.set(key, value)
+        };
+    }
+    let asked = Asked {
+        folders: &args.inputs,
+        weights: each("weight", &args.weight)?.unwrap_or_else(|| vec![1.0; n]),
+        method: args.method.as_deref(),
+        settings,
+        rank: args.rank,
+        convention: args.convention.as_deref(),
+        model: args.model.as_deref(),
+        out: &args.out,
+        seed: args.seed,
+    };
+    merge_adapters(&asked, methods)
+}
+
+/// `0.5,0.3`, one for each adapter, or one for all.
+fn numbers(name: &str, text: &str, n: usize) -> Result<Vec<f64>> {
+    let all: Vec<f64> = text
+        .split(',')
+        .map(|v| v.trim().parse().with_context(|| format!("--{name} {text}: {v} is no number")))
+        .collect::<Result<_>>()?;
+    match all.as_slice() {
+        [one] => Ok(vec![*one; n]),
+        _ if all.len() == n => Ok(all),
+        _ => anyhow::bail!("--{name} {text}: there are {} values for {n} adapters", all.len()),
+    }
+}
+
+fn merge_adapters(asked: &Asked, methods: &MergeMethods) -> Result<()> {
     anyhow::ensure!(
         !asked.out.exists(),
         "{}: is there already; name a new one",
         asked.out.display()
     );
     let n = asked.folders.len();
-    let weights = asked.weights.map_or_else(|| vec![1.0; n], <[f64]>::to_vec);
-    anyhow::ensure!(
-        weights.len() == n,
-        "there are {} weights for {n} adapters; give one for each, or none",
-        weights.len()
-    );
+    let weights = &asked.weights[..];
     let hubs = asked.folders.iter().filter(|f| adapterhub::is_folder(f)).count();
     if hubs > 0 {
         anyhow::ensure!(
             hubs == n,
             "{hubs} of {n} adapters are AdapterHub's and the others PEFT's; `modl convert` makes them alike"
         );
-        return others::bottlenecks(asked, &weights);
+        return others::bottlenecks(asked, weights);
     }
-    let open = |path: &PathBuf| {
-        Folder::open(path).with_context(|| format!("adapter {}", path.display()))
-    };
+    let open =
+        |path: &PathBuf| Folder::open(path).with_context(|| format!("adapter {}", path.display()));
     let folders: Vec<Folder> = asked.folders.iter().map(open).collect::<Result<_>>()?;
     one_base(&folders)?;
     let sum = matches!(asked.method, None | Some("concat" | "cat" | "svd" | "linear"));
-    if let ([only], [1.0]) = (&folders[..], &weights[..])
+    if let ([only], [1.0]) = (&folders[..], weights)
         && sum
         && asked.rank.is_none()
     {
@@ -81,18 +132,17 @@ pub(crate) fn run(asked: &MergeAdapters, methods: &MergeMethods) -> Result<()> {
     let kinds: Vec<String> = folders.iter().map(kind).collect();
     let all = |one_of: &[&str]| kinds.iter().all(|k| one_of.contains(&k.as_str()));
     if all(&["ia3"]) {
-        others::scalings(asked, &folders, &weights)
+        others::scalings(asked, &folders, weights)
     } else if all(&["prompt_tuning"]) || all(&["p_tuning"]) || all(&["prefix_tuning"]) {
-        others::prompts(asked, &folders, &weights)
+        others::prompts(asked, &folders, weights)
     } else {
-        weight_changes(asked, methods, &folders, &weights)
+        weight_changes(asked, methods, &folders, weights)
     }
 }
 
 /// Refuses adapters that say of themselves that they are of different backbones.
 fn one_base(folders: &[Folder]) -> Result<()> {
-    let known: Vec<(&Folder, &str)> =
-        folders.iter().filter_map(|f| Some((f, f.base()?))).collect();
+    let known: Vec<(&Folder, &str)> = folders.iter().filter_map(|f| Some((f, f.base()?))).collect();
     if let Some((first, base)) = known.first()
         && let Some((other, _)) = known.iter().find(|(_, b)| b != base)
     {
@@ -115,7 +165,7 @@ fn names(folders: &[PathBuf]) -> Vec<String> {
 }
 
 fn weight_changes(
-    asked: &MergeAdapters,
+    asked: &Asked,
     methods: &MergeMethods,
     folders: &[Folder],
     weights: &[f64],
@@ -226,7 +276,7 @@ fn copy(from: &Path, to: &Path, names: &[&str]) -> Result<()> {
     Ok(())
 }
 
-fn said(asked: &MergeAdapters) -> Result<()> {
+fn said(asked: &Asked) -> Result<()> {
     println!("written to {}", asked.out.display());
     Ok(())
 }

@@ -13,10 +13,10 @@ use modl_compute::peft::{self, Folder, where_they_stand};
 use modl_core::{Device, Tensor, checkpoint};
 use serde_json::{Value, json};
 
-use super::{MergeAdapters, copy, said};
+use super::{Asked, copy, said};
 
 /// Refuses what only changes of weights have.
-fn plain(asked: &MergeAdapters, what: &str) -> Result<()> {
+fn plain(asked: &Asked, what: &str) -> Result<()> {
     anyhow::ensure!(asked.rank.is_none(), "--rank: {what} have no rank");
     anyhow::ensure!(
         asked.settings == Settings::default(),
@@ -29,7 +29,7 @@ fn plain(asked: &MergeAdapters, what: &str) -> Result<()> {
 }
 
 /// (IA)³: 1 + Σ w (l − 1), a product, or PEFT's Σ w l.
-pub(super) fn scalings(asked: &MergeAdapters, folders: &[Folder], weights: &[f64]) -> Result<()> {
+pub(super) fn scalings(asked: &Asked, folders: &[Folder], weights: &[f64]) -> Result<()> {
     plain(asked, "scalings")?;
     let method = asked.method.unwrap_or("concat");
     type Merge = fn(&[Option<Tensor>], &[f64]) -> modl_core::Result<Tensor>;
@@ -76,7 +76,7 @@ pub(super) fn scalings(asked: &MergeAdapters, folders: &[Folder], weights: &[f64
 const PROMPT: &str = "prompt_embeddings";
 
 /// Prompts and prefixes: one behind the other, or their average.
-pub(super) fn prompts(asked: &MergeAdapters, folders: &[Folder], weights: &[f64]) -> Result<()> {
+pub(super) fn prompts(asked: &Asked, folders: &[Folder], weights: &[f64]) -> Result<()> {
     plain(asked, "prompts")?;
     let prompt = |f: &Folder| match f.tensors() {
         [(key, t)] if key == PROMPT => Ok(t.clone()),
@@ -123,9 +123,12 @@ const HUB_CONFIG: &str = "adapter_config.json";
 const HUB_WEIGHTS: &str = "adapter.safetensors";
 
 /// AdapterHub's folders of one configuration: the average of their parameters.
-pub(super) fn bottlenecks(asked: &MergeAdapters, weights: &[f64]) -> Result<()> {
+pub(super) fn bottlenecks(asked: &Asked, weights: &[f64]) -> Result<()> {
     plain(asked, "bottlenecks")?;
-    anyhow::ensure!(asked.convention.is_none(), "PEFT has no bottlenecks; leave out the convention");
+    anyhow::ensure!(
+        asked.convention.is_none(),
+        "PEFT has no bottlenecks; leave out the convention"
+    );
     let method = asked.method.unwrap_or("average");
     let merge = match method {
         "average" => average,
@@ -144,6 +147,14 @@ pub(super) fn bottlenecks(asked: &MergeAdapters, weights: &[f64]) -> Result<()> 
     };
     let first = asked.folders.first().context("no adapters")?;
     let (config, name) = read(first)?;
+    // The average of A and B is not that of the changes.
+    if let Some(other) = config.pointer("/config/architecture").and_then(Value::as_str) {
+        anyhow::bail!(
+            "{}: is AdapterHub's `{other}` and no bottleneck; `modl convert --to peft` makes a folder \
+             that can be merged",
+            first.display()
+        );
+    }
     let mut each: Vec<BTreeMap<String, Tensor>> = Vec::new();
     for folder in asked.folders {
         let (own, own_name) = read(folder)?;
