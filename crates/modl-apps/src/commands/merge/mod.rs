@@ -1,5 +1,7 @@
-//! `modl merge`: one model of several, by a file as mergekit reads it, or by a method and folders.
+//! `modl merge`: one model of several, by a file as mergekit reads it, or by a method and folders; one
+//! adapter of several.
 
+mod adapters;
 mod evaluate;
 mod hurry;
 mod plan;
@@ -14,13 +16,15 @@ use clap::{Args, ValueEnum};
 use modl_aggregate::merge::{MergeMethods, Plan, Step, run as merge};
 use modl_aggregate::mergekit::{self, MergeConfig, Options};
 
+use super::adapter::is_adapter;
 use crate::progress::bar;
 
 /// Arguments of `modl merge`.
 #[derive(Debug, Args)]
 pub(crate) struct MergeArgs {
     /// A YAML file as mergekit reads it; or, with --method, folders of models: first the base, where
-    /// the method has one, then the others.
+    /// the method has one, then the others. Or folders of adapters, which need no method: their exact
+    /// sum is what is made of them.
     #[arg(required = true, value_name = "CONFIG | MODEL")]
     inputs: Vec<PathBuf>,
     /// The folder to write.
@@ -30,7 +34,7 @@ pub(crate) struct MergeArgs {
     #[arg(long)]
     method: Option<String>,
     /// A setting of each model, separated by commas, or one for all; 1 where it is left out.
-    #[arg(long, value_name = "W,…", requires = "method")]
+    #[arg(long, value_name = "W,…", allow_hyphen_values = true)]
     weight: Option<String>,
     /// The share of each task vector that is kept, as for --weight.
     #[arg(long, value_name = "D,…", requires = "method")]
@@ -41,6 +45,15 @@ pub(crate) struct MergeArgs {
     /// What inputs are rounded to and the result is stored in; as stored where it is left out.
     #[arg(long, requires = "method")]
     dtype: Option<String>,
+    /// Of adapters: the rank to keep at most; what is lost is told.
+    #[arg(long)]
+    rank: Option<i64>,
+    /// Of adapters: whose reading of a method it is, where they differ: `peft` or `mergekit`.
+    #[arg(long)]
+    convention: Option<String>,
+    /// Of adapters: their base model, which DoRA and other changes that depend on it need.
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
     /// Only show what would be done: inputs, settings of each tensor, bytes, memory.
     #[arg(long)]
     plan: bool,
@@ -76,6 +89,10 @@ enum Uneven {
 
 pub(crate) fn run(args: &MergeArgs) -> Result<()> {
     let methods = MergeMethods::default();
+    if args.inputs.iter().all(|path| is_adapter(path)) {
+        return adapters::run(args, &methods);
+    }
+    of_models(args)?;
     let (configs, folder) = configs(args, &methods)?;
     let mut options = Options {
         seed: args.seed,
@@ -115,6 +132,25 @@ pub(crate) fn run(args: &MergeArgs) -> Result<()> {
     if !args.plan && parts.exists() {
         fs::remove_dir_all(&parts).with_context(|| parts.display().to_string())?;
     }
+    Ok(())
+}
+
+/// Refuses what only adapters have.
+fn of_models(args: &MergeArgs) -> Result<()> {
+    let adapters: Vec<_> = args.inputs.iter().filter(|p| is_adapter(p)).collect();
+    anyhow::ensure!(
+        adapters.is_empty(),
+        "{adapters:?} are adapters and the others are not; `modl convert --to model` merges an adapter \
+         into its base"
+    );
+    for (name, given) in [
+        ("rank", args.rank.is_some()),
+        ("convention", args.convention.is_some()),
+        ("model", args.model.is_some()),
+    ] {
+        anyhow::ensure!(!given, "--{name}: only adapters have it; methods have theirs by --set");
+    }
+    anyhow::ensure!(args.weight.is_none() || args.method.is_some(), "--weight: is of a --method");
     Ok(())
 }
 
