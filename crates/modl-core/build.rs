@@ -1,11 +1,11 @@
-//! Compiles what libtorch's C interface lacks, `cpp/side_by_side.cpp`, against the libtorch that
+//! Compiles what libtorch's C interface lacks, the files of `cpp`, against the libtorch that
 //! `torch-sys` has found.
 
 use std::env;
 use std::path::PathBuf;
 
 fn main() {
-    println!("cargo:rerun-if-changed=cpp/side_by_side.cpp");
+    println!("cargo:rerun-if-changed=cpp");
     println!("cargo:rerun-if-env-changed=LIBTORCH_INCLUDE");
     if env::var_os("CARGO_FEATURE_DOC_ONLY").is_some() {
         return;
@@ -18,18 +18,24 @@ fn main() {
     let root = env::var_os("LIBTORCH_INCLUDE").map_or_else(|| lib.join(".."), PathBuf::from);
     let include = root.join("include");
     let abi = env::var("LIBTORCH_CXX11_ABI").unwrap_or_else(|_| "1".to_owned());
-    let mut build = cc::Build::new();
-    if env::var("CARGO_CFG_TARGET_OS").as_deref() == Ok("linux") {
-        // ATen's headers run in parallel where OpenMP is on; torch-sys links it.
-        build.flag("-fopenmp");
-    }
-    build
-        .cpp(true)
-        .std("c++17")
-        .warnings(false)
-        .include(include.join("torch/csrc/api/include"))
-        .include(include)
-        .define("_GLIBCXX_USE_CXX11_ABI", abi.as_str())
-        .file("cpp/side_by_side.cpp")
-        .compile("modl_side_by_side");
+    let compile = |name: &str, flags: &[&str]| {
+        let mut build = cc::Build::new();
+        if env::var("CARGO_CFG_TARGET_OS").as_deref() == Ok("linux") {
+            // ATen's headers run in parallel where OpenMP is on; torch-sys links it.
+            build.flag("-fopenmp");
+        }
+        build
+            .cpp(true)
+            .std("c++17")
+            .warnings(false)
+            .flags(flags)
+            .include(include.join("torch/csrc/api/include"))
+            .include(&include)
+            .define("_GLIBCXX_USE_CXX11_ABI", abi.as_str())
+            .file(format!("cpp/{name}.cpp"))
+            .compile(&format!("modl_{name}"));
+    };
+    compile("side_by_side", &[]);
+    // Its loops are the work, whatever the profile: a product and a sum are one instruction.
+    compile("grouped_low_rank", &["-O3", "-ffp-contract=fast", "-Wno-psabi"]);
 }

@@ -1,11 +1,14 @@
 //! Merging 4 and 8 low-rank modules of rank 8 at 12 sites 384 × 384, `query` and `value` of
 //! MiniLM, into one: by exact concatenation and by the average of their parameters. This is the
-//! arithmetic of `merge_low_rank`.
+//! arithmetic of `merge_low_rank`. And 8 such adapters as `modl merge` does it: their exact sum, cut to
+//! rank 8 (`svd`), and TIES over A and B or over ΔW, as PEFT's `add_weighted_adapter` does it.
 //!
 //! `OMP_NUM_THREADS=1 cargo bench -p modl-aggregate`
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use criterion::{Criterion, criterion_group, criterion_main};
+use modl_aggregate::adapters::{Change, Delta, SiteChanges, Way, merge as merge_adapters};
+use modl_aggregate::merge::{MergeMethods, Settings};
 use modl_aggregate::{Average, Concat};
 use modl_core::{
     Aggregator, Bank, Context, Device, Init, Kind, LowRank, Routing, Seed, Tensor, Tensors,
@@ -55,6 +58,36 @@ fn bench(c: &mut Criterion) {
         }
     }
     group.finish();
+
+    let mut group = c.benchmark_group("8 adapters, 12 sites 384 x 384");
+    group.sample_size(10);
+    let sites: Vec<SiteChanges> = (0..SITES).map(|site| changes(site, 8)).collect();
+    let names: Vec<String> = (0..8).map(|j| j.to_string()).collect();
+    let (methods, weights) = (MergeMethods::default(), [1.0 / 8.0; 8]);
+    for (name, rank) in [("concat", None), ("svd", Some(8)), ("ties", None), ("ties_svd", Some(8))]
+    {
+        let dense = name.starts_with("ties");
+        let settings = Settings::default();
+        let settings = if dense { settings.set_each("density", [0.5; 8]) } else { settings };
+        let convention = dense.then_some("peft");
+        let way = Way::named(name, convention, &methods, settings, rank).unwrap();
+        group.bench_function(name, |b| {
+            b.iter(|| merge_adapters(sites.clone(), &names, &weights, &way, Seed(0)).unwrap());
+        });
+    }
+    group.finish();
+}
+
+/// What so many adapters change at a site.
+fn changes(site: usize, adapters: usize) -> SiteChanges {
+    let change = |j: usize| {
+        let seed = Seed(site as u64).nth(j as u64);
+        let down = tensor(&[8, WIDTH], seed.child("down"));
+        let up = tensor(&[WIDTH, 8], seed.child("up"));
+        let weight = Delta::Product(LowRank { down, up, scale: 2.0 });
+        Some(Change { weight, bias: None })
+    };
+    SiteChanges { path: format!("{site}"), changes: (0..adapters).map(change).collect() }
 }
 
 criterion_group!(benches, bench);

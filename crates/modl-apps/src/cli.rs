@@ -31,6 +31,8 @@ enum Command {
     Forward(commands::forward::ForwardArgs),
     /// Make a LoRA of any change of weights: another method's adapter, or a fine-tuned model.
     Convert(commands::convert::ConvertArgs),
+    /// Merge models: by a file as mergekit reads it, or by a method and folders.
+    Merge(commands::merge::MergeArgs),
     /// Make a mixture of experts of dense models: copies of one, or what a mergekit-moe file says.
     Upcycle(commands::upcycle::UpcycleArgs),
     /// Say where two models, adapters or tensor files differ.
@@ -68,6 +70,7 @@ impl Cli {
             Command::Eval(args) => commands::eval::run(&args, methods),
             Command::Forward(args) => commands::forward::run(&args, methods),
             Command::Convert(args) => commands::convert::run(&args, methods),
+            Command::Merge(args) => commands::merge::run(&args),
             Command::Upcycle(args) => commands::upcycle::run(&args),
             Command::Diff(args) => commands::diff::run(&args),
             Command::Inspect(args) => commands::inspect::run(&args, methods),

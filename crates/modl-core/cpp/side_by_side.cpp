@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstring>
 #include <vector>
 
 #include <ATen/ATen.h>
@@ -16,6 +15,8 @@
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/graph_task.h>
 #include <torch/csrc/autograd/variable.h>
+
+#include "told.h"
 
 namespace {
 
@@ -118,17 +119,6 @@ struct SideBySide : public Node {
     return "SideBySide";
   }
 };
-
-// Runs `work`; what it throws comes back as text that the caller frees, else null.
-template <typename Work>
-char* told(const Work& work) {
-  try {
-    work();
-    return nullptr;
-  } catch (const std::exception& e) {
-    return strdup(e.what());
-  }
-}
 
 }  // namespace
 

@@ -1,5 +1,5 @@
 //! The one place with `unsafe`: memory maps, tensors filled in place, a setting of malloc's, and what
-//! `cpp/side_by_side.cpp` offers.
+//! the files of `cpp` offer.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, c_char, c_void};
@@ -80,9 +80,21 @@ unsafe extern "C" {
         own: *const *mut c_void,
         first_params: *const usize,
     ) -> *mut c_char;
+    fn modl_grouped_low_rank(
+        y: *mut c_void,
+        x: *mut c_void,
+        alpha: *mut c_void,
+        k: i64,
+        slots: *const i64,
+        first: *const i64,
+        modules: usize,
+        factors: *const *mut c_void,
+        scales: *const f64,
+        result: *mut *mut c_void,
+    ) -> *mut c_char;
 }
 
-/// What a function of `side_by_side.cpp` says, which frees the text.
+/// What a function of `cpp` says, which frees the text.
 fn said(name: &'static str, text: *mut c_char) -> Result<()> {
     if text.is_null() {
         return Ok(());
@@ -165,4 +177,77 @@ pub(crate) fn join(y: &Tensor, x: &Tensor, of: &Joined) -> Result<()> {
             first_params.as_ptr(),
         )
     })
+}
+
+/// Low-rank modules on slots: place `s` of `slots` is choice `s mod k` of token `s ⁄ k`.
+pub(crate) struct Slots<'a> {
+    pub(crate) k: i64,
+    /// Sorted by module.
+    pub(crate) slots: &'a [i64],
+    /// Where those of each module start, and their number.
+    pub(crate) first: Vec<i64>,
+    /// A `[rank, in]` of each module.
+    pub(crate) downs: Vec<Tensor>,
+    /// B `[out, rank]`.
+    pub(crate) ups: Vec<Tensor>,
+    pub(crate) scales: Vec<f64>,
+}
+
+/// y `[…, out]` + Σ α·scale·B A x for x `[tokens, in]` and α `[tokens · k]`; in y's memory where
+/// nobody else has it.
+pub(crate) fn grouped_low_rank(
+    y: Tensor,
+    x: &Tensor,
+    alpha: &Tensor,
+    of: &Slots,
+) -> Result<Tensor> {
+    let kind = x.kind();
+    let (tokens, width, out) = (x.len_of(0), x.len_of(-1), y.len_of(-1));
+    let fits = |t: &Tensor| t.device() == Device::Cpu && t.kind() == kind;
+    let whole = |t: &Tensor, size: &[i64]| fits(t) && t.0.is_contiguous() && t.size() == size;
+    let good = matches!(kind, Kind::Float | Kind::Double)
+        && fits(&y)
+        && y.numel() as i64 == tokens * out
+        && whole(x, &[tokens, width])
+        && whole(alpha, &[tokens * of.k])
+        && of.k > 0
+        && [of.ups.len(), of.scales.len(), of.first.len().wrapping_sub(1)] == [of.downs.len(); 3]
+        && of.first.first() == Some(&0)
+        && of.first.last() == Some(&(of.slots.len() as i64))
+        && of.first.is_sorted()
+        && of.slots.iter().all(|s| (0..tokens * of.k).contains(s));
+    if !good {
+        return Err(Error::invalid("low-rank modules", format!("do not fit {x:?} and {y:?}")));
+    }
+    for (a, b) in of.downs.iter().zip(&of.ups) {
+        let rank = a.len_of(0);
+        if !whole(a, &[rank, width]) || !whole(b, &[out, rank]) {
+            let problem = format!("A {a:?} and B {b:?} do not fit {x:?} and {y:?}");
+            return Err(Error::invalid("low-rank modules", problem));
+        }
+    }
+    let at = |t: &Tensor| -> *mut c_void { t.0.as_ptr().cast_mut().cast() };
+    let factors: Vec<*mut c_void> = of.downs.iter().chain(&of.ups).map(at).collect();
+    let mut result: *mut c_void = std::ptr::null_mut();
+    // SAFETY: all are tensors that live until the call is over, of the shapes, kind and layout that
+    // C++ counts on; it keeps its own references to what it needs, and writes `result` where it
+    // says nothing. It writes y's memory only where nobody else has it, and y goes with this call.
+    unsafe {
+        said(
+            "grouped_low_rank",
+            modl_grouped_low_rank(
+                at(&y),
+                at(x),
+                at(alpha),
+                of.k,
+                of.slots.as_ptr(),
+                of.first.as_ptr(),
+                of.downs.len(),
+                factors.as_ptr(),
+                of.scales.as_ptr(),
+                &mut result,
+            ),
+        )?;
+        Ok(Tensor(tch::Tensor::from_ptr(result.cast())))
+    }
 }

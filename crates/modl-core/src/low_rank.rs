@@ -22,6 +22,9 @@ impl Outputs<'_> {
             .map(|(j, _, m)| Some((j, m.low_rank(self.context())?)))
             .collect();
         let Some(parts) = found.filter(|p| !p.is_empty()) else { return Ok(None) };
+        if let Some(y) = self.low_rank_slots(&parts)? {
+            return Ok(Some(y));
+        }
         let total: i64 = parts.iter().map(|(_, p)| p.down.len_of(0)).sum();
         if let Weights::Rows(rows) = &self.routing().weights
             && self.input().x.dim() == 3
@@ -107,15 +110,7 @@ impl Outputs<'_> {
         let x = &self.input().x;
         let (kind, device) = (x.kind(), x.device());
         let k = index.len_of(-1);
-        // One choice for all tokens of a row is one for each of them.
-        let per_token = |t: &Tensor| match (t.dim(), x.dim()) {
-            (2, 3) => {
-                let size = [x.len_of(0), x.len_of(1), k];
-                t.unsqueeze(1)?.expand(&size)?.reshape(&[-1, k])
-            }
-            _ => t.reshape(&[-1, k]),
-        };
-        let grouping = Grouping::new(&per_token(index)?, self.routing().modules)?;
+        let grouping = Grouping::new(&per_token(index, x)?, self.routing().modules)?;
         let y = self.host().call(self.input(), self.context())?;
         if grouping.is_empty() {
             return Ok(y);
@@ -140,7 +135,7 @@ impl Outputs<'_> {
         let owners = at(&owners)?;
         // Where loads are even and small, each module has its one block.
         let of_blocks = |t: &Tensor| if each { Ok(t.clone()) } else { t.index_select(0, &owners) };
-        let weights = per_token(weight)?.reshape(&[-1])?.to_kind(kind)?.pad(&[0, 1])?;
+        let weights = per_token(weight, x)?.reshape(&[-1])?.to_kind(kind)?.pad(&[0, 1])?;
         let scale = Tensor::from_slice(&scales, &[blocks, 1, 1], Device::Cpu)?.to_kind(kind)?;
         let alpha = weights.index_select(0, &at(&slots)?)?.reshape(&[blocks, size, 1])?;
         let alpha = alpha.mul(&scale.to_device(device)?)?;
@@ -153,6 +148,19 @@ impl Outputs<'_> {
         let flat = y.x.reshape(&[-1, width])?;
         let sum = flat.index_add(0, &units, &change.reshape(&[-1, width])?)?;
         Ok(y.replace(sum.reshape(&y.x.size())?))
+    }
+}
+
+/// Choices `[…, k]` of rows or tokens for each token of x, `[tokens, k]`: one choice for all tokens of
+/// a row is one for each of them.
+pub(crate) fn per_token(choices: &Tensor, x: &Tensor) -> Result<Tensor> {
+    let k = choices.len_of(-1);
+    match (choices.dim(), x.dim()) {
+        (2, 3) => {
+            let size = [x.len_of(0), x.len_of(1), k];
+            choices.unsqueeze(1)?.expand(&size)?.reshape(&[-1, k])
+        }
+        _ => choices.reshape(&[-1, k]),
     }
 }
 

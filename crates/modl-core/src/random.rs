@@ -66,9 +66,8 @@ impl Init {
     /// Draws a tensor of `shape`.
     pub fn tensor(self, shape: &[i64], seed: Seed, kind: Kind, device: Device) -> Result<Tensor> {
         let n = shape.iter().product::<i64>().max(0) as usize;
-        let mut rng = seed.rng();
-        let mut uniform =
-            |bound: f64| (0..n).map(|_| bound * (2.0 * rng.r#gen::<f64>() - 1.0)).collect();
+        let uniform =
+            |bound: f64| drawn(n, seed, 1, |rng| bound * (2.0 * rng.r#gen::<f64>() - 1.0));
         let values: Vec<f64> = match self {
             Init::Zeros => return Tensor::zeros(shape, kind, device),
             Init::Ones => return Tensor::ones(shape, kind, device),
@@ -78,10 +77,28 @@ impl Init {
                 let fan_in = shape.iter().skip(1).product::<i64>().max(1);
                 uniform(1.0 / (fan_in as f64).sqrt())
             }
-            Init::Normal(std) => (0..n).map(|_| std * normal(&mut rng)).collect(),
+            Init::Normal(std) => drawn(n, seed, 2, |rng| std * normal(rng)),
         };
         Tensor::from_slice(&values, shape, Device::Cpu)?.to_kind(kind)?.to_device(device)
     }
+}
+
+/// `n` numbers of one stream, each made of `each` numbers of 64 bits. Threads start where their part
+/// of the stream does, so that it is the same for any number of them.
+fn drawn(
+    n: usize,
+    seed: Seed,
+    each: u128,
+    one: impl Fn(&mut ChaCha8Rng) -> f64 + Sync,
+) -> Vec<f64> {
+    const PART: usize = 1 << 12;
+    let mut values = vec![0.0; n];
+    values.par_chunks_mut(PART).enumerate().for_each(|(part, values)| {
+        let mut rng = seed.rng();
+        rng.set_word_pos(2 * each * (part * PART) as u128); // A word has 32 bits.
+        values.iter_mut().for_each(|value| *value = one(&mut rng));
+    });
+    values
 }
 
 /// One standard normal number (Box and Muller's first).
@@ -161,6 +178,18 @@ mod tests {
         assert_ne!(Seed(1).child("a"), Seed(1).child("b"));
         assert_ne!(Seed(1).child("a"), Seed(2).child("a"));
         assert_ne!(Seed(1).nth(0), Seed(1).nth(1));
+    }
+
+    #[test]
+    fn the_stream_is_that_of_one_thread() {
+        let mut rng = Seed(9).rng();
+        let expected: Vec<f64> = (0..10_000).map(|_| 2.0 * normal(&mut rng)).collect();
+        let t = Init::Normal(2.0).tensor(&[10_000], Seed(9), Kind::Double, Device::Cpu).unwrap();
+        assert_eq!(t.to_vec::<f64>().unwrap(), expected);
+        let mut rng = Seed(9).rng();
+        let expected: Vec<f64> = (0..10_000).map(|_| 2.0 * rng.r#gen::<f64>() - 1.0).collect();
+        let t = Init::Uniform(1.0).tensor(&[10_000], Seed(9), Kind::Double, Device::Cpu).unwrap();
+        assert_eq!(t.to_vec::<f64>().unwrap(), expected);
     }
 
     #[test]

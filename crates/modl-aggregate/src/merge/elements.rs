@@ -1,5 +1,6 @@
 //! Tensors as sequences of numbers that are read piece by piece, wherever they are.
 
+use std::borrow::Cow;
 use std::fmt::Debug;
 use std::fs::File;
 use std::path::Path;
@@ -104,24 +105,19 @@ pub(crate) fn width(dtype: Dtype) -> Option<usize> {
 }
 
 /// The numbers as bytes of this type.
-pub(crate) fn to_bytes(values: &[f32], dtype: Dtype, out: &mut Vec<u8>) {
-    out.clear();
+pub(crate) fn to_bytes(values: &[f32], dtype: Dtype) -> Cow<'_, [u8]> {
     match dtype {
         Dtype::BF16 => {
-            out.resize(values.len() * 2, 0);
-            for (o, x) in out.chunks_exact_mut(2).zip(values) {
-                o.copy_from_slice(&bf16::from_f32(*x).to_le_bytes());
-            }
+            let narrow: Vec<bf16> = values.iter().map(|x| bf16::from_f32(*x)).collect();
+            Cow::Owned(bytemuck::cast_slice(&narrow).to_vec())
         }
         Dtype::F16 => {
             let mut narrow = vec![f16::ZERO; values.len()];
             narrow.convert_from_f32_slice(values);
-            out.extend_from_slice(bytemuck::cast_slice(&narrow));
+            Cow::Owned(bytemuck::cast_slice(&narrow).to_vec())
         }
-        Dtype::F64 => {
-            out.extend(values.iter().flat_map(|x| f64::from(*x).to_le_bytes()));
-        }
-        _ => out.extend_from_slice(bytemuck::cast_slice(values)),
+        Dtype::F64 => Cow::Owned(values.iter().flat_map(|x| f64::from(*x).to_le_bytes()).collect()),
+        _ => Cow::Borrowed(bytemuck::cast_slice(values)),
     }
 }
 

@@ -1,10 +1,12 @@
 //! One tensor of all models: what a method sees.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use modl_core::{Error, Result, Seed};
 use rayon::prelude::*;
 
+use super::gram::{Gram, inner};
 use super::{Elements, Spec, Statistics};
 
 /// Numbers that are worked on together. Few enough that those of some models stay in a core's cache;
@@ -33,7 +35,7 @@ pub struct Group<'a> {
 /// One model's tensor.
 #[derive(Debug)]
 pub struct Input<'a> {
-    /// The model's name, which random choices depend on.
+    /// The model's name.
     pub model: &'a str,
     /// Its numbers.
     pub elements: &'a dyn Elements,
@@ -70,23 +72,38 @@ pub struct Chunk<'a> {
     pub row: usize,
     tensors: &'a [Vec<f32>],
     statistics: &'a [Vec<f32>],
+    /// The numbers of `tensors` that belong to it.
+    window: Range<usize>,
 }
 
 impl Chunk<'_> {
     /// The numbers of one model.
     pub fn of(&self, input: usize) -> &[f32] {
-        self.tensors.get(input).map_or(&[], Vec::as_slice)
+        let all = self.tensors.get(input).and_then(|t| t.get(self.window.clone()));
+        all.unwrap_or_default()
     }
 
     /// The statistics of one model's numbers; empty where it has none, or the method asked for
     /// none of this shape.
     pub fn statistics(&self, input: usize) -> &[f32] {
-        self.statistics.get(input).map_or(&[], Vec::as_slice)
+        let all = self.statistics.get(input).and_then(|s| s.get(self.window.clone()));
+        all.unwrap_or_default()
     }
 
     /// How many numbers each model has here.
     pub fn len(&self) -> usize {
-        self.tensors.first().map_or(0, Vec::len)
+        self.window.len()
+    }
+
+    /// `len` of its numbers from `from` on.
+    pub(crate) fn part(&self, from: usize, len: usize) -> Chunk<'_> {
+        let start = self.window.start + from;
+        Chunk {
+            start: self.start + from,
+            row: self.row.min(len),
+            window: start..start + len,
+            ..*self
+        }
     }
 
     /// Whether there are none.
@@ -135,11 +152,11 @@ impl<'a> Group<'a> {
         self.base.ok_or_else(|| Error::invalid(self.name, "has no base; name a `base_model`"))
     }
 
-    /// The seed of random choices for one input: it depends on the tensor's and the model's name
-    /// alone.
+    /// The seed of random choices for one input: it depends on the tensor's name and on the model's
+    /// place among those that are not the base, and not on where the models lie.
     pub fn seed_of(&self, input: usize) -> Seed {
-        let model = self.inputs.get(input).map_or("", |i| i.model);
-        self.seed.child(self.name).child(model)
+        let place = self.others().iter().position(|i| *i == input).unwrap_or_default();
+        self.seed.child(self.name).nth(place as u64)
     }
 
     fn row(&self) -> usize {
@@ -174,11 +191,46 @@ impl<'a> Group<'a> {
         &self,
         work: impl Fn(&Chunk) -> Result<T> + Send + Sync,
     ) -> Result<Vec<T>> {
-        let one = |buffers: &mut Buffers, index| self.read(index, buffers, &work)?;
-        match self.chunks() {
-            1 => Ok(vec![one(&mut self.buffers(), 0)?]),
-            n => (0..n).into_par_iter().map_init(|| self.buffers(), one).collect(),
+        let chunks = self.chunks();
+        let workers = rayon::current_num_threads().min(chunks);
+        if workers <= 1 {
+            let mut buffers = self.buffers();
+            return (0..chunks)
+                .map(|i| self.read(self.range(i), i, &mut buffers, &work)?)
+                .collect();
         }
+        // Each worker has one set of buffers and takes the next piece: memory is bounded, and none
+        // waits for another.
+        let next = AtomicUsize::new(0);
+        let worker = |_| -> Result<Vec<(usize, T)>> {
+            let mut buffers = self.buffers();
+            let mut done = Vec::new();
+            loop {
+                let i = next.fetch_add(1, Ordering::Relaxed);
+                if i >= chunks {
+                    return Ok(done);
+                }
+                done.push((i, self.read(self.range(i), i, &mut buffers, &work)??));
+            }
+        };
+        let parts: Result<Vec<_>> = (0..workers).into_par_iter().map(worker).collect();
+        let mut all: Vec<(usize, T)> = parts?.into_iter().flatten().collect();
+        all.sort_unstable_by_key(|(i, _)| *i);
+        Ok(all.into_iter().map(|(_, t)| t).collect())
+    }
+
+    /// Calls `work` with the start of each piece, at least `n` numbers and whole rows.
+    pub(crate) fn sample<T: Send>(
+        &self,
+        n: usize,
+        work: impl Fn(&Chunk) -> T + Send + Sync,
+    ) -> Result<Vec<T>> {
+        let n = if self.by_rows { n.next_multiple_of(self.row()) } else { n };
+        let one = |i: usize| {
+            let Range { start, end } = self.range(i);
+            self.read(start..(start + n).min(end), i, &mut self.buffers(), &work)
+        };
+        (0..self.chunks()).into_par_iter().map(one).collect()
     }
 
     fn buffers(&self) -> Buffers {
@@ -189,11 +241,11 @@ impl<'a> Group<'a> {
     /// Reads one piece of all inputs.
     fn read<T>(
         &self,
+        range: Range<usize>,
         index: usize,
         buffers: &mut Buffers,
         work: impl FnOnce(&Chunk) -> T,
     ) -> Result<T> {
-        let range = self.range(index);
         let fill = |elements: &dyn Elements, buffer: &mut Vec<f32>| {
             buffer.resize(range.len(), 0.0);
             elements.read(range.start, buffer)
@@ -208,7 +260,8 @@ impl<'a> Group<'a> {
         }
         let row = if self.by_rows { self.row() } else { range.len() };
         let (tensors, statistics) = (&buffers.tensors, &buffers.statistics);
-        Ok(work(&Chunk { index, start: range.start, row, tensors, statistics }))
+        let window = 0..range.len();
+        Ok(work(&Chunk { index, start: range.start, row, tensors, statistics, window }))
     }
 
     /// Sums of what `work` adds to `n` numbers for each piece, in the order of the pieces and so the
@@ -253,7 +306,9 @@ impl<'a> Group<'a> {
             let (mut counts, mut scratch) = (vec![0; n], Vec::new());
             let mut buffers = self.buffers();
             for index in part * share..((part + 1) * share).min(self.chunks()) {
-                self.read(index, &mut buffers, |chunk| work(chunk, &mut counts, &mut scratch))?;
+                self.read(self.range(index), index, &mut buffers, |chunk| {
+                    work(chunk, &mut counts, &mut scratch)
+                })?;
             }
             Ok(counts)
         };
@@ -282,71 +337,6 @@ impl<'a> Group<'a> {
         })?;
         Ok(Gram { k, sums })
     }
-}
-
-/// Inner products of some tensors.
-#[derive(Debug, Clone)]
-pub struct Gram {
-    k: usize,
-    sums: Vec<f64>,
-}
-
-impl Gram {
-    /// ⟨i, j⟩.
-    pub fn dot(&self, i: usize, j: usize) -> f64 {
-        let (i, j) = if i < j { (j, i) } else { (i, j) };
-        self.sums.get(i * self.k + j).copied().unwrap_or_default()
-    }
-
-    /// ‖i‖.
-    pub fn norm(&self, i: usize) -> f64 {
-        self.dot(i, i).max(0.0).sqrt()
-    }
-
-    /// ⟨Σ aᵢ xᵢ, Σ bⱼ xⱼ⟩.
-    pub fn dot_of(&self, a: &[f64], b: &[f64]) -> f64 {
-        let pair = |(i, x): (usize, &f64)| -> f64 {
-            b.iter().enumerate().map(|(j, y)| x * y * self.dot(i, j)).sum()
-        };
-        a.iter().enumerate().map(pair).sum()
-    }
-}
-
-/// Lanes of a sum: enough that a processor adds several at once, fixed so that rounding is.
-const LANES: usize = 8;
-
-/// Σ (x − b)(y − b), in f64.
-pub(crate) fn inner(x: &[f32], y: &[f32], less: Option<&[f32]>) -> f64 {
-    let mut lanes = [0f64; LANES];
-    let mut rest = 0.0;
-    match less {
-        None => {
-            let (xs, ys) = (x.chunks_exact(LANES), y.chunks_exact(LANES));
-            rest += tail(xs.remainder(), ys.remainder(), None);
-            for (x, y) in xs.zip(ys) {
-                for (l, (x, y)) in lanes.iter_mut().zip(x.iter().zip(y)) {
-                    *l += f64::from(*x) * f64::from(*y);
-                }
-            }
-        }
-        Some(b) => {
-            let (xs, ys) = (x.chunks_exact(LANES), y.chunks_exact(LANES));
-            let bs = b.chunks_exact(LANES);
-            rest += tail(xs.remainder(), ys.remainder(), Some(bs.remainder()));
-            for ((x, y), b) in xs.zip(ys).zip(bs) {
-                for (l, ((x, y), b)) in lanes.iter_mut().zip(x.iter().zip(y).zip(b)) {
-                    *l += f64::from(x - b) * f64::from(y - b);
-                }
-            }
-        }
-    }
-    lanes.iter().sum::<f64>() + rest
-}
-
-fn tail(x: &[f32], y: &[f32], less: Option<&[f32]>) -> f64 {
-    let b = |n: usize| less.and_then(|b| b.get(n)).copied().unwrap_or_default();
-    let terms = x.iter().zip(y).enumerate();
-    terms.map(|(n, (x, y))| f64::from(x - b(n)) * f64::from(y - b(n))).sum()
 }
 
 /// A number in [0, 1) that depends on a seed and a place alone, whatever was drawn before.

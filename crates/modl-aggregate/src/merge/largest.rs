@@ -1,8 +1,10 @@
-//! The k largest of many numbers by selection: two passes that count, and nothing is sorted or kept.
+//! The k largest of many numbers by selection: nothing is sorted, and little is kept.
 //!
-//! Magnitudes of f32 have the order of their bits. A first pass counts how many have each upper half
-//! of the bits, a second how many have each lower half among those with the upper half where the k-th
-//! lies. Among equal magnitudes those are taken that come first (or last), as a stable sort would.
+//! Magnitudes of f32 have the order of their bits. A sample says between which two the k-th is all but
+//! certain to lie; one pass counts those above and keeps those between, a few in a hundred, of which the
+//! k-th is then selected. Where it does not lie there (the sample was no fair one), two passes count
+//! instead: how many have each upper half of the bits, and then each lower half. Either is exact. Among
+//! equal magnitudes those are taken that come first (or last), as a stable sort would.
 
 use modl_core::Result;
 
@@ -37,32 +39,28 @@ pub enum Ties {
 pub trait Ranked: Fn(&Chunk, usize, &mut [f32]) + Send + Sync {}
 impl<F: Fn(&Chunk, usize, &mut [f32]) + Send + Sync> Ranked for F {}
 
+/// Numbers of a piece that are in the sample, at least; rows are whole.
+const SAMPLED: usize = 512;
+/// How far around its place in the sample the k-th is looked for, as a share of all numbers. Numbers of
+/// one row are alike, so that a sample of rows says less than its size promises.
+const AROUND: f64 = 0.02;
+
 /// The `k` largest for each of some rankings of a group's places.
 ///
 /// # Errors
 /// Where a tensor cannot be read.
 pub fn largest(group: &Group, k: &[usize], ties: Ties, rank: impl Ranked) -> Result<Vec<Largest>> {
-    let n = group.len();
-    let wanted: Vec<usize> = (0..k.len()).collect();
-    let upper = count(group, &wanted, &rank, |_, bits| Some(bits >> 16))?;
-    let mut found = Vec::with_capacity(k.len());
-    for (counts, k) in upper.iter().zip(k) {
-        let k = (*k).min(n);
-        found.push(if k == 0 { None } else { Some(kth(counts, k as u64)) });
+    let k: Vec<u64> = k.iter().map(|k| (*k).min(group.len()) as u64).collect();
+    let mut places = by_sample(group, &k, &rank)?;
+    if places.iter().zip(&k).any(|(place, k)| *k > 0 && place.is_none()) {
+        places = by_counts(group, &k, &rank)?;
     }
-    let lower = count(group, &wanted, &rank, |r, bits| {
-        let half = found.get(r).copied().flatten().map(|(half, _)| half as u32);
-        (half == Some(bits >> 16)).then_some(bits & 0xFFFF)
-    })?;
     let mut all = Vec::with_capacity(k.len());
-    for ((r, found), counts) in found.iter().enumerate().zip(&lower) {
-        let Some((half, left)) = *found else {
+    for (r, place) in places.into_iter().enumerate() {
+        let Some(Kth { bits, left, equal }) = place else {
             all.push(Largest { bits: 0, taken: 0..0, before: Vec::new(), none: true });
             continue;
         };
-        let (low, left) = kth(counts, left);
-        let bits = (half as u32) << 16 | low as u32;
-        let equal = counts.get(low).copied().unwrap_or_default();
         let taken = match ties {
             Ties::First => 0..left,
             Ties::Last => equal - left..equal,
@@ -71,6 +69,93 @@ pub fn largest(group: &Group, k: &[usize], ties: Ties, rank: impl Ranked) -> Res
         all.push(Largest { bits, taken, before, none: false });
     }
     Ok(all)
+}
+
+/// The k-th largest magnitude.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Kth {
+    bits: u32,
+    /// How many of this magnitude are among the k.
+    left: u64,
+    /// How many there are of this magnitude.
+    equal: u64,
+}
+
+/// The k-th of each ranking out of those that lie where a sample says that it is; `None` where it does
+/// not.
+fn by_sample(group: &Group, k: &[u64], rank: &impl Ranked) -> Result<Vec<Option<Kth>>> {
+    let sampled = group.sample(SAMPLED, |chunk| {
+        let mut values = vec![0.0; chunk.len()];
+        let ranked = (0..k.len()).map(|r| {
+            rank(chunk, r, &mut values);
+            values.iter().map(|x| magnitude(*x)).collect()
+        });
+        ranked.collect::<Vec<Vec<u32>>>()
+    })?;
+    let ranges: Vec<(u32, u32)> = k
+        .iter()
+        .enumerate()
+        .map(|(r, k)| {
+            let mut bits: Vec<u32> =
+                sampled.iter().filter_map(|s| s.get(r)).flatten().copied().collect();
+            bits.sort_unstable_by(|a, b| b.cmp(a));
+            let (share, n) = (*k as f64 / group.len().max(1) as f64, bits.len() as f64);
+            let at = |share: f64| bits.get((share * n) as usize).copied();
+            let high = if share < AROUND { None } else { at(share - AROUND) };
+            (at(share + AROUND).unwrap_or(0), high.unwrap_or(u32::MAX))
+        })
+        .collect();
+    // Of each piece: how many lie above, and those that lie between.
+    let parts = group.each(|chunk| {
+        let mut values = vec![0.0; chunk.len()];
+        let one = |(r, (low, high)): (usize, &(u32, u32))| {
+            rank(chunk, r, &mut values);
+            let (mut above, mut between) = (0u64, Vec::with_capacity(chunk.len() / 16));
+            for values in values.chunks(64) {
+                above +=
+                    values.iter().map(|x| u32::from(magnitude(*x) > *high)).sum::<u32>() as u64;
+                let inside = |x: &f32| (magnitude(*x) >= *low) & (magnitude(*x) <= *high);
+                if values.iter().fold(false, |any, x| any | inside(x)) {
+                    between.extend(values.iter().filter(|x| inside(x)).map(|x| magnitude(*x)));
+                }
+            }
+            (above, between)
+        };
+        Ok(ranges.iter().enumerate().map(one).collect::<Vec<_>>())
+    })?;
+    let found = k.iter().enumerate().map(|(r, k)| {
+        let parts = parts.iter().filter_map(|p| p.get(r));
+        let above: u64 = parts.clone().map(|(above, _)| above).sum();
+        let mut between: Vec<u32> = parts.flat_map(|(_, between)| between).copied().collect();
+        let left = k.checked_sub(above).filter(|left| *left > 0)?;
+        let at = usize::try_from(left - 1).ok().filter(|at| *at < between.len())?;
+        let (larger, bits, others) = between.select_nth_unstable_by(at, |a, b| b.cmp(a));
+        let bits = *bits;
+        let strictly = larger.iter().filter(|b| **b > bits).count() as u64;
+        let same = larger.len() as u64 - strictly + 1;
+        let equal = same + others.iter().filter(|b| **b == bits).count() as u64;
+        Some(Kth { bits, left: same, equal })
+    });
+    Ok(found.collect())
+}
+
+/// The k-th of each ranking by counting.
+fn by_counts(group: &Group, k: &[u64], rank: &impl Ranked) -> Result<Vec<Option<Kth>>> {
+    let wanted: Vec<usize> = (0..k.len()).collect();
+    let upper = count(group, &wanted, rank, |_, bits| Some(bits >> 16))?;
+    let halves = upper.iter().zip(k).map(|(counts, k)| (*k > 0).then(|| kth(counts, *k)));
+    let halves: Vec<Option<(usize, u64)>> = halves.collect();
+    let lower = count(group, &wanted, rank, |r, bits| {
+        let half = halves.get(r).copied().flatten().map(|(half, _)| half as u32);
+        (half == Some(bits >> 16)).then_some(bits & 0xFFFF)
+    })?;
+    let found = halves.into_iter().zip(&lower).map(|(half, counts)| {
+        let (half, left) = half?;
+        let (low, left) = kth(counts, left);
+        let equal = counts.get(low).copied().unwrap_or_default();
+        Some(Kth { bits: (half as u32) << 16 | low as u32, left, equal })
+    });
+    Ok(found.collect())
 }
 
 /// The bucket of the k-th largest, and how many of that bucket are among the k.
@@ -136,6 +221,11 @@ impl Largest {
         f32::from_bits(self.bits)
     }
 
+    /// Whether only some of equal magnitudes are among them, so that their order counts.
+    pub(crate) fn has_order(&self) -> bool {
+        !self.before.is_empty()
+    }
+
     /// Sets to 0 what is not among them. The values are those of one piece, as they were ranked.
     pub fn keep(&self, chunk: &Chunk, values: &mut [f32]) {
         if self.before.is_empty() && !self.none {
@@ -192,6 +282,9 @@ mod tests {
             let ties = if last { Ties::Last } else { Ties::First };
             let rank = |c: &Chunk, _: usize, out: &mut [f32]| out.copy_from_slice(c.of(0));
             let found = largest(&group, &[k], ties, rank).unwrap();
+            let wanted = [k.min(values.len()) as u64];
+            let counted = by_counts(&group, &wanted, &rank).unwrap();
+            prop_assert_eq!(by_sample(&group, &wanted, &rank).unwrap(), counted);
 
             let k = k.min(values.len());
             let mut order: Vec<usize> = (0..values.len()).collect();
@@ -209,6 +302,35 @@ mod tests {
                 Ok(v)
             }).unwrap();
             prop_assert_eq!(kept.remove(0), expected);
+        }
+    }
+
+    /// Large tensors whose sample is fair, and one that is not: the numbers that come first in each
+    /// piece are small.
+    #[test]
+    fn large_tensors_are_selected_alike_by_sample_and_by_counts() {
+        let n = 300_001;
+        let fair: Vec<f32> = (0..n).map(|i| ((i * 7919) % 100_003) as f32 - 5e4).collect();
+        let small = |(i, x): (usize, &f32)| if i % (1 << 15) < 600 { 0.0 } else { *x };
+        let unfair: Vec<f32> = fair.iter().enumerate().map(small).collect();
+        for (values, fair) in [(fair, true), (unfair, false)] {
+            let shape = [n];
+            let inputs = || vec![Input::new("m", &values)];
+            let group = Group::new("t", &shape, inputs(), Seed(0));
+            let rank = |c: &Chunk, _: usize, out: &mut [f32]| out.copy_from_slice(c.of(0));
+            let mut sorted: Vec<f32> = values.iter().map(|x| x.abs()).collect();
+            sorted.sort_by(|a, b| b.total_cmp(a));
+            let mut missed = 0;
+            for k in [1, 3, 1000, n / 2, n - 1, n] {
+                let counted = by_counts(&group, &[k as u64], &rank).unwrap();
+                assert_eq!(f32::from_bits(counted[0].unwrap().bits), sorted[k - 1]);
+                let sampled = by_sample(&group, &[k as u64], &rank).unwrap();
+                missed += usize::from(sampled[0].is_none());
+                assert!(sampled == counted || sampled[0].is_none());
+                let found = largest(&group, &[k], Ties::First, rank).unwrap();
+                assert_eq!(found[0].least(), sorted[k - 1]);
+            }
+            assert_eq!(missed == 0, fair, "{missed}");
         }
     }
 }

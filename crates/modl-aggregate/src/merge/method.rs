@@ -280,6 +280,19 @@ impl Settings {
     }
 }
 
+impl std::fmt::Display for Settings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let list = |v: &Vec<Value>| {
+            let all: Vec<String> = v.iter().map(Value::to_string).collect();
+            format!("[{}]", all.join(", "))
+        };
+        let each = self.each.iter().map(|(name, v)| format!("{name} {}", list(v)));
+        let all: Vec<String> =
+            each.chain(self.all.iter().map(|(name, v)| format!("{name} {v}"))).collect();
+        f.write_str(&all.join(", "))
+    }
+}
+
 /// A number, also one that YAML holds for a text (`1e-5`).
 fn number(value: &Value) -> Option<f64> {
     value.as_f64().or_else(|| value.as_str()?.parse().ok())

@@ -5,14 +5,19 @@
 //! |---|---|
 //! | `method.rs` | the seam: what a method is called, takes and does |
 //! | `group.rs` | the tensors of all models that become one, in pieces |
+//! | `gram.rs` | inner products of whole tensors |
 //! | `largest.rs` | the k largest of many numbers, without sorting |
 //! | `elements.rs` | numbers in memory or in a file |
 //! | `methods.rs` | names to methods |
 //! | `source.rs` | a model on disk: where each tensor is |
+//! | `vocabulary.rs` | embeddings in the order of another vocabulary |
 //! | `plan.rs` | what a merge is going to do, and what it costs |
+//! | `diagnose.rs` | how models get on with each other, and what the result keeps |
 //! | `run.rs`, `shard.rs` | the engine: writes the result, and goes on where it was stopped |
 
+mod diagnose;
 mod elements;
+mod gram;
 mod group;
 mod largest;
 mod method;
@@ -21,13 +26,18 @@ mod plan;
 mod run;
 mod shard;
 mod source;
+mod vocabulary;
 
+pub use diagnose::{Diagnosis, TensorDiagnosis, diagnose};
 pub use elements::{Elements, Stored};
-pub(crate) use group::inner;
-pub use group::{Chunk, Gram, Group, Input, uniform};
+pub use gram::Gram;
+pub(crate) use gram::inner;
+pub use group::{Chunk, Group, Input, uniform};
 pub use largest::{Largest, Ranked, Ties, largest};
 pub use method::{Base, Blend, MergeMethod, Of, Scalar, Setting, Settings, Spec, Statistics};
 pub use methods::{MergeMethods, merge_group};
 pub use plan::{Cost, Output, Plan, Shard};
 pub use run::{Step, run};
+pub(crate) use source::read_json;
 pub use source::{Place, Source};
+pub use vocabulary::{Row, Vocabulary};

@@ -13,9 +13,10 @@ use modl_core::{Error, Result, ResultExt};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::elements::{Stored, to_bytes};
+use super::elements::to_bytes;
 use super::shard::{ShardFile, Sum};
 use super::source::read_json;
+use super::vocabulary::Reordered;
 use super::{Elements, Group, Input, MergeMethods, Output, Plan, Shard};
 
 /// Bytes that are copied together.
@@ -152,20 +153,29 @@ fn merge(
 ) -> Result<Pieces> {
     let method = methods.find(&plan.method)?;
     let spec = method.spec();
-    let stored: Vec<(&str, Stored)> = output
-        .inputs
+    let (mut models, mut stored) = (Vec::new(), Vec::new());
+    for (source, name) in &output.inputs {
+        let source = plan.source(*source)?;
+        models.push(source.name.as_str());
+        stored.push(source.elements(name, output.rounded)?);
+    }
+    let width = output.shape.iter().skip(1).product();
+    let reordered: Vec<Reordered> = output
+        .vocabulary
         .iter()
-        .map(|(source, name)| {
-            let source = plan.source(*source)?;
-            Ok((source.name.as_str(), source.elements(name, output.rounded)?))
-        })
-        .collect::<Result<_>>()?;
+        .flat_map(|v| v.rows.iter().map(|rows| Reordered::new(&stored, rows, width)))
+        .collect();
     let statistics = plan.statistics(output)?;
-    let inputs = stored.iter().zip(&statistics).map(|((model, elements), s)| {
-        Input::new(model, elements).with_statistics(s.as_ref().map(|s| s as &dyn Elements))
+    let inputs = models.iter().zip(&statistics).enumerate().filter_map(|(i, (model, known))| {
+        let elements: &dyn Elements = match reordered.get(i) {
+            Some(reordered) => reordered,
+            None => stored.get(i)?,
+        };
+        let known = known.as_ref().map(|s| s as &dyn Elements);
+        Some(Input::new(model, elements).with_statistics(known))
     });
-    let group = Group::new(&output.name, &output.shape, inputs.collect(), plan.seed);
-    let group = group.cut_for(&spec);
+    let inputs = inputs.collect();
+    let group = Group::new(&output.name, &output.shape, inputs, plan.seed).cut_for(&spec);
     let group = match output.base {
         Some(base) => group.with_base(base),
         None => group,
@@ -175,13 +185,13 @@ fn merge(
     let size = (output.dtype.bitsize() / 8) as u64;
     group.each(|chunk| {
         if !plan.allow_nan {
-            for (i, (model, _)) in stored.iter().enumerate() {
+            for (i, model) in models.iter().enumerate() {
                 finite(model, chunk.of(i), chunk.start)?;
             }
         }
-        let (mut values, mut bytes) = (vec![0.0; chunk.len()], Vec::new());
+        let mut values = vec![0.0; chunk.len()];
         blend(chunk, &mut values);
-        to_bytes(&values, output.dtype, &mut bytes);
+        let bytes = to_bytes(&values, output.dtype);
         let crc = file.write(&bytes, at + chunk.start as u64 * size)?;
         Ok((crc, bytes.len() as u64))
     })
@@ -189,9 +199,10 @@ fn merge(
 
 /// Refuses numbers that are not finite.
 fn finite(model: &str, values: &[f32], start: usize) -> Result<()> {
-    // The sum of x·0 is 0 unless one is not finite, and is fast to make.
-    let sum: f32 = values.chunks(1 << 10).map(|c| c.iter().map(|x| x * 0.0).sum::<f32>()).sum();
-    if sum == 0.0 {
+    // All bits of the exponent are set in infinities and NaN. No branch, so that it costs little.
+    const EXPONENT: u32 = 0x7F80_0000;
+    let all = values.iter().fold(true, |all, x| all & (x.to_bits() & EXPONENT != EXPONENT));
+    if all {
         return Ok(());
     }
     let place = values.iter().position(|x| !x.is_finite()).unwrap_or_default();

@@ -33,6 +33,16 @@ pub(super) enum Keep {
 }
 
 impl Keep {
+    /// Whether it can only be applied to pieces as they were read: rows, or ties in their order.
+    pub(super) fn needs_whole_pieces(&self) -> bool {
+        match self {
+            Keep::Ranked { .. } => true,
+            Keep::Largest(found) => found.has_order(),
+            Keep::Between(first, second) => first.has_order() || second.has_order(),
+            _ => false,
+        }
+    }
+
     /// Sets to 0 what is not kept of a piece of τ.
     pub(super) fn apply(&self, chunk: &Chunk, tau: &mut [f32]) {
         match self {

@@ -76,6 +76,9 @@ pub(super) struct TaskVectors {
     pub(super) lambda: f64,
 }
 
+/// Numbers that are mixed together: all task vectors of so many stay in a core's nearest cache.
+const BLOCK: usize = 1 << 11;
+
 /// How what is kept gets the size of the whole.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Rescale {
@@ -142,34 +145,39 @@ impl TaskVectors {
         // A sum of weights of 0 divides nothing.
         let total = if total.abs() < 1e-8 { 1.0 } else { total };
         let lambda = self.lambda as f32;
+        let weights: Vec<f32> = self.weights.iter().map(|w| *w as f32).collect();
         Ok(Box::new(move |chunk: &Chunk, out: &mut [f32]| {
-            let n = chunk.len();
-            let mut taus = vec![0.0; n * others.len()];
-            for (tau, (input, sparse)) in
-                taus.chunks_mut(n.max(1)).zip(others.iter().zip(&self.kept))
-            {
-                task_vector(chunk, *input, base, tau);
-                sparse.keep.apply(chunk, tau);
-                if sparse.scale != 1.0 {
-                    tau.iter_mut().for_each(|t| *t *= sparse.scale);
+            let whole = self.kept.iter().any(|s| s.keep.needs_whole_pieces());
+            let block = if whole { chunk.len() } else { BLOCK.min(chunk.len()) };
+            let mut taus = vec![0.0; block * others.len()];
+            for (n, out) in out.chunks_mut(block.max(1)).enumerate() {
+                let part = chunk.part(n * block, out.len());
+                let taus = taus.get_mut(..others.len() * out.len()).unwrap_or_default();
+                for (tau, (input, sparse)) in
+                    taus.chunks_mut(out.len()).zip(others.iter().zip(&self.kept))
+                {
+                    task_vector(&part, *input, base, tau);
+                    sparse.keep.apply(&part, tau);
+                    if sparse.scale != 1.0 {
+                        tau.iter_mut().for_each(|t| *t *= sparse.scale);
+                    }
                 }
-            }
-            let weights: Vec<f32> = self.weights.iter().map(|w| *w as f32).collect();
-            out.fill(0.0);
-            if self.election == Election::None {
-                for (tau, w) in taus.chunks(n.max(1)).zip(&weights) {
-                    out.iter_mut().zip(tau).for_each(|(o, t)| *o += w * t);
+                out.fill(0.0);
+                if self.election == Election::None {
+                    for (tau, w) in taus.chunks(out.len()).zip(&weights) {
+                        out.iter_mut().zip(tau).for_each(|(o, t)| *o += w * t);
+                    }
+                    if self.divisor == Divisor::Weights {
+                        out.iter_mut().for_each(|o| *o /= total as f32);
+                    }
+                } else {
+                    self.agreeing(taus, &weights, out);
                 }
-                if self.divisor == Divisor::Weights {
-                    out.iter_mut().for_each(|o| *o /= total as f32);
+                if lambda != 1.0 {
+                    out.iter_mut().for_each(|o| *o *= lambda);
                 }
-            } else {
-                self.agreeing(&taus, &weights, out);
+                out.iter_mut().zip(part.of(base)).for_each(|(o, b)| *o += b);
             }
-            if lambda != 1.0 {
-                out.iter_mut().for_each(|o| *o *= lambda);
-            }
-            out.iter_mut().zip(chunk.of(base)).for_each(|(o, b)| *o += b);
         }))
     }
 

@@ -10,6 +10,8 @@ use modl_core::{
 };
 use serde_json::{Value, json};
 
+use crate::WeightedSum;
+
 /// The name of what listens.
 const NAME: &str = "gram";
 
@@ -17,7 +19,8 @@ const NAME: &str = "gram";
 /// `batches`, under the name of the site's weight. Summed in f64, given in f32. Where the context has
 /// a `mask` of real tokens, others do not count.
 ///
-/// The model is to have no modules: what they do is not the weight's. It is left as it was.
+/// The model is to have no modules: what they do is not the weight's. It has none afterwards, and no
+/// router; its aggregator is the weighted sum.
 ///
 /// # Errors
 /// Where a target is no linear site, or a forward pass fails.
@@ -32,7 +35,8 @@ pub fn gram(
     }
     let listener = Listener::default();
     model.attach(NAME, Box::new(listener.clone()), targets)?;
-    let heard = model.route(Box::new(Always), false).and_then(|()| {
+    let ready = model.aggregate(Box::new(WeightedSum::default()));
+    let heard = ready.and_then(|()| model.route(Box::new(Always), false)).and_then(|()| {
         let forward = |batch| no_grad(|| model.forward(&batch, &Context::eval())).map(|_| ());
         batches.into_iter().try_for_each(forward)
     });

@@ -1,6 +1,7 @@
 //! What can be told from tensors alone: size, rank, and whether something is wrong with them.
 
 use anyhow::Result;
+use modl_aggregate::adapters::effective_rank;
 use modl_core::checkpoint::Checkpoint;
 use modl_core::{Device, Kind, Tensor, is_float};
 
@@ -90,17 +91,6 @@ fn singular_values(down: &Tensor, up: &Tensor) -> Result<Vec<f64>> {
     Ok(squares.to_vec::<f64>()?.into_iter().map(|v| v.max(0.0).sqrt()).collect())
 }
 
-/// exp of the entropy of the normalised singular values (Roy and Vetterli 2007): n where n are
-/// equal and the others 0.
-fn effective_rank(values: &[f64]) -> f64 {
-    let sum: f64 = values.iter().sum();
-    if sum <= 0.0 {
-        return 0.0;
-    }
-    let p = values.iter().map(|s| s / sum).filter(|p| *p > 0.0);
-    p.map(|p| -p * p.ln()).sum::<f64>().exp()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,12 +108,5 @@ mod tests {
         let found = singular_values(&diagonal(&[1.0, 2.0], 2, 5), &diagonal(&[3.0, 4.0], 7, 2));
         let found = found.unwrap();
         assert!((found[0] - 8.0).abs() < 1e-9 && (found[1] - 3.0).abs() < 1e-9, "{found:?}");
-    }
-
-    #[test]
-    fn the_effective_rank_counts_equal_values() {
-        assert!((effective_rank(&[2.0, 2.0, 2.0, 0.0]) - 3.0).abs() < 1e-12);
-        assert!((effective_rank(&[5.0, 0.0]) - 1.0).abs() < 1e-12);
-        assert_eq!(effective_rank(&[0.0, 0.0]), 0.0);
     }
 }

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
+use modl_aggregate::merge::{MergeMethods, Spec};
 use modl_core::{Catalog, Device, Kind, Modular, ModuleConfig, Seed};
 use modl_train::Methods;
 use serde::Serialize;
@@ -28,6 +29,7 @@ enum Axis {
     Modules,
     Routers,
     Aggregators,
+    Merges,
     Strategies,
     Experiments,
 }
@@ -46,6 +48,13 @@ impl From<crate::reproduce::Listed> for Row {
     fn from(e: crate::reproduce::Listed) -> Self {
         let (name, title) = (e.name, e.title);
         Row { name, title, citation: e.citation, section: e.section, module: None }
+    }
+}
+
+impl From<Spec> for Row {
+    fn from(spec: Spec) -> Self {
+        let Spec { name, title, citation, .. } = spec;
+        Row { name, title, citation, section: "5.1", module: None }
     }
 }
 
@@ -137,6 +146,7 @@ pub(crate) fn run(args: &ListArgs, methods: &Methods) -> Result<()> {
         Axis::Modules => modules(&methods.registry.modules)?,
         Axis::Routers => rows(&methods.registry.routers),
         Axis::Aggregators => rows(&methods.registry.aggregators),
+        Axis::Merges => MergeMethods::default().iter().map(|m| m.spec().into()).collect(),
         Axis::Strategies => rows(&methods.strategies),
         Axis::Experiments => crate::reproduce::list().into_iter().map(Row::from).collect(),
     };

@@ -8,9 +8,11 @@ pub(crate) mod forward;
 mod health;
 pub(crate) mod inspect;
 pub(crate) mod list;
+pub(crate) mod merge;
 pub(crate) mod route_report;
 pub(crate) mod train;
 pub(crate) mod upcycle;
 
 mod adapter;
+mod inspect_run;
 mod run_folder;

@@ -64,8 +64,54 @@ pub fn truncate(path: &str, delta: &Tensor, rank: i64) -> Result<Extracted> {
 /// # Errors
 /// Where there is no such module, or it does not change weights.
 pub fn extract(model: &Modular, name: &str, rank: i64) -> Result<Extraction> {
-    let (_, targets) = model.recipe(name)?;
     let mut found = Extraction::default();
+    for (site, theta, composed) in composed(model, name)? {
+        found.take(site, &theta, &composed, rank).at(&site.path)?;
+    }
+    Ok(found)
+}
+
+/// What an attached module changes at a linear site.
+#[derive(Debug, Clone)]
+pub struct WholeChange {
+    /// The site's path.
+    pub path: String,
+    /// ΔW `[out, in]`, in f64.
+    pub weight: Tensor,
+    /// The change of the bias `[out]`, in f64; a bias where there was none.
+    pub bias: Option<Tensor>,
+}
+
+/// What an attached module changes, whole: for methods whose change is no product of thin matrices.
+///
+/// # Errors
+/// Where there is no such module, it does not change weights, or stands at other sites than linear
+/// ones.
+pub fn changes(model: &Modular, name: &str) -> Result<Vec<WholeChange>> {
+    let mut found = Vec::new();
+    for (site, theta, composed) in composed(model, name)? {
+        if site.kind != SiteKind::Linear {
+            return Err(Error::unsupported(
+                format!("the change of `{}`, a site of kind {:?}", site.path, site.kind),
+                "only modules at linear sites can be merged as changes of weights",
+            ));
+        }
+        let wide = |t: &Tensor| t.detach()?.to_kind(Kind::Double);
+        let weight = wide(composed.need("weight")?)?.sub(&wide(theta.need("weight")?)?)?;
+        let bias = match (theta.get("bias"), composed.get("bias")) {
+            (Some(old), Some(new)) if !old.bit_equal(new)? => Some(wide(new)?.sub(&wide(old)?)?),
+            (None, Some(new)) => Some(wide(new)?),
+            _ => None,
+        };
+        found.push(WholeChange { path: site.path.clone(), weight, bias });
+    }
+    Ok(found)
+}
+
+/// θ and θ ⊕ φ at each site of an attached module.
+fn composed<'a>(model: &'a Modular, name: &str) -> Result<Vec<(&'a Site, Tensors, Tensors)>> {
+    let (_, targets) = model.recipe(name)?;
+    let mut found = Vec::new();
     for site in targets.select(model.backbone().sites())? {
         let theta = model.backbone().theta(site)?;
         let bank = model.layer(site).map(|l| &l.bank);
@@ -77,7 +123,7 @@ pub fn extract(model: &Modular, name: &str, rank: i64) -> Result<Extraction> {
                 "only methods that can be merged can become LoRA",
             ));
         };
-        found.take(site, &theta, &composed, rank).at(&site.path)?;
+        found.push((site, theta, composed));
     }
     Ok(found)
 }
@@ -96,6 +142,9 @@ pub fn extract_difference(
     for site in base.sites() {
         let (theta, other) = (base.theta(site)?, tuned.theta(site).at("the fine-tuned model")?);
         seen.extend(theta.iter().map(|(short, _)| format!("{}.{short}", site.path)));
+        if is_cut_up(site, base.sites()) {
+            continue;
+        }
         no_grad(|| found.take(site, &theta, &other, rank)).at(&site.path)?;
     }
     for (name, p) in base.params().iter().filter(|(n, _)| !seen.iter().any(|s| s == n)) {
@@ -103,6 +152,11 @@ pub fn extract_difference(
         found.note(name.to_owned(), p.tensor(), other).at(name)?;
     }
     Ok(found)
+}
+
+/// Whether the parameters of a site are those of sites within it, too, one by one.
+fn is_cut_up(site: &Site, sites: &[Site]) -> bool {
+    site.kind == SiteKind::Experts && sites.iter().any(|s| s.is_within(site))
 }
 
 impl Extraction {

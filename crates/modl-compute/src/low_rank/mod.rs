@@ -26,7 +26,9 @@ pub(crate) use adalora::{E, averaged};
 pub use boft::Boft;
 pub(crate) use dora::MAGNITUDE;
 pub use dora::{AdapterHubDora, Dora};
-pub use extract::{Extracted, Extraction, extract, extract_difference, truncate};
+pub use extract::{
+    Extracted, Extraction, WholeChange, changes, extract, extract_difference, truncate,
+};
 pub use fastfood::{Fastfood, walsh_hadamard};
 pub use fourierft::FourierFt;
 pub use intrinsic::Intrinsic;

@@ -12,11 +12,11 @@ use super::prompts::stands;
 use super::{PREFIX, PeftType, Provenance, former_names};
 use crate::adapter_folder::Keys;
 
-const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+pub(super) const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 /// What older versions write, by `torch.save`.
-const PICKLE_FILE: &str = "adapter_model.bin";
+pub(super) const PICKLE_FILE: &str = "adapter_model.bin";
 /// The metadata key of the backbone's fingerprint. PEFT writes none and ignores it.
-const BASE_KEY: &str = "modl.base";
+pub(super) const BASE_KEY: &str = "modl.base";
 
 /// Attaches the adapter of a PEFT folder, under `name` or the folder's own name, and returns the
 /// name. Tensors in f16 or bf16 become the kind in which the model trains modules.
@@ -112,7 +112,7 @@ fn same_sites(peft_type: &str, stands: &[&Site], can: &[&Site]) -> Result<()> {
 }
 
 /// A model card with the front matter that PEFT writes.
-fn card(peft_type: &PeftType, provenance: &Provenance) -> String {
+pub(super) fn card(peft_type: &PeftType, provenance: &Provenance) -> String {
     let kind = peft_type.kind;
     let base = provenance.base_model_name_or_path.as_deref();
     // A string of JSON is one of YAML, whatever is in it.

@@ -7,6 +7,7 @@
 //! A further kind of PEFT adapter is one file with a `PeftType` and one line in `TYPES`.
 
 mod adalora;
+mod alone;
 mod beside;
 mod boft;
 mod config;
@@ -29,6 +30,7 @@ mod vera;
 use modl_core::{ModuleConfig, ParamStore, Result, Targets, Tensors};
 use serde_json::{Map, Value};
 
+pub use alone::{Folder, LoraForm, LoraSite, where_they_stand, write_folder, write_lora};
 pub use config::{AdapterConfig, read_config};
 pub use folder::{load, save};
 pub use provenance::{PromptDimensions, Provenance, Saved};

@@ -1,0 +1,407 @@
+// Low-rank modules on the tokens that chose them, forward and backward, without a copy of a token;
+// see src/grouped_low_rank.rs for what this is for.
+
+#include <algorithm>
+#include <atomic>
+#include <vector>
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <torch/csrc/autograd/edge.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/saved_variable.h>
+#include <torch/csrc/autograd/variable.h>
+
+#include "thin_products.h"
+#include "told.h"
+
+namespace {
+
+using at::Tensor;
+using torch::autograd::Edge;
+using torch::autograd::edge_list;
+using torch::autograd::Node;
+using torch::autograd::SavedVariable;
+using torch::autograd::variable_list;
+
+// Slots of one module that one thread takes at once.
+constexpr int64_t kChunk = 64;
+// Multiplications that are done before other threads are awake.
+constexpr int64_t kAlone = 1 << 18;
+
+struct Chunk {
+  size_t module;
+  int64_t first;
+  int64_t last;
+};
+
+// Who works on what: the slots sorted by module, slot s being choice s mod k of token s ⁄ k.
+struct Plan {
+  int64_t k;
+  std::vector<int64_t> slots;
+  std::vector<int64_t> first;  // of each module, and behind the last
+  std::vector<double> scale;
+  std::vector<int64_t> rank;
+  std::vector<int64_t> inner;  // where the thin results of each module start
+  std::vector<Chunk> chunks;
+  int64_t largest = 0;
+
+  size_t modules() const { return rank.size(); }
+
+  int64_t token(int64_t place) const { return slots[place] / k; }
+
+  // Where the thin results of a chunk start.
+  int64_t at(const Chunk& c) const { return inner[c.module] + (c.first - first[c.module]) * rank[c.module]; }
+
+  // The rows of a chunk's tokens.
+  template <typename T>
+  void rows(T* base, int64_t width, const Chunk& c, T** to) const {
+    for (int64_t i = c.first; i < c.last; ++i) *to++ = base + token(i) * width;
+  }
+
+  void divide() {
+    inner.assign(1, 0);
+    for (size_t e = 0; e < modules(); ++e) {
+      inner.push_back(inner.back() + (first[e + 1] - first[e]) * rank[e]);
+      largest = std::max(largest, rank[e]);
+      for (int64_t i = first[e]; i < first[e + 1]; i += kChunk) {
+        chunks.push_back({e, i, std::min(i + kChunk, first[e + 1])});
+      }
+    }
+  }
+};
+
+// task(0), ..., task(n - 1) on libtorch's threads, each of which takes the next that nobody has;
+// on this one where all of them are soon done. Tasks call nothing of libtorch's.
+template <typename Task>
+void divided(int64_t n, int64_t work, const Task& task) {
+  const int64_t threads = work < kAlone ? 1 : std::min<int64_t>(at::get_num_threads(), n);
+  std::atomic<int64_t> next{0};
+  const auto run = [&](int64_t begin, int64_t end) {
+    for (int64_t thread = begin; thread < end; ++thread) {
+      for (int64_t i = next++; i < n; i = next++) task(i);
+    }
+  };
+  threads <= 1 ? run(0, 1) : at::parallel_for(0, threads, 1, run);
+}
+
+// task(first, width) on all columns, in pieces of whole cache lines: a column of the result belongs
+// to one thread, which adds up in the order of the slots.
+template <typename Task>
+void by_columns(int64_t columns, int64_t work, const Task& task) {
+  const int64_t pieces = work < kAlone ? 1 : 2 * at::get_num_threads();
+  const int64_t width = std::max<int64_t>(32, (columns / pieces + 31) / 32 * 32);
+  divided((columns + width - 1) / width, work, [&](int64_t i) {
+    task(i * width, std::min(width, columns - i * width));
+  });
+}
+
+// Factors that lie `row` and `column` apart, as `[r, columns]`.
+template <typename T>
+struct Factor {
+  const T* data;
+  int64_t row;
+  int64_t column;
+};
+
+// y[token] += w f for the slots of all modules.
+template <typename T, typename F>
+void add_all(const Plan& plan, T* y, int64_t columns, const T* w, const F& factor) {
+  by_columns(columns, plan.inner.back() * columns, [&](int64_t first, int64_t width) {
+    std::vector<T> packed(plan.largest * ((width + thin::panel<T> - 1) / thin::panel<T>) * thin::panel<T>);
+    T* rows[kChunk];
+    size_t module = plan.modules();
+    for (const Chunk& c : plan.chunks) {
+      const int64_t r = plan.rank[c.module];
+      if (c.module != module) {
+        module = c.module;
+        const Factor<T> f = factor(module);
+        thin::pack(f.data, f.row, f.column, r, first, width, packed.data());
+      }
+      plan.rows(y, columns, c, rows);
+      thin::add_here(rows, c.last - c.first, w + plan.at(c), r, packed.data(), first, width);
+    }
+  });
+}
+
+// For each module wᵀ x of its slots, `[r, columns]`, piece by piece: give(module, first, width, piece).
+template <typename T, typename G>
+void outer_all(const Plan& plan, const T* x, int64_t columns, const T* w, const G& give) {
+  by_columns(columns, plan.inner.back() * columns, [&](int64_t first, int64_t width) {
+    std::vector<T> sum(plan.largest * width);
+    const T* rows[kChunk];
+    for (size_t i = 0; i < plan.chunks.size(); ++i) {
+      const Chunk& c = plan.chunks[i];
+      const int64_t r = plan.rank[c.module];
+      if (i == 0 || plan.chunks[i - 1].module != c.module) {
+        std::fill_n(sum.begin(), r * width, T(0));
+      }
+      plan.rows(x, columns, c, rows);
+      thin::outer_here(rows, c.last - c.first, w + plan.at(c), r, first, width, sum.data(), width);
+      if (i + 1 == plan.chunks.size() || plan.chunks[i + 1].module != c.module) {
+        give(c.module, first, width, sum.data());
+      }
+    }
+  });
+}
+
+// y += Σ α s B A x; `inner` gets A x for the backward pass.
+template <typename T>
+void forward(
+    const Plan& plan,
+    const Tensor& x,
+    const Tensor& alpha,
+    const std::vector<Tensor>& factors,
+    Tensor& inner,
+    Tensor& y) {
+  const int64_t in = x.size(-1), out = y.size(-1);
+  const T *xs = x.const_data_ptr<T>(), *alphas = alpha.const_data_ptr<T>();
+  const size_t m = plan.modules();
+  std::vector<T> weighed(plan.inner.back());
+  T* us = inner.defined() ? inner.mutable_data_ptr<T>() : weighed.data();
+  divided(plan.chunks.size(), plan.inner.back() * in, [&](int64_t i) {
+    const Chunk& c = plan.chunks[i];
+    const int64_t r = plan.rank[c.module], at = plan.at(c);
+    const T* rows[kChunk];
+    plan.rows(xs, in, c, rows);
+    thin::dots_here(rows, c.last - c.first, factors[c.module].template const_data_ptr<T>(), r, in, us + at);
+    for (int64_t s = 0; s < c.last - c.first; ++s) {
+      const T a = alphas[plan.slots[c.first + s]] * static_cast<T>(plan.scale[c.module]);
+      for (int64_t j = at + s * r; j < at + (s + 1) * r; ++j) weighed[j] = a * us[j];
+    }
+  });
+  add_all<T>(plan, y.mutable_data_ptr<T>(), out, weighed.data(), [&](size_t e) {
+    return Factor<T>{factors[m + e].template const_data_ptr<T>(), 1, plan.rank[e]};
+  });
+}
+
+// Gradients of x, α, and all A and B, where they are defined.
+template <typename T>
+void backward(
+    const Plan& plan,
+    const Tensor& x,
+    const Tensor& alpha,
+    const std::vector<Tensor>& factors,
+    const Tensor& inner,
+    const Tensor& dy,
+    Tensor& dx,
+    Tensor& dalpha,
+    std::vector<Tensor>& dfactors) {
+  const int64_t in = x.size(-1), out = dy.size(-1);
+  const T *xs = x.const_data_ptr<T>(), *alphas = alpha.const_data_ptr<T>();
+  const T *us = inner.const_data_ptr<T>(), *dys = dy.const_data_ptr<T>();
+  T* das = dalpha.defined() ? dalpha.mutable_data_ptr<T>() : nullptr;
+  const size_t m = plan.modules();
+  std::vector<T> hs(plan.inner.back()), weighed(plan.inner.back());
+  divided(plan.chunks.size(), plan.inner.back() * out, [&](int64_t i) {
+    const Chunk& c = plan.chunks[i];
+    const int64_t r = plan.rank[c.module], at = plan.at(c);
+    std::vector<T> turned(r * out);
+    thin::turn(factors[m + c.module].template const_data_ptr<T>(), r, out, turned.data());
+    const T* rows[kChunk];
+    plan.rows(dys, out, c, rows);
+    thin::dots_here(rows, c.last - c.first, turned.data(), r, out, hs.data() + at);
+    const T scale = static_cast<T>(plan.scale[c.module]);
+    for (int64_t s = 0; s < c.last - c.first; ++s) {
+      const int64_t slot = plan.slots[c.first + s];
+      const T a = alphas[slot] * scale;
+      T da = 0;
+      for (int64_t j = at + s * r; j < at + (s + 1) * r; ++j) {
+        da += us[j] * hs[j];
+        hs[j] *= a;
+        weighed[j] = a * us[j];
+      }
+      if (das) das[slot] = da * scale;
+    }
+  });
+  if (dx.defined()) {
+    add_all<T>(plan, dx.mutable_data_ptr<T>(), in, hs.data(), [&](size_t e) {
+      return Factor<T>{factors[e].template const_data_ptr<T>(), in, 1};
+    });
+  }
+  const auto any = [&](size_t from) {
+    return std::any_of(
+        dfactors.begin() + from, dfactors.begin() + from + m, [](const Tensor& t) { return t.defined(); });
+  };
+  std::vector<T*> to;
+  for (const Tensor& t : dfactors) to.push_back(t.defined() ? t.mutable_data_ptr<T>() : nullptr);
+  if (any(0)) {
+    outer_all<T>(plan, xs, in, hs.data(), [&](size_t e, int64_t first, int64_t width, const T* sum) {
+      for (int64_t k = 0; to[e] && k < plan.rank[e]; ++k) {
+        std::copy_n(sum + k * width, width, to[e] + k * in + first);
+      }
+    });
+  }
+  if (any(m)) {
+    outer_all<T>(plan, dys, out, weighed.data(), [&](size_t e, int64_t first, int64_t width, const T* sum) {
+      const int64_t r = plan.rank[e];
+      for (int64_t c = 0; to[m + e] && c < width; ++c) {
+        for (int64_t k = 0; k < r; ++k) to[m + e][(first + c) * r + k] = sum[k * width + c];
+      }
+    });
+  }
+}
+
+// Inputs are what is added to, x `[tokens, in]`, α `[slots]`, all A, and all B.
+struct GroupedLowRank : public Node {
+  Plan plan;
+  SavedVariable x, alpha;
+  std::vector<SavedVariable> factors;
+  Tensor inner;
+  std::vector<int64_t> y_size;
+
+  variable_list apply(variable_list&& gradients) override {
+    variable_list result(num_outputs());
+    if (!gradients[0].defined()) return result;
+    TORCH_CHECK(
+        inner.defined(), "the backward pass of this graph has been run, and it was not kept");
+    result[0] = gradients[0];
+    const Tensor x = this->x.unpack(), alpha = this->alpha.unpack();
+    std::vector<Tensor> factors;
+    for (const SavedVariable& f : this->factors) factors.push_back(f.unpack());
+    const Tensor dy = gradients[0].reshape({x.size(0), y_size.back()});
+    if (at::GradMode::is_enabled()) {
+      differentiable(x, alpha, factors, dy, result);
+      return result;
+    }
+    if (task_should_compute_output(1)) result[1] = at::zeros_like(x);
+    if (task_should_compute_output(2)) result[2] = at::zeros_like(alpha);
+    std::vector<Tensor> dfactors(factors.size());
+    for (size_t f = 0; f < factors.size(); ++f) {
+      if (task_should_compute_output(3 + f) && used(f)) dfactors[f] = at::empty_like(factors[f]);
+    }
+    const Tensor rows = dy.contiguous();
+    if (x.scalar_type() == at::kFloat) {
+      backward<float>(plan, x, alpha, factors, inner, rows, result[1], result[2], dfactors);
+    } else {
+      backward<double>(plan, x, alpha, factors, inner, rows, result[1], result[2], dfactors);
+    }
+    std::move(dfactors.begin(), dfactors.end(), result.begin() + 3);
+    return result;
+  }
+
+  // Whether anybody chose the module of a factor.
+  bool used(size_t factor) const {
+    const size_t e = factor % plan.modules();
+    return plan.first[e] < plan.first[e + 1];
+  }
+
+  // The same in libtorch's operations, where gradients of gradients are wanted.
+  void differentiable(
+      const Tensor& x,
+      const Tensor& alpha,
+      const std::vector<Tensor>& factors,
+      const Tensor& dy,
+      variable_list& result) const {
+    const size_t m = plan.modules();
+    result[1] = at::zeros_like(x);
+    result[2] = at::zeros_like(alpha);
+    for (size_t e = 0; e < m; ++e) {
+      if (!used(e)) continue;
+      const std::vector<int64_t> own(
+          plan.slots.begin() + plan.first[e], plan.slots.begin() + plan.first[e + 1]);
+      const Tensor slots = at::tensor(own, at::kLong);
+      const Tensor tokens = slots.div(plan.k, "floor");
+      const Tensor xs = x.index_select(0, tokens), dys = dy.index_select(0, tokens);
+      const Tensor a = alpha.index_select(0, slots).mul(plan.scale[e]).unsqueeze(1);
+      const Tensor u = xs.matmul(factors[e].t()), h = dys.matmul(factors[m + e]);
+      result[1] = result[1].index_add(0, tokens, (a * h).matmul(factors[e]));
+      result[2] = result[2].index_add(0, slots, (u * h).sum(1).mul(plan.scale[e]));
+      result[3 + e] = (a * h).t().matmul(xs);
+      result[3 + m + e] = dys.t().matmul(a * u);
+    }
+  }
+
+  void release_variables() override {
+    x.reset_data();
+    alpha.reset_data();
+    for (SavedVariable& f : factors) f.reset_data();
+    inner.reset();
+  }
+
+  std::string name() const override { return "GroupedLowRank"; }
+};
+
+// Whether nobody else has or will look at this memory, so that it can be written.
+bool unshared(const Tensor& t) {
+  return t.use_count() == 1 && t.storage().use_count() == 1 && t.is_contiguous();
+}
+
+}  // namespace
+
+extern "C" {
+
+// `*result` = y + Σ α s B A x, in y's memory where nobody else has it. Slots are sorted by module,
+// module e having those from `first[e]` to `first[e + 1]`; what its A and B, which are contiguous,
+// are multiplied by is `scales[e]`.
+char* modl_grouped_low_rank(
+    Tensor* y,
+    Tensor* x,
+    Tensor* alpha,
+    int64_t k,
+    const int64_t* slots,
+    const int64_t* first,
+    size_t modules,
+    Tensor** factors,
+    const double* scales,
+    Tensor** result) {
+  return told([&] {
+    Plan plan;
+    plan.k = k;
+    plan.slots.assign(slots, slots + first[modules]);
+    plan.first.assign(first, first + modules + 1);
+    plan.scale.assign(scales, scales + modules);
+    std::vector<Tensor> all;
+    bool recorded = y->requires_grad() || x->requires_grad() || alpha->requires_grad();
+    for (size_t f = 0; f < 2 * modules; ++f) {
+      all.push_back(*factors[f]);
+      recorded |= factors[f]->requires_grad();
+    }
+    recorded &= at::GradMode::is_enabled();
+    for (size_t e = 0; e < modules; ++e) plan.rank.push_back(all[e].size(0));
+    plan.divide();
+    c10::intrusive_ptr<GroupedLowRank> node;
+    Tensor inner;
+    if (recorded) {
+      inner = at::empty({plan.inner.back()}, x->options().requires_grad(false));
+      node = c10::make_intrusive<GroupedLowRank>();
+      edge_list next;
+      const auto edge = [&](const Tensor& t) {
+        next.push_back(t.requires_grad() ? torch::autograd::impl::gradient_edge(t) : Edge());
+      };
+      edge(*y);
+      edge(*x);
+      edge(*alpha);
+      for (const Tensor& f : all) {
+        edge(f);
+        node->factors.emplace_back(f, false);
+      }
+      node->x = SavedVariable(*x, false);
+      node->alpha = SavedVariable(*alpha, false);
+      node->inner = inner;
+      node->y_size = y->sizes().vec();
+      node->set_next_edges(std::move(next));
+    }
+    const bool own = unshared(*y);
+    Tensor sum = y->variable_data();  // The same memory.
+    if (!own) {
+      sum = at::empty(y->sizes(), sum.options()).copy_(sum);
+    }
+    {
+      const at::NoGradGuard guard;
+      if (x->scalar_type() == at::kFloat) {
+        forward<float>(plan, *x, *alpha, all, inner, sum);
+      } else {
+        forward<double>(plan, *x, *alpha, all, inner, sum);
+      }
+    }
+    if (recorded) {
+      node->plan = std::move(plan);
+      torch::autograd::set_history(sum, node);
+    }
+    *result = new Tensor(std::move(sum));
+  });
+}
+
+}  // extern "C"
