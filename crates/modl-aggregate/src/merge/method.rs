@@ -204,6 +204,16 @@ impl Settings {
         Ok(self)
     }
 
+    /// Names and values, for people; those of each model in a list.
+    pub fn shown(&self) -> BTreeMap<String, String> {
+        let list = |v: &Vec<Value>| {
+            let all: Vec<String> = v.iter().map(Value::to_string).collect();
+            format!("[{}]", all.join(", "))
+        };
+        let each = self.each.iter().map(|(name, v)| (name.clone(), list(v)));
+        each.chain(self.all.iter().map(|(name, v)| (name.clone(), v.to_string()))).collect()
+    }
+
     /// A number of the merge.
     ///
     /// # Errors
@@ -240,19 +250,6 @@ impl Settings {
     pub fn each(&self, name: &str) -> Result<Vec<f64>> {
         let values = self.each.get(name).ok_or_else(|| wrong(name, None, "a number"))?;
         values.iter().map(|v| number(v).ok_or_else(|| wrong(name, Some(v), "a number"))).collect()
-    }
-}
-
-impl std::fmt::Display for Settings {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let list = |v: &Vec<Value>| {
-            let all: Vec<String> = v.iter().map(Value::to_string).collect();
-            format!("[{}]", all.join(", "))
-        };
-        let each = self.each.iter().map(|(name, v)| format!("{name} {}", list(v)));
-        let all: Vec<String> =
-            each.chain(self.all.iter().map(|(name, v)| format!("{name} {v}"))).collect();
-        f.write_str(&all.join(", "))
     }
 }
 
