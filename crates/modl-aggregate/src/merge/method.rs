@@ -253,6 +253,13 @@ impl Settings {
     }
 }
 
+impl std::fmt::Display for Settings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let all = self.shown().into_iter().map(|(name, value)| format!("{name} {value}"));
+        f.write_str(&all.collect::<Vec<_>>().join(", "))
+    }
+}
+
 /// A number, also one that YAML holds for a text (`1e-5`).
 fn number(value: &Value) -> Option<f64> {
     value.as_f64().or_else(|| value.as_str()?.parse().ok())
