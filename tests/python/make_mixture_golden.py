@@ -187,12 +187,19 @@ LORAS = {
         "target_modules": ["q_a_proj", "kv_b_proj", "shared_experts.down_proj"],
         "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
     },
+    # Experts are modules of their own here, `mlp.experts.expert_0.wi`.
+    "tiny_switch": {
+        "task_type": "SEQ_2_SEQ_LM",
+        "target_modules": ["q", "wi", "wo"],
+        "rank_pattern": {"expert_1.wi": 3},
+        "alpha_pattern": {r"decoder\..*\.wo": 6},
+    },
 }
 
 
 def make_lora(model, folder, inputs, targets):
     torch.manual_seed(5)
-    config = LoraConfig(r=2, lora_alpha=4, task_type="CAUSAL_LM", **targets)
+    config = LoraConfig(**{"r": 2, "lora_alpha": 4, "task_type": "CAUSAL_LM", **targets})
     tuned = get_peft_model(model, config).eval()
     with torch.no_grad():
         for name, p in tuned.named_parameters():

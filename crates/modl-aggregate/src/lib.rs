@@ -1,23 +1,38 @@
 #![doc = include_str!("../README.md")]
 
 pub mod adapters;
+mod attention;
 mod average;
+mod changes;
 mod concat;
 mod factors;
+mod function;
+mod input;
 pub mod merge;
 pub mod mergekit;
 mod multi_head;
 mod offline;
+mod outputs;
 pub mod parameters;
+mod per_module;
 mod stack;
 mod unchanged;
 mod weighted_sum;
 
+pub use attention::{
+    Asks, Falling, Fusion, ModuleAttention, QuerySource, Temperature, ValueStart, load_fusion,
+    save_fusion,
+};
 pub use average::Average;
 pub use concat::Concat;
 pub use factors::Factors;
+pub use function::{Compose, Composition, Graph, Join, Node, Tree, run_trees};
+pub use input::{Attempt, AttemptForm, PromptConcat, nearest_prompts, start_from_prompt};
 pub use multi_head::MultiHead;
 pub use offline::merge_low_rank;
+pub use outputs::{
+    AdapterSoup, BayesianMixture, Ensemble, EnsembleOf, Gate, Gated, Prior, ScalarMix, scalar_mix,
+};
 pub use stack::Stack;
 pub use weighted_sum::WeightedSum;
 
@@ -34,5 +49,9 @@ pub fn register(r: &mut Registry) -> Result<()> {
     r.register::<Concat>("Exact sum of low-rank changes", "PEFT's `cat`", "5.1")?;
     r.register::<MultiHead>("Average part by part", "Page-Caccia et al. 2023", "5.1")?;
     r.register::<Factors>("Average factor by factor", "Wang et al. 2022, AdaMix", "5.1")?;
-    r.register::<Stack>("One module on the other", "Pfeiffer et al. 2020, MAD-X", "5.3")
+    r.register::<Stack>("One module on the other", "Pfeiffer et al. 2020, MAD-X", "5.3")?;
+    outputs::register(r)?;
+    attention::register(r)?;
+    input::register(r)?;
+    function::register(r)
 }

@@ -9,8 +9,8 @@
 //! names. Routers that name modules in an order are those that look them up, such as `fixed`.
 
 use modl_core::{
-    Aggregator, AggregatorConfig, Context, Error, Host, Module, Order, Outputs, Result, Routing,
-    Scope, Signal, Site, Tensors, Weights,
+    Active, Aggregator, AggregatorConfig, Context, Error, Host, Module, Order, Outputs, Result,
+    Routing, Scope, Signal, Site, Tensors, Weights,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -45,35 +45,52 @@ impl Aggregator for Stack {
 
     fn outputs(&self, _: &Routing, h: &Outputs) -> Result<Signal> {
         h.active().per_alpha(h.input(), h.context(), |active, x, cx| {
-            let Weights::Fixed(order) = &active.routing().weights else {
-                return Err(Error::unsupported(
-                    "a stack of modules without an order",
-                    "choose a router that names modules in order: `fixed`",
-                ));
-            };
-            let mut modules: Vec<&dyn Module> = Vec::with_capacity(order.len());
-            for (j, weight) in order {
-                if *weight != 1.0 && *weight != 1.0 / order.len() as f64 {
-                    let problem =
-                        format!("a module has weight {weight}, and a stack has no weights");
-                    return Err(Error::invalid("stack", problem));
-                }
-                modules.extend(active.modules().find(|(k, ..)| k == j).map(|(_, _, m)| m));
-            }
+            let modules = in_order("stack", active)?;
             run(h.host(), h.host().theta(), &modules, x, cx)
         })
     }
+}
+
+/// The active modules by name, in the order in which the router names them.
+///
+/// # Errors
+/// Where it names no order, or weighs places in it.
+pub(crate) fn in_order<'a>(
+    kind: &str,
+    active: &Active<'a>,
+) -> Result<Vec<(&'a str, &'a dyn Module)>> {
+    let Weights::Fixed(order) = &active.routing().weights else {
+        return Err(Error::unsupported(
+            format!("`{kind}` of modules without an order"),
+            "choose a router that names modules in order: `fixed`",
+        ));
+    };
+    // Of a list of n names, some of which may not stand here, each has 1 ⁄ n.
+    let place = |w: f64| {
+        let n = w.recip().round();
+        w == 1.0 || (n >= order.len() as f64 && w == n.recip())
+    };
+    let first = order.first().map_or(1.0, |(_, w)| *w);
+    let mut modules = Vec::with_capacity(order.len());
+    for (j, weight) in order {
+        if *weight != first || !place(*weight) {
+            let problem = format!("a module has weight {weight}, and `{kind}` has no weights");
+            return Err(Error::invalid(kind, problem));
+        }
+        modules.extend(active.modules().find(|(k, ..)| k == j).map(|(_, name, m)| (name, m)));
+    }
+    Ok(modules)
 }
 
 /// The last module with the ones before it as its base function.
 fn run(
     f: &Host,
     theta: &Tensors,
-    modules: &[&dyn Module],
+    modules: &[(&str, &dyn Module)],
     x: &Signal,
     cx: &Context,
 ) -> Result<Signal> {
-    let Some((last, before)) = modules.split_last() else { return f.call_with(theta, x, cx) };
+    let Some(((_, last), before)) = modules.split_last() else { return f.call_with(theta, x, cx) };
     let base = |theta: &Tensors, x: &Signal, cx: &Context| run(f, theta, before, x, cx);
     last.forward(&f.around(theta, &base), x, cx)
 }

@@ -45,6 +45,39 @@ fn multi_head() {
 }
 
 #[test]
+fn fusion() {
+    for config in [
+        json!({"type": "fusion", "value": "identity"}),
+        json!({"type": "fusion", "value": "none", "query_source": "input"}),
+        json!({"type": "fusion", "value": "identity", "residual_before": true, "temperature": 2.0}),
+    ] {
+        check(config.clone(), lora(), AggregatorClaims::default());
+        check(config, Box::new(|| Box::new(standins::Scale)), AggregatorClaims::default());
+    }
+}
+
+#[test]
+fn learned_weights_over_outputs() {
+    for config in [
+        json!({"type": "scalar_mix"}),
+        json!({"type": "scalar_mix", "gamma": false}),
+        json!({"type": "gated"}),
+        json!({"type": "module_attention"}),
+        json!({"type": "module_attention", "asks": "token", "rank": 3}),
+    ] {
+        check(config.clone(), lora(), AggregatorClaims::default());
+        check(config, Box::new(|| Box::new(standins::Scale)), AggregatorClaims::default());
+    }
+    // Each change is let through by itself, half of it at first.
+    let by_itself = AggregatorClaims {
+        single_is_identity: false,
+        idempotent: false,
+        ..AggregatorClaims::default()
+    };
+    check(json!({"type": "gated", "gate": "sigmoid"}), lora(), by_itself);
+}
+
+#[test]
 fn stack() -> Result<()> {
     // It has no weights; by rows it is tested with its order in `multi_head.rs`.
     let registry = Registry::new().with(modl_aggregate::register)?;
@@ -67,7 +100,7 @@ fn stack() -> Result<()> {
 #[test]
 fn every_aggregator_is_documented_and_reads_back_what_it_wrote() -> Result<()> {
     let registry = Registry::new().with(modl_aggregate::register)?;
-    assert_eq!(registry.aggregators.entries().len(), 6);
+    assert_eq!(registry.aggregators.entries().len(), 14);
     for entry in registry.aggregators.entries() {
         assert!(!entry.title.is_empty() && !entry.citation.is_empty() && !entry.section.is_empty());
         let config = registry.aggregators.parse(&json!({"type": entry.name}))?;

@@ -1,6 +1,6 @@
 //! The program as a user meets it: what it prints, what it writes, how it refuses, how it goes on.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 mod bench;
 
@@ -67,7 +67,18 @@ fn a_recipe_is_trained_tested_and_looked_at() {
     let again = succeed(&["eval", &out]);
     assert!(again.contains("spearman"));
     assert_eq!(fs::read_to_string(b.path("run/metrics.json")).unwrap(), first);
-    assert!(succeed(&["inspect", &out]).contains("router"));
+    let text = succeed(&["inspect", &out]);
+    let line = |name: &str| {
+        let own = |l: &&str| l.trim_start_matches(['│', ' ']).starts_with(name);
+        text.lines().find(own).unwrap_or_else(|| panic!("no {name} in {text}"))
+    };
+    assert!(line("router").contains("soft") && line("router").contains("init_std = 0.1"));
+    assert!(line("router").contains("one for all sites"), "{text}");
+    assert!(line("router").contains("each example"), "{text}");
+    assert!(line("aggregator").contains("weighted_sum"));
+    assert!(line("b ").contains("r = 2") && line("b ").contains("query, value"), "{text}");
+    let phase = succeed(&["inspect", &b.arg("run/phases/1-fit")]);
+    assert!(phase.contains("aggregator") && phase.contains("weighted_sum"), "{phase}");
     let adapter = b.arg("run/phases/1-fit/modules/a");
     assert!(succeed(&["inspect", &adapter]).contains("LORA"));
     assert!(succeed(&["inspect", &b.arg("model")]).contains("attention.self.query"));

@@ -6,7 +6,7 @@ mod bench;
 
 use std::fs;
 
-use bench::{Bench, RECIPE, refuse, succeed};
+use bench::{Bench, refuse, succeed};
 use modl_core::checkpoint::Checkpoint;
 use serde_json::Value;
 
@@ -125,8 +125,7 @@ fn dense_controls_have_as_many_parameters_and_operations_as_the_modules() {
             routers,
             "--seeds",
             "1",
-            "--set",
-            "phases.1.loss_weights={ balance = 0.01, z = 0.0 }",
+            // What top_k's losses count is left to its papers.
             "--set",
             "data.tasks={ a = \"a.tsv\", b = \"b.tsv\", c = \"a.tsv\" }",
             "--out",
@@ -165,7 +164,4 @@ fn what_cannot_be_compared_is_refused_in_words() {
     ask("soft,soft", &["are the same"]);
     ask(r#"top_k{"kk":2}"#, &["top_k", "kk"]);
     ask(r#"top_k{"k":"#, &["--routers", "settings of `top_k`"]);
-    // A router's loss has no weight in this recipe.
-    ask("top_k", &["loss_weights.balance", "router top_k, seed 0"]);
-    assert!(!RECIPE.contains("loss_weights"));
 }

@@ -121,10 +121,10 @@ fn collapse_overfitting_and_drops_are_said_in_words() {
         site("collapsed <site>", vec![m1.clone(), m1.clone()]),
         site("soft", vec![even.clone(), even]),
     ];
-    test.add(&Trace { routings }, &["x", "y"], None).unwrap();
+    test.add(&Trace::of(routings), &["x", "y"], None).unwrap();
     let mut train = Recorder::default();
     let routings = vec![site("soft", vec![m0, m1])];
-    train.add(&Trace { routings }, &["x", "y"], None).unwrap();
+    train.add(&Trace::of(routings), &["x", "y"], None).unwrap();
     let [mut test, mut train] = [test, train].map(Recorder::finish);
     (test.name, train.name) = ("test".into(), "train".into());
     let file = b.path("choices.safetensors");

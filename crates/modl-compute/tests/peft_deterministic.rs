@@ -50,11 +50,11 @@ fn with_adapter(base: &str, folder: &Path) -> Modular {
     model
 }
 
-/// LoRA at attention, at the shared expert and its gate, and in the layer that has no mixture; and
-/// at latent attention and the stacked matrices of experts.
+/// LoRA at attention, at the shared expert and its gate, and in the layer that has no mixture;
+/// at latent attention and the stacked matrices of experts; and at the matrices of each expert.
 #[test]
-fn a_lora_finds_the_sites_of_qwen2_moe_and_deepseek_v3() {
-    for name in ["tiny_qwen2_moe", "tiny_deepseek_v3"] {
+fn a_lora_finds_the_sites_of_mixtures() {
+    for name in ["tiny_qwen2_moe", "tiny_deepseek_v3", "tiny_switch"] {
         a_lora_finds_its_sites(name);
     }
 }

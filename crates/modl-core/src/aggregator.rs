@@ -4,7 +4,10 @@ use std::fmt::Debug;
 
 use serde_json::Value;
 
-use crate::{Active, Error, Module, Outputs, Result, Routing, Scope, Signal, Site, Tensors};
+use crate::{
+    Active, Bank, Context, Error, Module, Outputs, Result, Routing, Scope, Signal, Site, Tensor,
+    Tensors,
+};
 
 /// Whether modules are computed before they are aggregated, or after.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +40,24 @@ pub trait Aggregator: Debug + Send {
     fn parameters(&self, _phi: &Active, _theta: &Tensors) -> Result<Box<dyn Module>> {
         Err(Error::unsupported(format!("`{}` on parameters", self.kind()), "it combines outputs"))
     }
+
+    /// Whether what comes out at a token depends on tokens that follow it. Such an aggregator is
+    /// refused where the backbone is [causal](crate::Backbone::causal).
+    fn looks_ahead(&self) -> bool {
+        false
+    }
+
+    /// What training adds to the loss for γ, a scalar whose factor is in it already. Most have none.
+    fn penalty(&self, _cx: &Context) -> Result<Option<Tensor>> {
+        Ok(None)
+    }
+
+    /// What it does after each step of training besides what the optimiser does, such as lowering a
+    /// temperature: `done` of `total` steps are done. What has to survive a restart is a
+    /// [buffer](Scope::buffer), which is written in place.
+    fn after_step(&self, _done: u64, _total: u64) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// A recipe for aggregators.
@@ -54,4 +75,15 @@ pub trait AggregatorConfig: Debug + Send {
 
     /// Makes the aggregator of `site`.
     fn build(&self, site: &Site, scope: &mut Scope) -> Result<Box<dyn Aggregator>>;
+
+    /// Makes the aggregator of `site` over the modules that stand there, for one that has parameters
+    /// of each.
+    fn build_over(
+        &self,
+        site: &Site,
+        _bank: &Bank,
+        scope: &mut Scope,
+    ) -> Result<Box<dyn Aggregator>> {
+        self.build(site, scope)
+    }
 }

@@ -49,6 +49,12 @@ pub trait Backbone: Debug + Send {
         false
     }
 
+    /// The losses that it wants to be added in training, as mixtures of experts do to keep their own
+    /// routers balanced. [`crate::Modular::forward`] records them beside those of modules' routers.
+    fn own_losses(&self) -> Vec<OwnLoss> {
+        Vec::new()
+    }
+
     /// Itself in pieces, where it can be run so.
     fn segments(&self) -> Option<Box<dyn Segments + '_>> {
         None
@@ -69,6 +75,17 @@ pub trait Backbone: Debug + Send {
         }
         Ok(hash.finalize().iter().take(8).map(|b| format!("{b:02x}")).collect())
     }
+}
+
+/// A loss that a backbone gives by itself.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OwnLoss {
+    /// What it is called where it is weighed: `aux_loss`.
+    pub name: String,
+    /// The outputs whose sum it is: those of them that a pass has.
+    pub outputs: Vec<String>,
+    /// What it counts where a recipe does not say.
+    pub weight: f64,
 }
 
 /// The modular layers of a network, by site.

@@ -157,6 +157,34 @@ impl<'a> Active<'a> {
         Outputs::new(self, f, x, cx)
     }
 
+    /// The rows of `alpha` `[batch, m]` in groups of one α. Where gradients flow through α each row has
+    /// its own: equal numbers may come of different inputs, whose gradients differ.
+    fn alike(&self, alpha: &Tensor) -> Result<Vec<Vec<i64>>> {
+        let rows = alpha.len_of(0);
+        let heads = self.routing.heads.as_ref();
+        if alpha.requires_grad() || heads.is_some_and(Tensor::requires_grad) {
+            return Ok((0..rows).map(|r| vec![r]).collect());
+        }
+        let bits = |t: &Tensor| -> Result<Vec<Vec<u64>>> {
+            let width = (t.numel() / rows.max(1) as usize).max(1);
+            let all: Vec<u64> = t.to_vec::<f64>()?.into_iter().map(f64::to_bits).collect();
+            Ok(all.chunks(width).map(<[u64]>::to_vec).collect())
+        };
+        let mut keys = bits(alpha)?;
+        if let Some(heads) = heads.filter(|h| h.dim() == 3) {
+            keys.iter_mut().zip(bits(heads)?).for_each(|(key, own)| key.extend(own));
+        }
+        let (mut places, mut groups) = (HashMap::new(), Vec::<Vec<i64>>::new());
+        for (r, key) in (0..).zip(keys) {
+            let place = *places.entry(key).or_insert(groups.len());
+            match groups.get_mut(place) {
+                Some(group) => group.push(r),
+                None => groups.push(vec![r]),
+            }
+        }
+        Ok(groups)
+    }
+
     /// Runs `work` once for each different α: on the whole batch where it is static, else on the
     /// rows that share one.
     ///
@@ -197,8 +225,11 @@ impl<'a> Active<'a> {
                     _ => Kind::Float,
                 };
                 let alpha = self.routing.dense(kind, x.x.device())?;
-                let row = |r: i64| Ok((vec![r], Weights::Dense(alpha.select(0, r)?)));
-                (0..x.rows()).map(row).collect::<Result<_>>()?
+                let row = |m: Vec<i64>| {
+                    let first = m.first().copied().unwrap_or_default();
+                    Ok((m, Weights::Dense(alpha.select(0, first)?)))
+                };
+                self.alike(&alpha)?.into_iter().map(row).collect::<Result<_>>()?
             }
         };
         let nobody = groups.is_empty().then(|| (Vec::new(), Weights::Fixed(Vec::new())));
@@ -221,6 +252,41 @@ impl<'a> Active<'a> {
 mod tests {
     use super::*;
     use crate::{Device, LowRank};
+
+    /// Rows of one α go together, in whatever order they come, unless gradients flow through α.
+    #[test]
+    fn rows_of_one_alpha_are_computed_together() {
+        let zero = Tensor::zeros(&[1, 1], Kind::Float, Device::Cpu).unwrap();
+        let thin = LowRank { down: zero.clone(), up: zero, scale: 1.0 };
+        let mut bank = Bank::new();
+        for name in ["a", "b"] {
+            bank.insert(name, Box::new(thin.clone())).unwrap();
+        }
+        let numbers = [0.5f32, 0.5, 0.1, 0.9, 0.5, 0.5, 0.1, 0.9];
+        let alpha = Tensor::from_slice(&numbers, &[4, 2], Device::Cpu).unwrap();
+        let learned = alpha.copy().unwrap();
+        learned.set_requires_grad(true).unwrap();
+        let x =
+            Signal::from(Tensor::from_slice(&[1f32, 2., 3., 4.], &[4, 1], Device::Cpu).unwrap());
+        for (alpha, expected) in [
+            (alpha, vec![vec![1., 3.], vec![2., 4.]]),
+            (learned, vec![vec![1.], vec![2.], vec![3.], vec![4.]]),
+        ] {
+            let routing = Routing::new(Weights::Dense(alpha), 2);
+            let active = bank.select(&routing, 4).unwrap();
+            let calls = std::cell::RefCell::new(Vec::<Vec<f32>>::new());
+            let y = active.per_alpha(&x, &Context::eval(), |own, x, _| {
+                calls.borrow_mut().push(x.x.to_vec::<f32>()?);
+                let first = own.alpha()?.select(0, 0)?;
+                Ok(x.replace(x.x.mul(&first)?))
+            });
+            let y = y.unwrap().x.to_vec::<f32>().unwrap();
+            for (y, wanted) in y.iter().zip([0.5f32, 0.2, 1.5, 0.4]) {
+                assert!((y - wanted).abs() < 1e-6);
+            }
+            assert_eq!(calls.into_inner(), expected);
+        }
+    }
 
     #[test]
     fn places_follow_the_names_when_a_module_goes() {

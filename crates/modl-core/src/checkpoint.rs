@@ -3,8 +3,6 @@
 
 use std::collections::HashMap;
 use std::fmt::Debug;
-use std::fs::{self, File};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
@@ -15,6 +13,7 @@ use serde_json::Value;
 use crate::{Device, Error, Kind, Result, Tensor};
 
 pub use crate::torch_file::TorchFile;
+pub use crate::whole_file::write_whole;
 
 /// A file of named tensors.
 pub trait TensorFile: Debug {
@@ -268,6 +267,15 @@ pub fn save<'a>(
     metadata: HashMap<String, String>,
 ) -> Result<()> {
     let path = path.as_ref();
+    write_whole(path, &encode(path, tensors, metadata)?)
+}
+
+/// The bytes of a file with tensors and free text; `path` is for errors.
+pub(crate) fn encode<'a>(
+    path: &Path,
+    tensors: impl IntoIterator<Item = (&'a str, &'a Tensor)>,
+    metadata: HashMap<String, String>,
+) -> Result<Vec<u8>> {
     let mut data = Vec::new();
     for (name, t) in tensors {
         if data.iter().any(|(n, ..): &(String, _, _, _)| n == name) {
@@ -285,7 +293,7 @@ pub fn save<'a>(
     let metadata = (!metadata.is_empty()).then_some(metadata);
     let mut bytes = safetensors::serialize(views, metadata).map_err(|e| Error::file(path, e))?;
     sort_metadata(&mut bytes);
-    write_whole(path, &bytes)
+    Ok(bytes)
 }
 
 /// Puts the free text in the order of its keys: it comes from a hash map, and the same tensors are
@@ -307,31 +315,10 @@ fn sort_metadata(file: &mut [u8]) {
     }
 }
 
-/// Writes a file so that it appears whole or not at all, also where the machine stops halfway.
-pub fn write_whole(path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
-    let path = path.as_ref();
-    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    let folder = match path.parent() {
-        Some(p) if !p.as_os_str().is_empty() => p,
-        _ => Path::new("."),
-    };
-    let temporary = folder.join(format!(".{name}.{}.tmp", std::process::id()));
-    let write = || -> std::io::Result<()> {
-        fs::create_dir_all(folder)?;
-        let mut file = File::create(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)?;
-        File::open(folder)?.sync_all()
-    };
-    write().map_err(|e| {
-        let _ = fs::remove_file(&temporary);
-        Error::file(path, format!("cannot be written: {e}; what was there before is untouched"))
-    })
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn t(v: &[f32]) -> Tensor {

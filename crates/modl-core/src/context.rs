@@ -7,20 +7,36 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::of_rows::{Decisions, OfRows};
-use crate::{ActivationCheckpoints, Cache, Error, Result, ResultExt, Routing, Seed, Tensor};
+use crate::tensor::is_float;
+use crate::{
+    ActivationCheckpoints, Cache, Error, Result, ResultExt, Routing, Seed, Tensor, Tensors,
+};
 
 /// What happened during a forward pass.
 #[derive(Debug, Default)]
+#[non_exhaustive]
 pub struct Trace {
     /// Site and routing, in the order in which sites were passed.
     pub routings: Vec<(String, Routing)>,
+    /// The losses of the backbone's own ([`crate::Backbone::own_losses`]), by name.
+    pub backbone: Vec<(String, Tensor)>,
+    /// The names of those of the backbone's own losses that the pass did not give.
+    pub left_out: Vec<String>,
+    /// What the backbone has said aside, until it takes it up again.
+    said: Vec<(String, Tensor)>,
 }
 
 impl Trace {
-    /// The auxiliary losses of all routers, added up by name.
+    /// What was routed, by site.
+    pub fn of(routings: Vec<(String, Routing)>) -> Self {
+        Trace { routings, ..Self::default() }
+    }
+
+    /// The auxiliary losses of all routers and those of the backbone's own, added up by name.
     pub fn losses(&self) -> Result<BTreeMap<String, Tensor>> {
         let mut sums: BTreeMap<String, Tensor> = BTreeMap::new();
-        for (name, loss) in self.routings.iter().flat_map(|(_, r)| &r.losses) {
+        let routers = self.routings.iter().flat_map(|(_, r)| &r.losses);
+        for (name, loss) in routers.chain(&self.backbone) {
             let sum = match sums.get(name) {
                 Some(s) => s.add(loss)?,
                 None => loss.clone(),
@@ -29,6 +45,13 @@ impl Trace {
         }
         Ok(sums)
     }
+}
+
+/// How much of a trace there was at some moment.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Recorded {
+    routings: usize,
+    said: usize,
 }
 
 /// The labels that say which task a row is of.
@@ -48,6 +71,8 @@ pub struct Context {
     features: BTreeMap<String, OfRows<Tensor>>,
     past: Option<Cache>,
     checkpoints: Option<ActivationCheckpoints>,
+    /// The number of the pass among several of a batch, and the seed that all of them know.
+    among: Option<(u64, Seed)>,
     trace: Rc<RefCell<Trace>>,
     decided: Rc<Decisions>,
 }
@@ -63,6 +88,7 @@ impl Context {
             features: BTreeMap::new(),
             past: None,
             checkpoints: None,
+            among: None,
             trace: Rc::default(),
             decided: Rc::default(),
         }
@@ -128,10 +154,36 @@ impl Context {
         Context { trace: Rc::default(), decided: Rc::default(), ..self.clone() }
     }
 
-    /// Whether a router has given a loss or a note so far.
-    pub(crate) fn has_losses(&self) -> bool {
-        let more = |r: &Routing| !(r.losses.is_empty() && r.noted.is_empty());
-        self.trace.borrow().routings.iter().any(|(_, r)| more(r))
+    /// How much has been recorded so far.
+    pub(crate) fn recorded(&self) -> Recorded {
+        let trace = self.trace.borrow();
+        Recorded { routings: trace.routings.len(), said: trace.said.len() }
+    }
+
+    /// What a part of the pass recorded after `before` and gradients may flow through: losses and
+    /// notes of routers, and what was said aside. Each becomes what `change` makes of it.
+    pub(crate) fn change_recorded(
+        &self,
+        before: Recorded,
+        mut change: impl FnMut(&Tensor) -> Result<Tensor>,
+    ) -> Result<()> {
+        let mut trace = self.trace.borrow_mut();
+        let Trace { routings, said, .. } = &mut *trace;
+        for (_, routing) in routings.iter_mut().skip(before.routings) {
+            for (_, loss) in &mut routing.losses {
+                *loss = change(loss)?;
+            }
+            let mut noted = Tensors::new();
+            for (name, t) in routing.noted.iter() {
+                let t = if is_float(t.kind()) { change(t)? } else { t.clone() };
+                noted.set(name.to_owned(), t);
+            }
+            routing.noted = noted;
+        }
+        for (_, t) in said.iter_mut().skip(before.said) {
+            *t = change(t)?;
+        }
+        Ok(())
     }
 
     /// The task name of each row.
@@ -189,6 +241,19 @@ impl Context {
         self.seed.nth(self.step).child(path)
     }
 
+    /// As the `number`-th pass, from 0, of several of a batch, which know `seed` together beside their
+    /// own ones.
+    pub fn as_pass(self, number: u64, seed: Seed) -> Self {
+        Context { among: Some((number, seed)), ..self }
+    }
+
+    /// The number of this pass among several of a batch, and the seed for a draw at `path` that all
+    /// of them make alike: 0 and that of [`Context::draw`] where there is but one.
+    pub fn pass(&self, path: &str) -> (u64, Seed) {
+        let (number, seed) = self.among.unwrap_or((0, self.seed));
+        (number, seed.nth(self.step).child(path))
+    }
+
     /// The context of some rows of the batch only. Their labels and features are picked when
     /// somebody asks for them.
     ///
@@ -213,6 +278,26 @@ impl Context {
         self.trace.borrow_mut().routings.push((site.to_owned(), routing.clone()));
     }
 
+    /// Puts something aside that a part of the backbone says, for the end of the pass: a mixture the
+    /// logits of its router. Gradients flow through it also with activation checkpointing.
+    pub fn say(&self, name: impl Into<String>, t: Tensor) {
+        self.trace.borrow_mut().said.push((name.into(), t));
+    }
+
+    /// Takes up what was said aside, in order.
+    pub fn take_said(&self) -> Vec<(String, Tensor)> {
+        std::mem::take(&mut self.trace.borrow_mut().said)
+    }
+
+    /// Notes a loss of the backbone's own, or that there is none.
+    pub(crate) fn record_own(&self, name: String, loss: Option<Tensor>) {
+        let mut trace = self.trace.borrow_mut();
+        match loss {
+            Some(loss) => trace.backbone.push((name, loss)),
+            None => trace.left_out.push(name),
+        }
+    }
+
     /// Takes out what has been recorded, and forgets it.
     pub fn take_trace(&self) -> Trace {
         std::mem::take(&mut self.trace.borrow_mut())
@@ -225,8 +310,7 @@ impl Context {
         work: impl FnOnce() -> Result<Routing>,
     ) -> Result<Routing> {
         if let Some(known) = self.decided.find(key)? {
-            // Its losses and notes were counted at the first site.
-            return Ok(known.with_weights(known.weights.clone()));
+            return Ok(known.repeated());
         }
         let routing = work()?;
         self.decided.set(key, routing.clone());

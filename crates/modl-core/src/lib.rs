@@ -17,7 +17,7 @@
 //! | `activation_checkpointing.rs` | training that keeps less and computes more |
 //! | `cache.rs` | what a decoder keeps of the tokens that it has seen |
 //! | `tensor.rs`, `linear.rs`, `random.rs` | fallible tensors over libtorch; seeds, initialisation, dropout |
-//! | `params.rs`, `scope.rs`, `checkpoint.rs`, `torch_file/`, `module_file.rs` | named parameters and files |
+//! | `params.rs`, `scope.rs`, `checkpoint.rs`, `shards.rs`, `torch_file/`, `module_file.rs` | named parameters and files |
 //! | `registry.rs` | names to constructors, for recipes and the command line |
 //! | `testing/` | the contract that every module, router and aggregator passes |
 //!
@@ -63,6 +63,7 @@ mod residents;
 mod router;
 mod routing;
 mod scope;
+pub mod shards;
 mod side_by_side;
 mod site;
 mod targets;
@@ -75,11 +76,12 @@ mod tensors;
 pub mod testing;
 mod torch_file;
 mod undecided;
+mod whole_file;
 
 pub use activation::Activation;
 pub use activation_checkpointing::{ActivationCheckpoints, Segments};
 pub use aggregator::{Aggregator, AggregatorConfig, Order};
-pub use backbone::{Backbone, Layers};
+pub use backbone::{Backbone, Layers, OwnLoss};
 pub use bank::{Active, Bank};
 pub use cache::Cache;
 pub use context::{Context, Trace};
@@ -98,7 +100,7 @@ pub use random::{Init, Seed, dropout, dropout_mask};
 pub use registry::{Catalog, Entry, Registry, from_json, to_json};
 pub use residents::Residents;
 pub use router::{Outcome, Router, RouterConfig, Shared};
-pub use routing::{Level, Routing, Weights};
+pub use routing::{ASSIGNED, Level, Routing, Weights};
 pub use scope::Scope;
 pub use side_by_side::{Branch, Work, side_by_side, suits_side_by_side};
 pub use site::{Host, HostFn, STACK_DOWN, STACK_UP, Signal, Site, SiteKind};

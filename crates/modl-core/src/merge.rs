@@ -50,7 +50,9 @@ impl Modular {
 
     /// Refuses a change at `site` of a parameter that another site computes with.
     fn refuse_shared(&self, site: &Site, t: &Tensor) -> Result<()> {
-        for other in self.backbone().sites().iter().filter(|s| s.index != site.index) {
+        // What stands within another site is a part of it, and no second use of the parameter.
+        let apart = |s: &&Site| s.index != site.index && !s.is_within(site) && !site.is_within(s);
+        for other in self.backbone().sites().iter().filter(apart) {
             if self.backbone().theta(other)?.iter().any(|(_, o)| o.shares(t)) {
                 return Err(Error::unsupported(
                     format!("merging at `{}`, whose weight `{}` shares", site.path, other.path),

@@ -1,10 +1,10 @@
 //! A frozen backbone with modules at its sites.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use crate::attach::Attached;
 use crate::{
-    AggregatorConfig, Backbone, Context, Error, Kind, Layers, ModularLayer, ModuleConfig,
+    AggregatorConfig, Backbone, Context, Error, Kind, Layers, ModularLayer, ModuleConfig, OwnLoss,
     ParamStore, Result, ResultExt, RouterConfig, Scope, Seed, Select, Site, Step, Targets, Tensor,
     Tensors,
 };
@@ -20,6 +20,8 @@ const INPUT_IDS: &str = "input_ids";
 #[derive(Debug)]
 pub struct Modular {
     backbone: Box<dyn Backbone>,
+    /// The number of each of its sites by path.
+    pub(crate) places: HashMap<String, usize>,
     pub(crate) layers: Layers,
     pub(crate) params: ParamStore,
     pub(crate) attached: BTreeMap<String, Attached>,
@@ -42,7 +44,9 @@ impl Modular {
     /// [`Modular::new`] for a backbone whose type is not known.
     pub fn from_box(backbone: Box<dyn Backbone>, seed: Seed) -> Result<Self> {
         backbone.params().train_only(&Select::none())?;
+        let places = backbone.sites().iter().map(|s| (s.path.clone(), s.index)).collect();
         Ok(Modular {
+            places,
             layers: Layers::none(backbone.sites().len()),
             backbone,
             params: ParamStore::new(),
@@ -130,10 +134,34 @@ impl Modular {
     pub fn forward(&self, inputs: &Tensors, cx: &Context) -> Result<Tensors> {
         let with_ids = self.with_ids(inputs, cx);
         let cx = with_ids.as_ref().unwrap_or(cx);
-        match cx.activation_checkpoints() {
-            None => self.backbone.forward(inputs, &self.layers, cx),
-            Some(kept) => kept.forward(self, inputs, cx),
+        let outputs = match cx.activation_checkpoints() {
+            None => self.backbone.forward(inputs, &self.layers, cx)?,
+            Some(kept) => kept.forward(self, inputs, cx)?,
+        };
+        if cx.train {
+            self.record_own_losses(&outputs, cx)?;
         }
+        Ok(outputs)
+    }
+
+    /// What the losses of routers and those of the backbone's own count where a recipe does not say,
+    /// by name.
+    pub fn loss_weights(&self) -> BTreeMap<String, f64> {
+        let own = self.backbone.own_losses().into_iter().map(|l| (l.name, l.weight));
+        let layers = self.backbone.sites().iter().filter_map(|s| self.layers.at(s));
+        let routers = layers.flat_map(|l| l.router().loss_weights());
+        routers.map(|(name, weight)| ((*name).to_owned(), *weight)).chain(own).collect()
+    }
+
+    fn record_own_losses(&self, outputs: &Tensors, cx: &Context) -> Result<()> {
+        for OwnLoss { name, outputs: parts, .. } in self.backbone.own_losses() {
+            let mut sum: Option<Tensor> = None;
+            for part in parts.iter().filter_map(|part| outputs.get(part)) {
+                sum = Some(sum.map_or(Ok(part.clone()), |s| s.add(part))?);
+            }
+            cx.record_own(name, sum);
+        }
+        Ok(())
     }
 
     /// The context with the ids of the tokens, where a router reads them and nobody has given them.
@@ -149,7 +177,7 @@ impl Modular {
         self.backbone.forward(inputs, &Layers::none(self.backbone.sites().len()), cx)
     }
 
-    /// What all attached modules add to the loss in training, if any.
+    /// What all attached modules and all aggregators add to the loss in training, if any.
     ///
     /// # Errors
     /// With the path of the site where it fails.
@@ -157,9 +185,10 @@ impl Modular {
         let mut sum: Option<Tensor> = None;
         for site in self.backbone.sites() {
             let Some(layer) = self.layers.at(site) else { continue };
-            for j in 0..layer.bank.len() {
-                let Some(module) = layer.bank.module(j) else { continue };
-                let Some(own) = module.penalty(cx).at(&site.path)? else { continue };
+            let modules = (0..layer.bank.len()).filter_map(|j| layer.bank.module(j));
+            let all = modules.map(|m| m.penalty(cx));
+            for own in all.chain(std::iter::once_with(|| layer.aggregator().penalty(cx))) {
+                let Some(own) = own.at(&site.path)? else { continue };
                 sum = Some(match sum {
                     Some(s) => s.add(&own)?,
                     None => own,
@@ -169,12 +198,12 @@ impl Modular {
         Ok(sum)
     }
 
-    /// Lets every attached module do what it does after a step of training. `gradients` are by the
-    /// names of [`Modular::trainable`]. What comes back are the names of parameters that start anew:
-    /// an optimiser is to forget what it keeps of them.
+    /// Lets every attached module and every aggregator do what it does after a step of training.
+    /// `gradients` are by the names of [`Modular::trainable`]. What comes back are the names of
+    /// parameters that start anew: an optimiser is to forget what it keeps of them.
     ///
     /// # Errors
-    /// With the name of the module where it fails.
+    /// With the name of the module, or the path of the site, where it fails.
     pub fn after_step(&self, gradients: &Tensors, done: u64, total: u64) -> Result<Vec<String>> {
         let mut restarted = Vec::new();
         for (name, attached) in &self.attached {
@@ -186,6 +215,10 @@ impl Modular {
             let step = Step::new(done, total, gradients);
             crate::no_grad(|| attached.config.after_step(&params, &step)).at(&prefix)?;
             restarted.extend(step.restarted().into_iter().map(|n| prefix.clone() + &n));
+        }
+        for site in self.backbone.sites() {
+            let Some(layer) = self.layers.at(site) else { continue };
+            crate::no_grad(|| layer.aggregator().after_step(done, total)).at(&site.path)?;
         }
         Ok(restarted)
     }

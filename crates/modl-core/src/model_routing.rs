@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use crate::undecided::Undecided;
 use crate::{
-    Aggregator, AggregatorConfig, Error, Modular, Outcome, ParamStore, Result, ResultExt, Router,
-    RouterConfig, Routing, Shared, Site, Tensor, Trace,
+    Aggregator, AggregatorConfig, Bank, Error, Modular, Outcome, ParamStore, Result, ResultExt,
+    Router, RouterConfig, Routing, Select, Shared, Site, Tensor, Trace,
 };
 
 /// The key and the path of the one router for all sites.
@@ -23,7 +23,12 @@ pub(crate) struct Made<T: ?Sized> {
 
 impl<T: ?Sized> Made<T> {
     pub(crate) fn new() -> Self {
-        Made { params: ParamStore::new(), parts: Vec::new() }
+        Self::within(ParamStore::new())
+    }
+
+    /// Parameters are made in `params`.
+    fn within(params: ParamStore) -> Self {
+        Made { params, parts: Vec::new() }
     }
 }
 
@@ -70,17 +75,19 @@ impl Modular {
     /// Where no module is attached, or the router does not fit a site; then the routers before are
     /// still there.
     pub fn route(&mut self, config: Box<dyn RouterConfig>, global: bool) -> Result<()> {
-        let made = self.made_routers(config.as_ref(), global)?;
+        let made = self.made_routers(config.as_ref(), global, ParamStore::new())?;
         self.put_routers(config, global, made);
         Ok(())
     }
 
+    /// Routers for all modular sites, whose parameters are made in `params`.
     pub(crate) fn made_routers(
         &self,
         config: &dyn RouterConfig,
         global: bool,
+        params: ParamStore,
     ) -> Result<Made<dyn Router>> {
-        let mut made = Made::new();
+        let mut made = Made::within(params);
         for (i, site) in self.sites_for("router")?.iter().enumerate() {
             let Some(layer) = self.layer(site) else { continue };
             let path =
@@ -138,6 +145,23 @@ impl Modular {
         outcome: &Outcome,
     ) -> Result<BTreeMap<String, Tensor>> {
         let mut sums = trace.losses()?;
+        for (name, loss) in self.router_credits(trace, outcome)? {
+            let sum = sums.get(&name).map_or(Ok(loss.clone()), |s| s.add(&loss))?;
+            sums.insert(name, sum);
+        }
+        Ok(sums)
+    }
+
+    /// What routers derive from the outcome of a pass in training, added up by name.
+    ///
+    /// # Errors
+    /// With the path of the site where a router fails.
+    pub fn router_credits(
+        &self,
+        trace: &Trace,
+        outcome: &Outcome,
+    ) -> Result<BTreeMap<String, Tensor>> {
+        let mut sums: BTreeMap<String, Tensor> = BTreeMap::new();
         self.decided(trace, |router, routing| {
             let Some((name, loss)) = router.credit(routing, outcome)? else { return Ok(()) };
             let sum = sums.get(&name).map_or(Ok(loss.clone()), |s| s.add(&loss))?;
@@ -161,15 +185,18 @@ impl Modular {
         trace: &Trace,
         mut work: impl FnMut(&dyn Router, &Routing) -> Result<()>,
     ) -> Result<()> {
-        let sites: BTreeMap<&str, &Site> =
-            self.backbone().sites().iter().map(|s| (s.path.as_str(), s)).collect();
-        for (path, routing) in &trace.routings {
-            let layer = sites.get(path.as_str()).and_then(|site| self.layer(site));
-            if let Some(layer) = layer {
+        for (path, routing) in trace.routings.iter().filter(|(_, r)| !r.repeated) {
+            let site = self.places.get(path).and_then(|n| self.backbone().sites().get(*n));
+            if let Some(layer) = site.and_then(|site| self.layer(site)) {
                 work(layer.router(), routing).at(path)?;
             }
         }
         Ok(())
+    }
+
+    /// The recipe of the aggregators, where they have been chosen.
+    pub fn aggregator_recipe(&self) -> Option<&dyn AggregatorConfig> {
+        self.aggregator.as_deref()
     }
 
     /// Gives every modular site an aggregator, and forgets the ones before.
@@ -178,16 +205,46 @@ impl Modular {
     /// Where no module is attached, or the aggregator does not fit a site; then the aggregators
     /// before are still there.
     pub fn aggregate(&mut self, config: Box<dyn AggregatorConfig>) -> Result<()> {
-        let made = self.made_aggregators(config.as_ref())?;
+        let made = self.made_aggregators(config.as_ref(), ParamStore::new())?;
         self.put_aggregators(config, made);
         Ok(())
     }
 
+    /// [`Modular::aggregate`] with given parameters, named `SITE.PARAM`.
+    ///
+    /// # Errors
+    /// As [`Modular::aggregate`]; [`Error::Mismatch`] where the parameters are not the aggregators';
+    /// where they have values that are no numbers. Then the aggregators before are still there.
+    pub fn aggregate_with(
+        &mut self,
+        config: Box<dyn AggregatorConfig>,
+        params: &ParamStore,
+    ) -> Result<()> {
+        let made = self.made_aggregators(config.as_ref(), ParamStore::new())?;
+        let given = params.iter().map(|(n, p)| (n, p.tensor()));
+        made.params.below(AGGREGATORS).load(config.kind(), given, &Select::all())?;
+        self.put_aggregators(config, made);
+        Ok(())
+    }
+
+    /// The parameters that aggregators would have, by `SITE.PARAM`: to be filled with
+    /// [`ParamStore::load`] before [`Modular::aggregate_with`]. Until then they have a shape and no
+    /// memory, so that a file cannot ask for more than it holds.
+    ///
+    /// # Errors
+    /// As [`Modular::aggregate`].
+    pub fn aggregator_parameters_of(&self, config: &dyn AggregatorConfig) -> Result<ParamStore> {
+        let made = self.made_aggregators(config, ParamStore::of_shapes())?;
+        Ok(made.params.below(AGGREGATORS))
+    }
+
+    /// Aggregators for all modular sites, whose parameters are made in `params`.
     pub(crate) fn made_aggregators(
         &self,
         config: &dyn AggregatorConfig,
+        params: ParamStore,
     ) -> Result<Made<dyn Aggregator>> {
-        let mut made = Made::new();
+        let mut made = Made::within(params);
         for site in self.sites_for("aggregator")? {
             self.make_aggregator(config, &site, &mut made)?;
         }
@@ -202,7 +259,19 @@ impl Modular {
     ) -> Result<()> {
         let path = format!("{AGGREGATORS}{}", site.path);
         let mut scope = self.scope_in(&mut made.params, &path);
-        made.parts.push((site.index, config.build(site, &mut scope).at(&site.path)?));
+        let nobody = Bank::new();
+        let bank = self.layer(site).map_or(&nobody, |l| &l.bank);
+        let aggregator = config.build_over(site, bank, &mut scope).at(&site.path)?;
+        if aggregator.looks_ahead() && self.backbone().causal(site) {
+            return Err(Error::unsupported(
+                format!(
+                    "a `{}` aggregator, which looks at later tokens, in a decoder",
+                    config.kind()
+                ),
+                "choose one that takes each token by itself: `weighted_sum`, `fusion`",
+            ));
+        }
+        made.parts.push((site.index, aggregator));
         Ok(())
     }
 

@@ -68,6 +68,21 @@ pub trait Module: Debug + Send {
         Ok(None)
     }
 
+    /// The vectors that it puts before the tokens, `[p, dim]`, where this is all that it does, else
+    /// `None`: for aggregators that combine prompts.
+    fn virtual_tokens(&self, _cx: &Context) -> Result<Option<Tensor>> {
+        Ok(None)
+    }
+
+    /// This module with other vectors before the tokens, `[p, dim]`, or `[batch, p, dim]` where each
+    /// row has its own. Gradients flow through them.
+    fn with_virtual_tokens(&self, _tokens: Tensor) -> Result<Box<dyn Module>> {
+        Err(Error::unsupported(
+            format!("other virtual tokens for module `{}`", self.kind()),
+            "combine prompts: modules that have virtual tokens",
+        ))
+    }
+
     /// φ by name, for aggregators that work on parameters.
     fn phi(&self) -> Tensors {
         Tensors::new()

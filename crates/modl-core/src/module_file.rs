@@ -182,34 +182,36 @@ impl Modular {
             );
             return Err(Error::file(path, problem));
         }
-        let mut wanted = ParamStore::new();
-        let mut router = None;
-        match &header.router {
-            None => wanted.absorb(self.router_params()),
-            Some(config) => {
-                let config = registry.routers.parse(config)?;
-                let made = self.made_routers(config.as_ref(), header.global)?;
-                wanted.absorb(made.params.under(""));
-                router = Some((config, made));
-            }
-        }
-        let mut aggregator = None;
-        match &header.aggregator {
-            None => wanted.absorb(self.aggregator_params()),
-            Some(config) => {
-                let config = registry.aggregators.parse(config)?;
-                let made = self.made_aggregators(config.as_ref())?;
-                wanted.absorb(made.params.under(""));
-                aggregator = Some((config, made));
-            }
-        }
+        let router = header.router.as_ref().map(|c| registry.routers.parse(c)).transpose()?;
+        let aggregator = &header.aggregator;
+        let aggregator = aggregator.as_ref().map(|c| registry.aggregators.parse(c)).transpose()?;
+        // By shape alone at first: a file cannot ask for more than it holds.
+        let make = |new: fn() -> ParamStore| -> Result<_> {
+            let (router, aggregator) = (router.as_deref(), aggregator.as_deref());
+            let routers = router.map(|c| self.made_routers(c, header.global, new())).transpose()?;
+            let aggregators = aggregator.map(|c| self.made_aggregators(c, new())).transpose()?;
+            let mut wanted = ParamStore::new();
+            wanted.absorb(match &routers {
+                Some(made) => made.params.under(""),
+                None => self.router_params(),
+            });
+            wanted.absorb(match &aggregators {
+                Some(made) => made.params.under(""),
+                None => self.aggregator_params(),
+            });
+            Ok((routers, aggregators, wanted))
+        };
+        let source = path.display().to_string();
+        let (_, _, wanted) = make(ParamStore::of_shapes)?;
         let tensors = file.tensors(self.device())?;
-        let all = tensors.iter().map(|(n, t)| (n.as_str(), t));
-        wanted.load(&path.display().to_string(), all, &Select::all())?;
-        if let Some((config, made)) = router {
+        let all = || tensors.iter().map(|(n, t)| (n.as_str(), t));
+        wanted.check(&source, all(), &Select::all())?;
+        let (routers, aggregators, wanted) = make(ParamStore::new)?;
+        wanted.load(&source, all(), &Select::all())?;
+        if let Some((config, made)) = router.zip(routers) {
             self.put_routers(config, header.global, made);
         }
-        if let Some((config, made)) = aggregator {
+        if let Some((config, made)) = aggregator.zip(aggregators) {
             self.put_aggregators(config, made);
         }
         Ok(())

@@ -170,6 +170,22 @@ impl ParamStore {
         tensors: impl IntoIterator<Item = (&'a str, &'a Tensor)>,
         select: &Select,
     ) -> Result<()> {
+        let found = self.check(source, tensors, select)?;
+        no_grad(|| {
+            for (name, tensor) in self.select(select) {
+                tensor.clone().fill_from(found[name]).at(name)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Refuses what [`ParamStore::load`] refuses, and gives the tensors by name.
+    pub(crate) fn check<'a>(
+        &self,
+        source: &str,
+        tensors: impl IntoIterator<Item = (&'a str, &'a Tensor)>,
+        select: &Select,
+    ) -> Result<BTreeMap<&'a str, &'a Tensor>> {
         let (mut found, mut twice) = (BTreeMap::new(), Vec::new());
         for (name, tensor) in tensors {
             if found.insert(name, tensor).is_some() {
@@ -185,12 +201,7 @@ impl ParamStore {
         let wanted: BTreeMap<&str, &Tensor> = self.select(select).collect();
         fit(source, &wanted, &found)?;
         check_finite(source, &found)?;
-        no_grad(|| {
-            for (name, tensor) in &wanted {
-                (*tensor).clone().fill_from(found[name]).at(name)?;
-            }
-            Ok(())
-        })
+        Ok(found)
     }
 }
 

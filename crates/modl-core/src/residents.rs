@@ -5,7 +5,7 @@
 //! more than its copy.
 
 use crate::attach::Removed;
-use crate::{Error, Modular, Result, Select};
+use crate::{Error, Modular, ParamStore, Result, Select};
 
 /// The modules of a model that are kept within a limit. Modules that were attached without it are
 /// not counted and never taken out.
@@ -65,7 +65,7 @@ impl Residents {
         let mut removed = Vec::new();
         let result = self.bring(model, names, load, &mut removed).and_then(|()| match &router {
             Some((config, global)) if !model.modules().is_empty() => {
-                model.made_routers(config.as_ref(), *global).map(Some)
+                model.made_routers(config.as_ref(), *global, ParamStore::new()).map(Some)
             }
             _ => Ok(None),
         });

@@ -31,6 +31,12 @@ pub trait Router: Debug + Send {
         false
     }
 
+    /// What its losses count where a recipe does not say, by name: the weights of its paper. A loss
+    /// that is not among them has to be given a weight.
+    fn loss_weights(&self) -> &'static [(&'static str, f64)] {
+        &[]
+    }
+
     /// A loss by its name that takes knowing what became of a choice: that of REINFORCE. It is
     /// asked for in training, before gradients are computed, once for each time that this router
     /// decided. `routing` is what it decided, with what it noted.
@@ -137,7 +143,11 @@ impl Router for Shared {
         self.leader.as_ref().is_some_and(|r| r.reads_ids())
     }
 
-    // What followers took over has no notes: the leader hears of it once.
+    fn loss_weights(&self) -> &'static [(&'static str, f64)] {
+        self.leader.as_ref().map_or(&[], |r| r.loss_weights())
+    }
+
+    // Followers have no leader: it hears of what they took over once.
     fn credit(&self, routing: &Routing, outcome: &Outcome) -> Result<Option<(String, Tensor)>> {
         self.leader.as_ref().map_or(Ok(None), |r| r.credit(routing, outcome))
     }

@@ -46,6 +46,11 @@ pub enum Weights {
     },
 }
 
+/// How the names of notes begin that are choices of one module for each row, `[batch]` or `[batch, 1]`
+/// i64, which a trainer may keep by example. In a later step the router finds what was kept in a
+/// feature of the same name, −1 where there is none.
+pub const ASSIGNED: &str = "assigned:";
+
 /// What a router decided.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -65,6 +70,9 @@ pub struct Routing {
     /// α of parts of the modules, for aggregators that weigh part by part, as multi-head routing
     /// does: `[heads, m]` for all rows or `[batch, heads, m]`. `weights` is then their mean.
     pub heads: Option<Tensor>,
+    /// Whether it was decided at an earlier site, by one router for several: then its losses were
+    /// counted there, and what it noted is not to be counted again.
+    pub repeated: bool,
 }
 
 impl Routing {
@@ -78,7 +86,7 @@ impl Routing {
             Weights::Dense(_) | Weights::Sparse { .. } | Weights::Slots { .. } => false,
         };
         let (losses, noted) = (Vec::new(), Tensors::new());
-        Routing { weights, modules, normalised, losses, noted, heads: None }
+        Routing { weights, modules, normalised, losses, noted, heads: None, repeated: false }
     }
 
     /// Declares that each α sums to 1.
@@ -103,6 +111,11 @@ impl Routing {
         Routing { heads: Some(heads), ..self }
     }
 
+    /// The same at a later site: its losses were counted at the first, its notes hold here, too.
+    pub(crate) fn repeated(&self) -> Self {
+        Routing { losses: Vec::new(), repeated: true, ..self.clone() }
+    }
+
     /// The same α for the modules of a part of the batch or of the sites: losses and notes stay with
     /// the whole.
     pub(crate) fn with_weights(&self, weights: Weights) -> Self {
@@ -113,6 +126,7 @@ impl Routing {
             losses: Vec::new(),
             noted: Tensors::new(),
             heads: self.heads.clone(),
+            repeated: self.repeated,
         }
     }
 

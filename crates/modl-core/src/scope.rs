@@ -155,6 +155,26 @@ impl<'a> Scope<'a> {
         Ok(own)
     }
 
+    /// [`Scope::buffer`] of `shape` whose values `draw` makes, which is not asked where only the shape
+    /// is wanted.
+    ///
+    /// # Errors
+    /// [`Error::Duplicate`] where the name is taken, and what `draw` gives.
+    pub fn buffer_drawn(
+        &mut self,
+        name: &str,
+        shape: &[i64],
+        draw: impl FnOnce() -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let full = self.full(name);
+        let value = match self.store.shapes_only {
+            true => Tensor::unfilled(shape, self.kind, self.device).at(&full)?,
+            false => return self.buffer(name, &draw()?),
+        };
+        self.store.add(full, Param { tensor: value.clone(), buffer: true })?;
+        Ok(value)
+    }
+
     /// The buffer of that name, made by `value` on the first call and shared by all later ones.
     ///
     /// # Errors

@@ -113,6 +113,11 @@ pub struct Site {
 }
 
 impl Site {
+    /// Whether it stands within another: `mlp.experts.expert_0.wi` does within `mlp.experts`.
+    pub fn is_within(&self, other: &Site) -> bool {
+        self.path.strip_prefix(&other.path).is_some_and(|rest| rest.starts_with('.'))
+    }
+
     /// The number of the layer that the site is in: the first part of the path that is a number.
     pub fn layer(&self) -> Option<i64> {
         self.path.split('.').find_map(|part| part.parse().ok())

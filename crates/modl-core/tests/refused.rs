@@ -294,6 +294,44 @@ fn what_was_learned_by_other_aggregators_stays_when_a_site_is_added() {
 }
 
 #[test]
+fn aggregating_with_parameters() {
+    let start = || {
+        let mut m = model();
+        m.aggregate(Box::new(RefusesAtLast)).unwrap();
+        perturb(&m, &Select::new("aggregators.*"), 0.5, SEED).unwrap();
+        m
+    };
+    let m = start();
+    let given = m.aggregator_parameters_of(&RefusesAtLast).unwrap();
+    assert!(
+        given.iter().count() > 0 && m.params().find("aggregators.layer.0.query.gamma").is_some()
+    );
+    let values = |edit: &dyn Fn(&str) -> Option<(String, f64)>| {
+        let mut store = ParamStore::new();
+        for (name, _) in given.iter() {
+            let Some((name, v)) = edit(name) else { continue };
+            store.insert(name, Tensor::full(&[1], v, Kind::Float, Device::Cpu).unwrap()).unwrap();
+        }
+        store
+    };
+    let good = values(&|n| Some((n.to_owned(), 7.0)));
+    let renamed = values(&|n| Some((format!("{n}s"), 7.0)));
+    let broken = values(&|n| Some((n.to_owned(), f64::NAN)));
+    let calls: Vec<Call> = vec![
+        ("gammas", Box::new(|m| m.aggregate_with(Box::new(RefusesAtLast), &renamed))),
+        ("not a number", Box::new(|m| m.aggregate_with(Box::new(RefusesAtLast), &broken))),
+        ("layer.0.query.gamma", Box::new(|m| m.aggregate_with(Box::new(Sum::default()), &good))),
+    ];
+    all_refused(&start, &calls);
+    let mut m = start();
+    m.aggregate_with(Box::new(RefusesAtLast), &good).unwrap();
+    for (_, t) in m.params().select(&Select::new("aggregators.*")) {
+        assert_eq!(t.to_vec::<f32>().unwrap(), [7.0]);
+    }
+    assert_eq!(m.aggregator_recipe().unwrap().kind(), "refuses_at_last");
+}
+
+#[test]
 fn attaching_with_parameters() {
     let good = || {
         let m = model();

@@ -8,12 +8,15 @@ use std::fs;
 use std::path::Path;
 
 use modl_core::checkpoint::{self, TensorFile};
+use modl_core::shards::Index;
 use modl_core::{Error, Kind, Mismatch, ParamStore, Result, ResultExt, is_float, nearest};
 use serde_json::Value;
 
 use crate::LoadOptions;
 
 pub(crate) const CONFIG: &str = "config.json";
+/// What the files with the tensors that are written are called, before `.safetensors`.
+pub(crate) const STEM: &str = "model";
 /// The tensors in one file, and the index of several; the first that is there is read.
 pub(crate) const WEIGHTS: [(&str, &str); 2] = [
     ("model.safetensors", "model.safetensors.index.json"),
@@ -164,11 +167,5 @@ pub(crate) fn files(dir: &Path) -> Result<Vec<Box<dyn TensorFile>>> {
 
 /// The files that the index names.
 fn shards(path: &Path) -> Result<Vec<Box<dyn TensorFile>>> {
-    let index = read_json(path)?;
-    let map = index.get("weight_map").and_then(Value::as_object);
-    let map = map.ok_or_else(|| Error::file(path, "has no `weight_map`"))?;
-    let mut names: Vec<&str> = map.values().filter_map(Value::as_str).collect();
-    names.sort_unstable();
-    names.dedup();
-    names.into_iter().map(|name| checkpoint::open(path.with_file_name(name))).collect()
+    Index::read(path)?.files().into_iter().map(checkpoint::open).collect()
 }

@@ -20,11 +20,15 @@ pub struct LoadOptions {
     /// The probability of every dropout of the backbone's own, in [0, 1); as in `config.json` where
     /// `None`. It is applied in training alone.
     pub dropout: Option<f64>,
+    /// Whether a mixture of experts gives the losses of its routers, as in `config.json`
+    /// (`output_router_logits`, which is false where it is not there) where `None`. Such a loss is
+    /// added in training ([`Backbone::own_losses`]).
+    pub router_losses: Option<bool>,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        LoadOptions { kind: None, device: Device::Cpu, dropout: None }
+        LoadOptions { kind: None, device: Device::Cpu, dropout: None, router_losses: None }
     }
 }
 
@@ -34,6 +38,7 @@ type Load = fn(&Path, Value, &LoadOptions) -> Result<Box<dyn Backbone>>;
 /// The architectures by the `model_type` of their `config.json`.
 const ARCHITECTURES: &[(&str, Load)] = &[
     ("bert", |dir, config, options| Ok(Box::new(Bert::from_config(dir, config, options)?))),
+    ("deepseek", |dir, config, options| Ok(Box::new(Llama::from_config(dir, config, options)?))),
     ("deepseek_v3", |dir, config, options| Ok(Box::new(Llama::from_config(dir, config, options)?))),
     ("efficientnet-lite", |dir, config, options| {
         Ok(Box::new(EfficientNet::from_config(dir, config, options)?))
@@ -78,7 +83,15 @@ pub fn open(dir: impl AsRef<Path>, options: &LoadOptions) -> Result<Box<dyn Back
     })?;
     let known = || Error::unknown("architecture", name, ARCHITECTURES.iter().map(|(n, _)| *n));
     let (_, load) = ARCHITECTURES.iter().find(|(n, _)| *n == name).ok_or_else(known)?;
-    load(dir, config, options)
+    let refusal = format!("`router_losses` of the architecture {name}");
+    let backbone = load(dir, config, options)?;
+    if options.router_losses == Some(true) && backbone.own_losses().is_empty() {
+        return Err(Error::unsupported(
+            refusal,
+            "its backbones have no routers with losses; leave it out",
+        ));
+    }
+    Ok(backbone)
 }
 
 fn open_gguf(path: &Path, options: &LoadOptions) -> Result<Box<dyn Backbone>> {

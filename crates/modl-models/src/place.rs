@@ -128,7 +128,13 @@ impl Place {
 
     /// x Wᵀ + b.
     pub(crate) fn linear(&self, x: &Tensor, pass: Pass) -> Result<Tensor> {
-        self.simple(x, pass, |theta, x| x.linear(theta.need("weight")?, theta.get("bias")))
+        self.linear_with(&self.theta, x, pass)
+    }
+
+    /// [`Place::linear`] with θ as given.
+    pub(crate) fn linear_with(&self, theta: &Tensors, x: &Tensor, pass: Pass) -> Result<Tensor> {
+        let f = |theta: &Tensors, x: &Tensor| x.linear(theta.need("weight")?, theta.get("bias"));
+        self.simple_on(theta, x, pass, f)
     }
 
     /// x Wᵀ + b in f32 at least.
@@ -147,8 +153,7 @@ impl Place {
     pub(crate) fn conv1d(&self, x: &Tensor, pass: Pass) -> Result<Tensor> {
         // Not kept: a view does not notice when its parameter is to be trained.
         let theta = transposed(&self.theta).at(&self.site.path)?;
-        let f = |theta: &Tensors, x: &Tensor| x.linear(theta.need("weight")?, theta.get("bias"));
-        self.simple_on(&theta, x, pass, f)
+        self.linear_with(&theta, x, pass)
     }
 
     /// The convolution of images `[batch, in, height, width]` whose kernels stand side by side.

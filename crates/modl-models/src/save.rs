@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use modl_core::checkpoint::{self, write_whole};
+use modl_core::checkpoint::write_whole;
+use modl_core::shards::{self, ShardSize};
 use modl_core::{Backbone, Error, Kind, Result, Tensor};
 use serde_json::Value;
 
-use crate::folder::{CONFIG, WEIGHTS};
+use crate::folder::{CONFIG, STEM, WEIGHTS};
 use crate::moe::on_disk;
 
 /// How the matrices of a mixture's experts are named in a file.
@@ -23,13 +24,19 @@ pub enum ExpertNames {
     Fused,
 }
 
-/// Writes a backbone as a folder: `config.json` and `model.safetensors`, with tensors in the kind in
-/// which they are. Each file appears whole or not at all, and `config.json` last.
+/// Writes a backbone as a folder: `config.json` and `model.safetensors`, or shards of at most `max`
+/// bytes with their index, with tensors in the kind in which they are. Each file appears whole or not
+/// at all, and `config.json` last.
 ///
 /// # Errors
 /// Where there is a folder of that name that has a model, the names are none of the architecture's,
 /// or the disk refuses.
-pub fn save(backbone: &dyn Backbone, dir: impl AsRef<Path>, names: ExpertNames) -> Result<()> {
+pub fn save(
+    backbone: &dyn Backbone,
+    dir: impl AsRef<Path>,
+    names: ExpertNames,
+    max: ShardSize,
+) -> Result<()> {
     let dir = dir.as_ref();
     let params = backbone.params();
     let mut tensors = BTreeMap::new();
@@ -48,7 +55,7 @@ pub fn save(backbone: &dyn Backbone, dir: impl AsRef<Path>, names: ExpertNames) 
             *stated = kind.into();
         }
     }
-    write(dir, &config, tensors.iter().map(|(n, t)| (n.as_str(), t)))
+    write(dir, &config, tensors.iter().map(|(n, t)| (n.as_str(), t)), max)
 }
 
 /// What transformers calls a kind.
@@ -66,6 +73,7 @@ pub(crate) fn write<'a>(
     dir: &Path,
     config: &Value,
     tensors: impl IntoIterator<Item = (&'a str, &'a Tensor)>,
+    max: ShardSize,
 ) -> Result<()> {
     if let Some(there) = std::iter::once(CONFIG)
         .chain(WEIGHTS.into_iter().flat_map(|(whole, index)| [whole, index]))
@@ -74,7 +82,7 @@ pub(crate) fn write<'a>(
         return Err(Error::file(dir, format!("has a {there} already; name a new folder")));
     }
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    checkpoint::save(dir.join(WEIGHTS[0].0), tensors, metadata)?;
+    shards::save(dir, STEM, tensors, &metadata, max)?;
     let text = serde_json::to_string_pretty(config)
         .map_err(|e| Error::file(dir.join(CONFIG), format!("cannot be written: {e}")))?;
     write_whole(dir.join(CONFIG), (text + "\n").as_bytes())

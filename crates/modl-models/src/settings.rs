@@ -85,3 +85,11 @@ pub(crate) fn check_dropout(all: &[(&str, f64)]) -> Result<()> {
 pub(crate) fn refuse(name: &str, value: impl fmt::Display, problem: &str) -> Result<()> {
     Err(Error::invalid(name, format!("{value} {problem}")))
 }
+
+/// Checks that what a loss counts is 0 or above.
+pub(crate) fn check_weight(name: &str, weight: f64) -> Result<()> {
+    match weight >= 0.0 && weight.is_finite() {
+        true => Ok(()),
+        false => refuse(name, weight, "is to be 0 or above"),
+    }
+}

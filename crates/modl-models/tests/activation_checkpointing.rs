@@ -7,7 +7,8 @@ use modl_core::checkpoint::Checkpoint;
 use modl_core::testing::standins::{Prompt, Scale, WeightMask};
 use modl_core::testing::{Given, Sum, TinyBackbone, perturb};
 use modl_core::{
-    ActivationCheckpoints, Context, Device, Kind, Modular, Seed, Select, Targets, Tensor, Tensors,
+    ActivationCheckpoints, Bank, Context, Device, Init, Kind, Modular, Outcome, Result, Router,
+    RouterConfig, Routing, Scope, Seed, Select, Signal, Site, Targets, Tensor, Tensors, Weights,
 };
 use modl_models::{LoadOptions, open};
 
@@ -24,6 +25,7 @@ fn model(base: &str, query: &str, hidden: &str) -> (Modular, Tensors) {
     model.attach("prompt", Box::new(Prompt), &Targets::names([tokens])).unwrap();
     model.attach("mask", Box::new(WeightMask), &Targets::names([query])).unwrap();
     model.attach("scale", Box::new(Scale), &Targets::names([hidden])).unwrap();
+    model.attach("second", Box::new(Scale), &Targets::names([hidden])).unwrap();
     perturb(&model, &Select::all(), 0.1, Seed(2)).unwrap();
     model.aggregate(Box::new(Sum::default())).unwrap();
     model.route(Given::only(0), false).unwrap();
@@ -34,28 +36,82 @@ fn model(base: &str, query: &str, hidden: &str) -> (Modular, Tensors) {
     (model, file.tensors(Device::Cpu).unwrap().into_iter().collect())
 }
 
+/// What becomes of the last hidden states, and all that routers and the backbone add to it.
 fn loss(model: &Modular, inputs: &Tensors, cx: &Context) -> Tensor {
     let outputs = model.forward(inputs, cx).unwrap();
-    outputs.need("last_hidden_state").unwrap().tanh().unwrap().square().unwrap().mean().unwrap()
+    let hidden = outputs.need("last_hidden_state").unwrap();
+    let mut total = hidden.tanh().unwrap().square().unwrap().mean().unwrap();
+    let rows = total.detach().unwrap().expand(&[hidden.len_of(0)]).unwrap();
+    let losses = model.router_losses(&cx.take_trace(), &Outcome::new(&rows, cx)).unwrap();
+    for own in losses.values() {
+        total = total.add(&own.mul_scalar(0.3).unwrap()).unwrap();
+    }
+    total
+}
+
+/// α = softmax(W x̄ + noise), with a loss of its own and one by what it notes.
+#[derive(Debug, Clone, Default)]
+struct Noisy(Option<Tensor>, String);
+
+impl RouterConfig for Noisy {
+    fn kind(&self) -> &'static str {
+        "noisy"
+    }
+
+    fn to_json(&self) -> Result<serde_json::Value> {
+        Ok(serde_json::json!({}))
+    }
+
+    fn build(&self, site: &Site, bank: &Bank, scope: &mut Scope) -> Result<Box<dyn Router>> {
+        let shape = [bank.len() as i64, site.input];
+        let path = scope.path().to_owned();
+        Ok(Box::new(Noisy(Some(scope.param("weight", &shape, Init::Normal(1.0))?), path)))
+    }
+}
+
+impl Router for Noisy {
+    fn kind(&self) -> &'static str {
+        "noisy"
+    }
+
+    fn route(&self, x: &Signal, bank: &Bank, cx: &Context) -> Result<Routing> {
+        let logits = x.x.mean_dims(&[1], false)?.linear(self.0.as_ref().unwrap(), None)?;
+        let seed = cx.draw(&self.1);
+        let noise = Init::Normal(1.0).tensor(&logits.size(), seed, Kind::Float, Device::Cpu)?;
+        let log_p = logits.add(&noise)?.log_softmax(-1)?;
+        let count = Tensor::from_slice(&[bank.len() as i64], &[1], Device::Cpu)?;
+        let routing = Routing::new(Weights::Dense(log_p.exp()?), bank.len()).normalised();
+        let routing = routing.with_loss("size", logits.square()?.mean()?).note("log_p", log_p);
+        Ok(routing.note("count", count))
+    }
+
+    fn credit(&self, routing: &Routing, _: &Outcome) -> Result<Option<(String, Tensor)>> {
+        let first = routing.noted.need("log_p")?.select(-1, 0)?;
+        Ok(Some(("first".into(), first.square()?.mean()?)))
+    }
 }
 
 fn same_gradients(base: &str, query: &str, hidden: &str) {
     let (model, inputs) = model(base, query, hidden);
+    compared(base, &model, &inputs);
+}
+
+fn compared(base: &str, model: &Modular, inputs: &Tensors) {
     let trained = model.trainable();
     let leaves: Vec<&Tensor> = trained.iter().map(|(_, t)| t).collect();
     let cx = || Context::train(Seed(5), 3);
 
     // Two passes in one loss, as a batch in two parts has them.
-    let whole = loss(&model, &inputs, &cx());
-    let total = whole.add(&loss(&model, &inputs, &Context::train(Seed(6), 3))).unwrap();
+    let whole = loss(model, inputs, &cx());
+    let total = whole.add(&loss(model, inputs, &Context::train(Seed(6), 3))).unwrap();
     let wanted = total.gradients(&leaves, false).unwrap();
 
     let kept = ActivationCheckpoints::new();
     let with = |cx: Context| cx.with_activation_checkpoints(kept.clone());
-    let own = loss(&model, &inputs, &with(cx()));
+    let own = loss(model, inputs, &with(cx()));
     assert!(own.bit_equal(&whole).unwrap(), "{base}: the pass itself is the same");
-    let own = own.add(&loss(&model, &inputs, &with(Context::train(Seed(6), 3)))).unwrap();
-    let found = kept.gradients(&model, &own, &leaves).unwrap();
+    let own = own.add(&loss(model, inputs, &with(Context::train(Seed(6), 3)))).unwrap();
+    let found = kept.gradients(model, &own, &leaves).unwrap();
 
     let mut kinds = 0;
     for (((name, _), wanted), found) in trained.iter().zip(&wanted).zip(&found) {
@@ -92,6 +148,35 @@ fn llama() {
 #[test]
 fn vit() {
     same_gradients("deterministic_vit", "q_proj", "fc2");
+}
+
+/// What routers in segments add to the loss, and what they note and derive a loss from later, arrives
+/// at the routers and at all that comes before them; noise is drawn twice alike.
+#[test]
+fn losses_of_routers_arrive() {
+    let (mut model, inputs) = model("deterministic_llama", "q_proj", "down_proj");
+    model.route(Box::new(Noisy::default()), false).unwrap();
+    perturb(&model, &Select::all(), 0.1, Seed(4)).unwrap();
+    model.train_only(&Select::any(["modules.*", "routers.*", "base.*norm*"])).unwrap();
+    let cx = Context::train(Seed(5), 3);
+    model.forward(&inputs, &cx).unwrap();
+    let trace = cx.take_trace();
+    assert!(trace.losses().unwrap().contains_key("size"));
+    compared("llama with routers", &model, &inputs);
+}
+
+/// So does the loss of a mixture's own routers, which is of all layers together.
+#[test]
+fn losses_of_mixtures_arrive() {
+    let (model, inputs) = model("deterministic_mixtral", "q_proj", "self_attn.o_proj");
+    model.train_only(&Select::any(["modules.*", "base.*gate.weight", "base.*norm*"])).unwrap();
+    let cx = Context::train(Seed(5), 3).with_activation_checkpoints(ActivationCheckpoints::new());
+    model.forward(&inputs, &cx).unwrap();
+    let found = cx.take_trace().losses().unwrap()["aux_loss"].item().unwrap();
+    let cx = Context::train(Seed(5), 3);
+    model.forward(&inputs, &cx).unwrap();
+    assert_eq!(found, cx.take_trace().losses().unwrap()["aux_loss"].item().unwrap());
+    compared("mixtral", &model, &inputs);
 }
 
 #[test]

@@ -108,6 +108,38 @@ fn outputs_and_what_routers_say_are_those_of_transformers() {
     assert_eq!(names, ["router_logits.0", "router_logits.2"]);
 }
 
+/// What is recorded in training is transformers' loss with `config.json`'s weight, in evaluation
+/// nothing, and nothing where `output_router_logits` or the options say so.
+#[test]
+fn the_auxiliary_loss_is_recorded_in_training() {
+    for (name, weight) in [(BOTH[0], 0.001), (BOTH[1], 0.01), (TINY[0], 0.001)] {
+        let inputs = read(fixture(name).join("inputs.safetensors"));
+        let wanted = read(fixture(name).join("outputs.safetensors"));
+        let model = Modular::from_box(load(&fixture(name)), Seed(1)).unwrap();
+        assert_eq!(model.loss_weights(), [("aux_loss".to_owned(), weight)].into());
+        let losses = |model: &Modular, cx: Context| {
+            model.forward(&inputs, &cx).unwrap();
+            cx.take_trace().losses().unwrap()
+        };
+        let found = losses(&model, Context::train(Seed(2), 0));
+        let wanted = wanted.need("aux_loss").unwrap().reshape(&[]).unwrap();
+        close(&found["aux_loss"], &wanted, name);
+        assert_eq!((found.len(), losses(&model, Context::eval()).len()), (1, 0));
+        let all = read(fixture(name).join("model.safetensors"));
+        let off = copy(name, &all, json!({ "output_router_logits": false }));
+        for (given, count) in [(None, 0), (Some(true), 1), (Some(false), 0)] {
+            let options = LoadOptions { router_losses: given, ..LoadOptions::default() };
+            let model = Modular::from_box(open(off.path(), &options).unwrap(), Seed(1)).unwrap();
+            assert_eq!(losses(&model, Context::train(Seed(2), 0)).len(), count, "{given:?}");
+        }
+    }
+    let wanted = LoadOptions { router_losses: Some(true), ..LoadOptions::default() };
+    for without in [TINY[2], "deterministic_llama"] {
+        let e = open(fixture(without), &wanted).unwrap_err().to_string();
+        assert!(e.contains("router_losses"), "{e}");
+    }
+}
+
 /// By hand: with equal loads the loss is k, and only real tokens count.
 #[test]
 fn the_auxiliary_loss_is_none_where_nobody_wants_it_and_moves_routers() {
@@ -249,6 +281,7 @@ fn settings_that_would_change_the_result_are_refused_by_name() {
         (TINY[2], "num_key_value_heads", json!(2)),
         (TINY[2], "num_experts_per_tok", json!(5)),
         (BOTH[0], "router_jitter_noise", json!(1.5)),
+        (BOTH[0], "router_aux_loss_coef", json!(-1)),
     ] {
         let all = read(fixture(name).join("model.safetensors"));
         let dir = copy(name, &all, json!({ key: value }));

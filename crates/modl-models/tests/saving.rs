@@ -4,9 +4,12 @@
 use std::path::{Path, PathBuf};
 
 use modl_core::checkpoint::Checkpoint;
+use modl_core::shards::{Index, ShardSize};
 use modl_core::{Backbone, Device, Kind};
 use modl_models::{ExpertNames, LoadOptions, open, save};
 use serde_json::Value;
+
+const WHOLE: ShardSize = ShardSize::USUAL;
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
@@ -42,7 +45,7 @@ fn a_folder_that_is_read_and_written_is_the_same() {
     ] {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("new/folder");
-        save(&*load(&fixture(name)), &out, ExpertNames::Each).unwrap();
+        save(&*load(&fixture(name)), &out, ExpertNames::Each, WHOLE).unwrap();
         let (before, after) = (file(&fixture(name)), file(&out));
         assert_eq!(before.names(), after.names(), "{name}");
         for tensor in before.names() {
@@ -52,7 +55,7 @@ fn a_folder_that_is_read_and_written_is_the_same() {
             assert_eq!(one.to_bytes().unwrap(), other.to_bytes().unwrap(), "{name} {tensor}");
         }
         assert_eq!(config(&fixture(name)), config(&out), "{name}");
-        let e = save(&*load(&out), &out, ExpertNames::Each).unwrap_err().to_string();
+        let e = save(&*load(&out), &out, ExpertNames::Each, WHOLE).unwrap_err().to_string();
         assert!(e.contains("has a config.json already"), "{e}");
     }
 }
@@ -62,14 +65,14 @@ fn fused_names_are_those_of_transformers_in_memory() {
     let dir = tempfile::tempdir().unwrap();
     for name in ["deterministic_mixtral", "tiny_qwen2_moe", "tiny_deepseek_v3"] {
         let (model, out) = (load(&fixture(name)), dir.path().join(name));
-        save(&*model, &out, ExpertNames::Fused).unwrap();
+        save(&*model, &out, ExpertNames::Fused, WHOLE).unwrap();
         let params: Vec<_> = model.params().iter().map(|(n, _)| n.to_owned()).collect();
         assert_eq!(file(&out).names(), params);
         assert!(params.iter().any(|n| n.ends_with("mlp.experts.gate_up_proj")));
         assert_eq!(load(&out).fingerprint().unwrap(), model.fingerprint().unwrap());
     }
     let out = dir.path().join("switch");
-    let e = save(&*load(&fixture("tiny_switch")), &out, ExpertNames::Fused).unwrap_err();
+    let e = save(&*load(&fixture("tiny_switch")), &out, ExpertNames::Fused, WHOLE).unwrap_err();
     assert!(e.to_string().contains("mlp.experts.wi") && !out.exists(), "{e}");
 }
 
@@ -78,10 +81,28 @@ fn the_kind_of_the_file_is_that_of_the_model() {
     let dir = tempfile::tempdir().unwrap();
     let options = LoadOptions { kind: Some(Kind::BFloat16), ..LoadOptions::default() };
     let model = open(fixture("tiny_deepseek_v3"), &options).unwrap();
-    save(&*model, dir.path().join("new"), ExpertNames::Each).unwrap();
+    save(&*model, dir.path().join("new"), ExpertNames::Each, WHOLE).unwrap();
     let out = dir.path().join("new");
     assert_eq!(config(&out)["dtype"], "bfloat16");
     let kind = |name: &str| file(&out).info(name).unwrap().1;
     assert_eq!(kind("model.layers.1.mlp.gate.weight"), Kind::BFloat16);
     assert_eq!(kind("model.layers.1.mlp.gate.e_score_correction_bias"), Kind::Float);
+}
+
+#[test]
+fn shards_are_the_same_model() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["tiny_qwen2_moe", "tiny_switch", "base_gpt2"] {
+        let (model, out) = (load(&fixture(name)), dir.path().join(name));
+        save(&*model, &out, ExpertNames::Each, "10KB".parse().unwrap()).unwrap();
+        assert!(!out.join("model.safetensors").exists());
+        let shards = Index::read(out.join("model.safetensors.index.json")).unwrap().files();
+        assert!(shards.len() > 2);
+        let again = load(&out);
+        for (name, p) in model.params().iter() {
+            assert!(again.params().get(name).unwrap().bit_equal(p.tensor()).unwrap(), "{name}");
+        }
+        let e = save(&*model, &out, ExpertNames::Each, WHOLE).unwrap_err().to_string();
+        assert!(e.contains("already"), "{e}");
+    }
 }

@@ -94,6 +94,27 @@ fn outputs_router_logits_and_losses_are_those_of_transformers() {
     }
 }
 
+/// 0.001 of both stacks' losses together, each, as transformers adds them.
+#[test]
+fn both_stacks_losses_are_added_in_training() {
+    let name = BOTH[0];
+    let settings = json!({ "output_router_logits": true, "router_jitter_noise": 0.0, "router_z_loss_coef": 0.5 });
+    let all = read(fixture(name).join("model.safetensors"));
+    let options = LoadOptions { dropout: Some(0.0), ..LoadOptions::default() };
+    let backbone = open(copy(name, &all, settings).path(), &options).unwrap();
+    let model = Modular::from_box(backbone, Seed(1)).unwrap();
+    let weights = [("aux_loss".to_owned(), 0.001), ("z_loss".to_owned(), 0.5)];
+    assert_eq!(model.loss_weights(), weights.into());
+    let cx = Context::train(Seed(2), 0);
+    model.forward(&inputs(name), &cx).unwrap();
+    let found = cx.take_trace().losses().unwrap();
+    let wanted = read(fixture(name).join("outputs.safetensors"));
+    for loss in ["aux_loss", "z_loss"] {
+        let of = |stack: &str| wanted.need(&format!("{stack}_{loss}")).unwrap();
+        close(&found[loss], &of("encoder").add(of("decoder")).unwrap(), loss);
+    }
+}
+
 /// With a capacity of 1 each expert answers the first token of a sequence that wants it; the others
 /// pass the layer by.
 #[test]

@@ -4,9 +4,12 @@
 use std::path::{Path, PathBuf};
 
 use modl_core::checkpoint::{self, Checkpoint};
+use modl_core::shards::ShardSize;
 use modl_core::{Backbone, Context, Device, Init, Kind, Layers, Seed, Tensor, Tensors, no_grad};
 use modl_models::{Dtype, ExpertSource, GateMode, LoadOptions, Upcycling, open, upcycle};
 use serde_json::{Value, json};
+
+const WHOLE: ShardSize = ShardSize::USUAL;
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
@@ -70,8 +73,8 @@ fn copies_compute_what_the_dense_model_does() {
         let mut seen = Vec::new();
         for (experts, top_k, seed) in [(8, 2, 1), (3, 3, 1), (8, 2, 2), (8, 2, 1)] {
             let out = dir.path().join(format!("moe{n}.{}", seen.len()));
-            let made =
-                upcycle(&Upcycling::copies(&base, experts, top_k), &out, Seed(seed)).unwrap();
+            let made = upcycle(&Upcycling::copies(&base, experts, top_k), &out, Seed(seed), WHOLE)
+                .unwrap();
             assert_eq!((made.layers, made.experts), (2, experts));
             let model = load(&out);
             let count: usize = model.params().iter().map(|(_, p)| p.tensor().numel()).sum();
@@ -115,7 +118,7 @@ fn gates_from_prompts_are_those_of_torch_and_experts_those_of_their_models() {
     for (mode, name) in [(GateMode::Hidden, "hidden"), (GateMode::CheapEmbed, "cheap_embed")] {
         let out = dir.path().join(name);
         let recipe = recipe(dir.path(), mode);
-        let made = upcycle(&recipe, &out, Seed(1)).unwrap();
+        let made = upcycle(&recipe, &out, Seed(1), WHOLE).unwrap();
         let all = read(out.join("model.safetensors"));
         for layer in 0..2 {
             let path = format!("model.layers.{layer}.block_sparse_moe");
@@ -151,7 +154,7 @@ fn kinds_noise_and_scales_are_as_asked_for() {
     recipe.experts[0].residual_scale = Some(0.5);
     recipe.experts[1].noise_scale = Some(0.25);
     let out = dir.path().join("out");
-    upcycle(&recipe, &out, Seed(3)).unwrap();
+    upcycle(&recipe, &out, Seed(3), WHOLE).unwrap();
     let all = read(out.join("model.safetensors"));
     assert!(all.iter().all(|(_, t)| t.kind() == Kind::BFloat16));
     let text = std::fs::read_to_string(out.join("config.json")).unwrap();
@@ -185,12 +188,23 @@ fn what_cannot_be_is_refused_by_name_and_nothing_is_written() {
     let refused = |change: &dyn Fn(&mut Upcycling), words: &str| {
         let mut recipe = good.clone();
         change(&mut recipe);
-        let e = upcycle(&recipe, &out, Seed(1)).unwrap_err().to_string();
+        let e = upcycle(&recipe, &out, Seed(1), WHOLE).unwrap_err().to_string();
         assert!(e.contains(words), "{e}\n  does not say: {words}");
         assert!(!out.exists());
     };
-    refused(&|r| r.shared_experts = Some(json!([])), "shared_experts");
-    refused(&|r| r.architecture = Some("qwen".into()), "architecture");
+    let bare_expert = || ExpertSource { positive_prompts: None, ..good.experts[0].clone() };
+    let shared = |r: &mut Upcycling, all: Vec<ExpertSource>, name: &str| {
+        r.shared_experts = Some(all);
+        r.architecture = Some(name.into());
+    };
+    refused(&|r| shared(r, vec![bare_expert()], "mixtral"), "mixtral has none");
+    refused(&|r| shared(r, vec![good.experts[0].clone()], "deep"), "is to have no prompts");
+    refused(&|r| shared(r, vec![bare_expert()], "qwen"), "to have positive prompts");
+    refused(&|r| shared(r, vec![], "qwen"), "qwen has exactly one");
+    refused(&|r| shared(r, vec![good.experts[0].clone(); 2], ""), "deepseek has one at most; qwen");
+    let loud = ExpertSource { noise_scale: Some(f64::NAN), ..good.experts[0].clone() };
+    refused(&|r| r.shared_experts = Some(vec![loud.clone()]), "shared_experts.0.noise_scale");
+    refused(&|r| r.architecture = Some("llama".into()), "architecture");
     refused(&|r| r.experts_per_token = 4, "experts_per_token: 4");
     refused(&|r| r.experts[2].positive_prompts = None, "experts.2.positive_prompts");
     refused(&|r| r.experts[1].noise_scale = Some(-1.0), "experts.1.noise_scale");
@@ -219,5 +233,85 @@ fn what_cannot_be_is_refused_by_name_and_nothing_is_written() {
         file[field] = value;
         let e = serde_json::from_value::<Upcycling>(file).unwrap_err().to_string();
         assert!(e.contains(words), "{e}");
+    }
+}
+
+/// `base_llama` with the matrices of its feed-forward networks times a factor, as the script that made
+/// the fixtures has it.
+fn scaled(dir: &Path, n: usize) -> PathBuf {
+    let out = dense(dir, &format!("expert{n}"), json!({}), None);
+    let all = read(out.join("model.safetensors"));
+    let factor = 1.0 + n as f64 / 2.0;
+    let own = |(name, t): (&str, &Tensor)| {
+        let t = if name.contains(".mlp.") { t.mul_scalar(factor).unwrap() } else { t.clone() };
+        (name.to_owned(), t)
+    };
+    let all: Tensors = all.iter().map(own).collect();
+    checkpoint::save(out.join("model.safetensors"), all.iter(), Default::default()).unwrap();
+    out
+}
+
+/// What mergekit-moe 0.1.5 wrote of the same models: the names and shapes of all tensors, the gates
+/// and biases, its settings, and in f64 what its checkpoint computes.
+#[test]
+fn mixtures_with_a_shared_expert_are_those_of_mergekit() {
+    let dir = tempfile::tempdir().unwrap();
+    let paths: Vec<PathBuf> = (0..3).map(|n| scaled(dir.path(), n)).collect();
+    for (name, more) in
+        [("deepseek", json!({})), ("qwen", json!({"positive_prompts": ["w50 w51"]}))]
+    {
+        let mut shared = json!({"source_model": paths[1], "residual_scale": 0.25});
+        for (key, value) in more.as_object().unwrap() {
+            shared[key] = value.clone();
+        }
+        let recipe = json!({
+            "base_model": paths[0], "gate_mode": "cheap_embed", "dtype": "float32",
+            "experts": [
+                {
+                    "source_model": paths[0], "positive_prompts": ["w5 w6 w7", "w8 w9"],
+                    "negative_prompts": ["w20 w21 w22 w23"]
+                },
+                {
+                    "source_model": paths[1], "positive_prompts": ["w30 w31 w32"],
+                    "residual_scale": 0.5
+                },
+                {"source_model": paths[2], "positive_prompts": ["w40", "w41 w42"]}
+            ],
+            "shared_experts": [shared],
+            // Where the shared expert has no prompts it is found without it.
+            "architecture": if name == "qwen" { json!("Qwen") } else { Value::Null }
+        });
+        let recipe: Upcycling = serde_json::from_value(recipe).unwrap();
+        let out = dir.path().join(name);
+        upcycle(&recipe, &out, Seed(1), WHOLE).unwrap();
+        let golden = fixture(&format!("mergekit_{name}"));
+        let json = |path: PathBuf| -> Value {
+            serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+        };
+        let shapes = json(golden.join("shapes.json"));
+        let found = read(out.join("model.safetensors"));
+        let own: serde_json::Map<String, Value> =
+            found.iter().map(|(n, t)| (n.to_owned(), json!(t.size()))).collect();
+        assert_eq!(Value::Object(own), shapes, "{name}");
+        let wanted = read(golden.join("golden.safetensors"));
+        for (key, t) in wanted.iter().filter(|(n, _)| n.contains("layers")) {
+            let apart = found.need(key).unwrap().max_abs_diff(t).unwrap();
+            assert!(apart < 1e-6, "{name} {key}: {apart}");
+        }
+        // Of the settings that modl writes all are mergekit's, but for what only one of them says.
+        let (ours, theirs) = (json(out.join("config.json")), json(golden.join("config.json")));
+        for (key, value) in ours.as_object().unwrap() {
+            match theirs.get(key) {
+                Some(other) => assert_eq!(value, other, "{name} {key}"),
+                None => assert!(key == "rope_theta", "{name} {key}"),
+            }
+        }
+        let wide = LoadOptions { kind: Some(Kind::Double), ..LoadOptions::default() };
+        let model = open(&out, &wide).unwrap();
+        let ids = wanted.need("input_ids").unwrap().clone();
+        let logits = run(&*model, &Tensors::new().with("input_ids", ids));
+        let apart = logits.max_abs_diff(wanted.need("logits").unwrap()).unwrap();
+        // Gates are sums of f32 in another order.
+        assert!(apart < 1e-5, "{name}: {apart}");
     }
 }

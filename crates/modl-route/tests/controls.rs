@@ -87,6 +87,58 @@ fn thor_and_adamix_run_one_module_in_training_and_all_in_evaluation() -> Result<
     Ok(())
 }
 
+/// THOR's two experts are two: brute force over steps, with a χ² test of each pass and of the pairs.
+#[test]
+fn passes_of_a_batch_have_different_modules_of_thor() -> Result<()> {
+    let x = normal(&[3, 2, 8], 1);
+    // By the number of modules the 0.999 of χ² for one pass and for the pairs: m − 1 and
+    // m (m − 1) − 1 degrees of freedom.
+    for (m, of_one, of_pairs) in [(2usize, 10.8, 10.8), (3, 13.8, 20.5), (4, 16.3, 31.3)] {
+        for (level, per_pass) in [("static", 1), ("example", 3), ("token", 6)] {
+            let made = Made::named(json!({"type": "thor", "level": level}), &NAMES[..m], 8)?;
+            let (mut counts, mut pairs) = (vec![vec![0usize; m]; 2], vec![0usize; m * m]);
+            for step in 0..1200 / per_pass as u64 {
+                let chosen = |pass: u64| -> Result<Vec<i64>> {
+                    // Passes have seeds of their own, as the trainer gives them.
+                    let cx = Context::train(Seed(9).child("pass").nth(pass), step);
+                    let routing = made.route(&x, &cx.as_pass(pass, Seed(9)))?;
+                    Ok(match &routing.weights {
+                        Weights::Fixed(one) => one.iter().map(|(j, _)| *j as i64).collect(),
+                        Weights::Sparse { index, .. } => index.to_vec::<i64>()?,
+                        other => panic!("{other:?}"),
+                    })
+                };
+                let (a, b) = (chosen(0)?, chosen(1)?);
+                assert_eq!((a.len(), b.len()), (per_pass, per_pass));
+                for (a, b) in a.into_iter().zip(b) {
+                    assert_ne!(a, b, "{m} modules, {level}, step {step}");
+                    counts[0][a as usize] += 1;
+                    counts[1][b as usize] += 1;
+                    pairs[m * a as usize + b as usize] += 1;
+                }
+            }
+            for own in &counts {
+                assert!(chi_square(own) < of_one, "{m} {level}: {own:?}");
+            }
+            let apart: Vec<usize> =
+                (0..m * m).filter(|i| i / m != i % m).map(|i| pairs[i]).collect();
+            assert!(chi_square(&apart) < of_pairs, "{m} {level}: {apart:?}");
+        }
+    }
+    // m passes are an order of all; then another order begins.
+    let made = Made::named(json!({"type": "thor"}), &NAMES, 8)?;
+    let turn = |pass: u64| -> Result<usize> {
+        let routing = made.route(&x, &Context::train(Seed(1), 0).as_pass(pass, Seed(9)))?;
+        Ok(routing.support()?[0])
+    };
+    for first in [0, 4] {
+        let mut all: Vec<usize> = (first..first + 4).map(turn).collect::<Result<_>>()?;
+        all.sort_unstable();
+        assert_eq!(all, [0, 1, 2, 3]);
+    }
+    Ok(())
+}
+
 #[test]
 fn adamix_draws_in_and_out_independently_where_it_is_asked_to() -> Result<()> {
     let made = Made::named(json!({"type": "adamix", "independent": true}), &NAMES, 8)?;

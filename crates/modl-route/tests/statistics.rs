@@ -29,7 +29,7 @@ fn whole(v: &[i64], shape: &[i64]) -> Tensor {
 }
 
 fn trace(routing: Routing) -> Trace {
-    Trace { routings: vec![("site".into(), routing)] }
+    Trace::of(vec![("site".into(), routing)])
 }
 
 fn rows(all: &[&[(usize, f64)]], modules: usize) -> Routing {
@@ -167,7 +167,7 @@ fn a_trace_comes_back_from_its_file_as_it_was() {
             [("first", Routing::new(by_token, 3)), ("second", third.clone()), ("third", third)];
         let routings = routings.map(|(site, r)| (site.to_owned(), r)).into();
         let mask = t(&[1.0, 0.0, 1.0, 1.0], &[2, 2]);
-        test.add(&Trace { routings }, &["b", ["a", "c"][seed as usize % 2]], Some(&mask)).unwrap();
+        test.add(&Trace::of(routings), &["b", ["a", "c"][seed as usize % 2]], Some(&mask)).unwrap();
     }
     let split = test.finish();
     assert_eq!(split.rows(), 6);
@@ -263,7 +263,7 @@ fn tokens_that_are_no_padding_count_under_labels_of_their_own() {
     let weight = t(&[1.0; 6], &[2, 3, 1]);
     let by_token = Routing::new(Weights::Sparse { index, weight }, 2);
     let by_row = rows(&[&[(0, 1.0)], &[(1, 1.0)]], 2);
-    let both = Trace { routings: vec![("token".into(), by_token), ("row".into(), by_row)] };
+    let both = Trace::of(vec![("token".into(), by_token), ("row".into(), by_row)]);
     let mask = t(&[1.0, 1.0, 1.0, 1.0, 1.0, 0.0], &[2, 3]);
     let labels = ["word", "stop", "word", "stop", "stop", "none"];
     let mut recorder = Recorder::default();

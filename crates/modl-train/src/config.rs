@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use modl_core::{Error, Result, Select};
+use modl_core::{Error, Modular, Result, Select};
 use serde::{Deserialize, Serialize};
 
-use crate::{OptimizerConfig, Passes, Schedule};
+use crate::{LossWeight, OptimizerConfig, Passes, Schedule};
 
 /// How a model is trained.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -41,7 +41,11 @@ pub struct TrainConfig {
     /// multiplied. LoRA+ (Hayou et al. 2024, arXiv 2402.12354) is `"*.lora_B.*" = 16`. Default:
     /// none.
     pub lr_scale: BTreeMap<String, f64>,
-    /// What the routers' own losses count, by name, beside the objective's, which counts 1.
+    /// What the losses of routers and those of the backbone's own count, by name, beside the
+    /// objective's, which counts 1. Default: what the recipe says at its top; where it says nothing,
+    /// what the router's paper has ([`modl_core::Router::loss_weights`]) and what the backbone's
+    /// `config.json` has (`aux_loss = router_aux_loss_coef`). A loss of which nobody knows what it
+    /// counts is an error.
     pub loss_weights: BTreeMap<String, f64>,
     /// An event each so many steps; none where it is 0.
     pub log_every: u64,
@@ -82,6 +86,17 @@ impl TrainConfig {
         self.lr_scale.iter().filter(fits).map(|(_, factor)| factor).product()
     }
 
+    /// What each loss counts that `model` may give, or that is given here.
+    pub(crate) fn weights_of_losses(&self, model: &Modular) -> BTreeMap<String, LossWeight> {
+        let usual = model.loss_weights().into_iter().map(|(name, w)| (name, w, true));
+        let given = self.loss_weights.iter().map(|(name, w)| (name.clone(), *w, false));
+        // The later one counts.
+        usual
+            .chain(given)
+            .map(|(name, weight, default)| (name, LossWeight { weight, default }))
+            .collect()
+    }
+
     /// Checks the numbers.
     ///
     /// # Errors
@@ -103,6 +118,12 @@ impl TrainConfig {
             if !(*factor >= 0.0 && factor.is_finite()) {
                 let problem = format!("is {factor}, wants a factor of 0 or more");
                 return Err(Error::invalid(format!("lr_scale.\"{pattern}\""), problem));
+            }
+        }
+        for (name, weight) in &self.loss_weights {
+            if !(*weight >= 0.0 && weight.is_finite()) {
+                let problem = format!("is {weight}, wants a weight of 0 or more");
+                return Err(Error::invalid(format!("loss_weights.{name}"), problem));
             }
         }
         self.passes.check()?;

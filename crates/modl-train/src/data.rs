@@ -115,6 +115,18 @@ impl Dataset {
         self.filter(|e| e.task == task)
     }
 
+    /// The examples of some tasks, in order.
+    ///
+    /// # Errors
+    /// Where the data set does not have one of them.
+    pub fn of_tasks(&self, wanted: &[String]) -> Result<Dataset> {
+        let tasks = self.tasks();
+        if let Some(unknown) = wanted.iter().find(|t| !tasks.contains_key(t.as_str())) {
+            return Err(Error::unknown("task of the data set", unknown, tasks.keys()));
+        }
+        self.filter(|e| wanted.contains(&e.task))
+    }
+
     /// The examples for training and those held out: [`held_out`] by `TASK/ID`.
     ///
     /// # Errors

@@ -8,6 +8,16 @@ use std::path::{Path, PathBuf};
 use modl_core::{Error, Result};
 use serde::{Deserialize, Serialize};
 
+/// What a loss counts beside the objective's, which counts 1, and who says so.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct LossWeight {
+    /// Its weight.
+    pub weight: f64,
+    /// Whether it is what the router's paper or the backbone's `config.json` has, since nobody gave
+    /// another.
+    pub default: bool,
+}
+
 /// Something that happened in a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
@@ -26,6 +36,16 @@ pub enum Event {
         examples: usize,
         /// What the resumed state may differ in, if anything.
         note: Option<String>,
+        /// What the losses of routers and those of the backbone's own count, by name.
+        #[serde(default)]
+        losses: BTreeMap<String, LossWeight>,
+    },
+    /// Something that one may not expect, said once.
+    Notice {
+        /// The number of the step at which it showed, from 1.
+        step: u64,
+        /// In words.
+        text: String,
     },
     /// A step is done.
     Step {
@@ -33,7 +53,7 @@ pub enum Event {
         step: u64,
         /// The objective's loss on its batch.
         loss: f64,
-        /// The routers' losses by name, before they are weighed.
+        /// The losses of routers and those of the backbone's own by name, before they are weighed.
         aux: BTreeMap<String, f64>,
         /// The learning rate.
         lr: f64,

@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod assignments;
 mod batches;
 mod bootstrap;
 mod clip;
@@ -28,7 +29,7 @@ pub use clip::clip_grad_norm;
 pub use config::TrainConfig;
 pub use data::{Batch, Dataset, Describe, Example, held_out};
 pub use evaluate::{Prediction, evaluate};
-pub use events::{Event, Fanout, JsonLines, Sink};
+pub use events::{Event, Fanout, JsonLines, LossWeight, Sink};
 pub use length_groups::length_groups;
 pub use methods::Methods;
 pub use metrics::{Interval, interval, mean_absolute_error, scores, sign_accuracy, spearman};

@@ -10,15 +10,17 @@
 //!   predictions: THOR (Zuo et al. 2022, arXiv 2110.04260) and AdaMix (Wang et al. 2022,
 //!   arXiv 2205.12410).
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 
 use modl_core::{
     ActivationCheckpoints, Context, Error, Modular, Outcome, Result, Seed, Tensor, Trace, no_grad,
 };
 use serde::{Deserialize, Serialize};
 
+use crate::assignments::Assignments;
 use crate::routed::routed;
-use crate::{Batch, Describe, Objective, TrainConfig};
+use crate::{Batch, Describe, LossWeight, Objective, TrainConfig};
 
 /// How often a batch is passed, and what becomes of the losses.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -28,11 +30,15 @@ pub struct Passes {
     pub count: u64,
     /// What becomes of their losses. Default: `mean`.
     pub combine: Combine,
+    /// With `best`: for each example the best choices so far are kept and tried again in a pass of
+    /// their own, by routers that can (`modular_network`). Default: false.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub keep: bool,
 }
 
 impl Default for Passes {
     fn default() -> Self {
-        Passes { count: 1, combine: Combine::Mean }
+        Passes { count: 1, combine: Combine::Mean, keep: false }
     }
 }
 
@@ -58,7 +64,11 @@ impl Passes {
         if self.count == 0 {
             return Err(Error::invalid("passes.count", "is to be 1 or more"));
         }
+        if self.keep && self.combine != Combine::Best {
+            return Err(Error::invalid("passes.keep", "is for `combine = \"best\"` alone"));
+        }
         match self.combine {
+            Combine::Best if self.keep => Ok(()),
             Combine::Consistent(w) if !(w >= 0.0 && w.is_finite()) => {
                 Err(Error::invalid("passes.combine.consistent", "is to be 0 or above"))
             }
@@ -104,6 +114,11 @@ impl StepLoss {
         Ok(())
     }
 
+    /// The losses of the backbone's own that a pass did not give.
+    pub(crate) fn left_out(&self) -> BTreeSet<&str> {
+        self.passed.iter().flat_map(|p| &p.trace.left_out).map(String::as_str).collect()
+    }
+
     /// What the routers chose, the mean over sites and passes; `None` where nothing was routed.
     pub(crate) fn routed(&self) -> Result<Option<BTreeMap<String, f64>>> {
         routed(self.passed.iter().map(|p| (&p.trace, &p.cx, p.known.len_of(0) as usize)))
@@ -115,7 +130,11 @@ pub(crate) struct Passing<'a> {
     pub(crate) model: &'a Modular,
     pub(crate) objective: &'a dyn Objective,
     pub(crate) config: &'a TrainConfig,
+    /// What the losses of routers and of the backbone count.
+    pub(crate) weights: &'a BTreeMap<String, LossWeight>,
     pub(crate) describe: &'a Describe<'a>,
+    /// What is kept for each example, where anything is.
+    pub(crate) assignments: Option<&'a RefCell<Assignments>>,
     pub(crate) seed: Seed,
     /// The number of steps that are done.
     pub(crate) done: u64,
@@ -162,23 +181,33 @@ impl Passing<'_> {
         kept: Option<&ActivationCheckpoints>,
         share: f64,
     ) -> Result<StepLoss> {
-        let Passes { count, combine } = self.config.passes;
+        let Passes { count, combine, .. } = self.config.passes;
         let mut passed = Vec::new();
+        let assigned = match self.assignments {
+            Some(all) => all.borrow().of(part, self.model.device())?,
+            None => Vec::new(),
+        };
+        // First what is kept, which of equal ones is taken.
+        if !assigned.is_empty() {
+            let cx = Context::train(seed.child("kept"), self.done).as_pass(count, seed);
+            let cx = (self.describe)(part, cx)?;
+            let cx = assigned.into_iter().fold(cx, |cx, (name, t)| cx.with_feature(name, t));
+            passed.push(self.pass(part, cx, kept)?);
+        }
         for n in 0..count {
-            let seed = if n == 0 { seed } else { seed.child("pass").nth(n) };
-            let mut cx = (self.describe)(part, Context::train(seed, self.done))?;
-            if let Some(kept) = kept {
-                cx = cx.with_activation_checkpoints(kept.clone());
-            }
-            let predicted = self.objective.predict(self.model, part, &cx)?;
-            let losses = self.objective.losses(&predicted, part)?;
-            let known = losses.detach()?;
-            passed.push(Passed { trace: cx.take_trace(), cx, predicted, losses, known });
+            let own = if n == 0 { seed } else { seed.child("pass").nth(n) };
+            let cx = Context::train(own, self.done).as_pass(n, seed);
+            passed.push(self.pass(part, (self.describe)(part, cx)?, kept)?);
         }
         let chosen = match combine {
             Combine::Best => Some(best(&passed)?),
             _ => None,
         };
+        if let (Some(all), Some(chosen)) = (self.assignments, &chosen) {
+            let traces: Vec<&Trace> = passed.iter().map(|p| &p.trace).collect();
+            all.borrow_mut().keep(part, &traces, chosen)?;
+        }
+        let each = 1.0 / passed.len().max(1) as f64;
         let mut aux: BTreeMap<String, f64> = BTreeMap::new();
         let mut loss: Option<Tensor> = None;
         let mut more: Option<Tensor> = None;
@@ -194,8 +223,12 @@ impl Passing<'_> {
             loss = Some(plus(loss, mean)?);
             let mut outcome = Outcome::new(&p.known, &p.cx);
             outcome.chosen = mine.as_ref();
-            let share = if mine.is_some() { share } else { share / count as f64 };
-            for (name, own) in self.model.router_losses(&p.trace, &outcome)? {
+            // Routers' losses are of all rows of a pass, what comes of the outcome of the chosen ones.
+            let of_chosen = if mine.is_some() { share } else { share * each };
+            let credits = self.model.router_credits(&p.trace, &outcome)?.into_iter();
+            let credits = credits.map(|(name, own)| (name, own, of_chosen));
+            let losses = p.trace.losses()?.into_iter().map(|(name, own)| (name, own, share * each));
+            for (name, own, share) in losses.chain(credits) {
                 more = self.weighed(&name, &own, share, more)?;
                 *aux.entry(name).or_default() += share * own.item()?;
             }
@@ -213,6 +246,21 @@ impl Passing<'_> {
         Ok(StepLoss { loss, total, aux, passed })
     }
 
+    fn pass(
+        &self,
+        part: &Batch,
+        mut cx: Context,
+        kept: Option<&ActivationCheckpoints>,
+    ) -> Result<Passed> {
+        if let Some(kept) = kept {
+            cx = cx.with_activation_checkpoints(kept.clone());
+        }
+        let predicted = self.objective.predict(self.model, part, &cx)?;
+        let losses = self.objective.losses(&predicted, part)?;
+        let known = losses.detach()?;
+        Ok(Passed { trace: cx.take_trace(), cx, predicted, losses, known })
+    }
+
     /// `sum` and a router's loss by its weight.
     fn weighed(
         &self,
@@ -221,9 +269,9 @@ impl Passing<'_> {
         share: f64,
         sum: Option<Tensor>,
     ) -> Result<Option<Tensor>> {
-        let weight = self.config.loss_weights.get(name).copied().ok_or_else(|| {
+        let weight = self.weights.get(name).map(|w| w.weight).ok_or_else(|| {
             let advice = format!("say what it counts, for instance {name} = 0.01");
-            let problem = format!("a router gives it; {advice}");
+            let problem = format!("a router gives it that has no usual weight; {advice}");
             Error::invalid(format!("loss_weights.{name}"), problem)
         })?;
         if weight == 0.0 {
@@ -269,7 +317,8 @@ fn best(passed: &[Passed]) -> Result<Tensor> {
             .iter()
             .map(|p| {
                 let mut cost = p.known.clone();
-                for (site, routing) in &p.trace.routings {
+                // What a router decided for several sites has been drawn once.
+                for (site, routing) in p.trace.routings.iter().filter(|(_, r)| !r.repeated) {
                     let Some(log_prob) = routing.noted.get("log_prob") else { continue };
                     let rows = cost.len_of(0);
                     if log_prob.len_of(0) != rows {

@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use modl_core::checkpoint::{self, Checkpoint};
-use modl_core::{Error, Modular, ParamStore, Result, Select};
+use modl_core::{Error, Modular, ParamStore, Result, ResultExt, Select};
 
 use crate::state::differences;
 use crate::{Dataset, Event, Job, Methods, Objective, Recipe, Sink};
@@ -36,19 +36,31 @@ pub fn run(
     claim(recipe, folder)?;
     recipe.attach(model, methods)?;
     objective.setup(model)?;
+    let mut paths = Vec::new();
     for (i, phase) in recipe.phases.iter().enumerate() {
         let own = phase_folder(folder, i, &phase.name);
         let done = own.join(PARAMS);
+        if phase.next_task {
+            paths.push(modl_route::winning_path(model).at(&phase.name)?);
+        }
         if done.exists() {
             take_over(model, &done)?;
             continue;
         }
         let strategy = methods.strategies.parse(&phase.strategy)?;
+        let mut phase = phase.clone();
+        if phase.next_task {
+            let seed = recipe.seed().child(&phase.name).child("next_task");
+            let free = modl_route::next_task_after(model, &paths, seed).at(&phase.name)?;
+            phase.train.train = free_of(model, &phase.train.train, &free);
+        }
+        let part = phase.tasks.as_ref().map(|tasks| data.of_tasks(tasks)).transpose();
+        let part = part.at(&phase.name)?;
         strategy.run(&mut Job {
             model,
             objective,
-            data,
-            phase,
+            data: part.as_ref().unwrap_or(data),
+            phase: &phase,
             folder: &own,
             sink,
             recipe,
@@ -82,6 +94,15 @@ pub fn restore(
     objective.setup(model)?;
     // Each in turn: what a phase trained of the backbone is in its own file only.
     done.iter().try_for_each(|file| take_over(model, file))
+}
+
+/// The names of all parameters that `train` takes, of modules only those that `free` takes, too.
+fn free_of(model: &Modular, train: &[String], free: &[String]) -> Vec<String> {
+    let (train, free) = (Select::any(train.to_vec()), Select::any(free.to_vec()));
+    let own = model.params().iter().filter(|(_, p)| !p.is_buffer()).map(|(n, _)| n.to_owned());
+    let base = model.backbone().params().iter().map(|(n, _)| format!("base.{n}"));
+    let wanted = |n: &String| train.matches(n) && (!n.starts_with("modules.") || free.matches(n));
+    own.chain(base).filter(wanted).collect()
 }
 
 const PARAMS: &str = "params.safetensors";

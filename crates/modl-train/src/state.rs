@@ -1,7 +1,8 @@
 //! The state of a run on disk, from which it goes on bit for bit.
 //!
 //! `state-STEP.safetensors` holds the trained parameters (`params.NAME`) and what the optimiser
-//! keeps (`optimizer.PART.NAME`); `state.json`, written last, names that file and holds the rest.
+//! keeps (`optimizer.PART.NAME`), and what is kept for each example (`assignments.NAME`, where it is);
+//! `state.json`, written last, names that file and holds the rest.
 //! Both appear whole or not at all, and older files go only after `state.json` names the new one:
 //! a run that is killed at any moment leaves a whole state.
 
@@ -48,6 +49,7 @@ pub(crate) struct Saved {
     pub state: RunState,
     pub params: Vec<(String, Tensor)>,
     pub optimizer: Vec<(String, Tensor)>,
+    pub assignments: Vec<(String, Tensor)>,
 }
 
 impl RunState {
@@ -127,11 +129,14 @@ pub(crate) fn save(
     state: RunState,
     params: &[(String, Tensor)],
     optimizer: &[(String, Tensor)],
+    assignments: &[(String, Tensor)],
 ) -> Result<()> {
     let named = |prefix: &str, all: &[(String, Tensor)]| -> Vec<(String, Tensor)> {
         all.iter().map(|(n, t)| (format!("{prefix}.{n}"), t.clone())).collect()
     };
-    let all = [named("params", params), named("optimizer", optimizer)].concat();
+    let all =
+        [named("params", params), named("optimizer", optimizer), named("assignments", assignments)]
+            .concat();
     let tensors = all.iter().map(|(n, t)| (n.as_str(), t));
     checkpoint::save(folder.join(&state.file), tensors, HashMap::new())?;
     let text = serde_json::to_vec_pretty(&state).map_err(|e| Error::file(folder, e))?;
@@ -164,11 +169,12 @@ pub(crate) fn load(folder: &Path, device: Device) -> Result<Option<Saved>> {
         return Err(Error::file(&path, problem));
     }
     let file = Checkpoint::open(folder.join(&state.file))?;
-    let (mut params, mut optimizer) = (Vec::new(), Vec::new());
+    let (mut params, mut optimizer, mut assignments) = (Vec::new(), Vec::new(), Vec::new());
     for (name, tensor) in file.tensors(device)? {
         match name.split_once('.') {
             Some(("params", rest)) => params.push((rest.to_owned(), tensor)),
             Some(("optimizer", rest)) => optimizer.push((rest.to_owned(), tensor)),
+            Some(("assignments", rest)) => assignments.push((rest.to_owned(), tensor)),
             _ => {
                 return Err(Error::file(
                     file.path(),
@@ -177,5 +183,5 @@ pub(crate) fn load(folder: &Path, device: Device) -> Result<Option<Saved>> {
             }
         }
     }
-    Ok(Some(Saved { state, params, optimizer }))
+    Ok(Some(Saved { state, params, optimizer, assignments }))
 }

@@ -1,5 +1,6 @@
 //! The training loop, from batch to step, in one piece.
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -9,6 +10,7 @@ use modl_core::{
     Tensor, Tensors,
 };
 
+use crate::assignments::Assignments;
 use crate::clip::clip_grad_norm;
 use crate::passes::Passing;
 use crate::state::{self, RunState};
@@ -102,7 +104,10 @@ impl<'a> Trainer<'a> {
         describe: &Describe,
         sink: &mut dyn Sink,
     ) -> Result<()> {
-        let (cursor, note) = self.take_up(data)?;
+        let keeps = self.config.passes.keep.then(|| Assignments::new(data)).transpose()?;
+        let mut assignments = keeps.map(RefCell::new);
+        let known = assignments.as_mut().map(RefCell::get_mut);
+        let (cursor, note) = self.take_up(data, known)?;
         let device = self.model.device();
         let mut batches = Batches::new(data, self.config.batch_size, self.seed, device, cursor)?;
         let epochs = self.config.epochs.unwrap_or(1);
@@ -111,6 +116,7 @@ impl<'a> Trainer<'a> {
         let leaves: Vec<&Tensor> = params.iter().map(|(_, t)| t).collect();
         let mut unused: BTreeSet<usize> = (0..leaves.len()).collect();
         let frozen = self.frozen_sample()?;
+        let weights = self.config.weights_of_losses(self.model);
         sink.event(&Event::Started {
             name: self.name.clone(),
             step: self.step,
@@ -118,7 +124,9 @@ impl<'a> Trainer<'a> {
             trained: leaves.iter().map(|t| t.numel()).sum(),
             examples: data.len(),
             note,
+            losses: weights.clone(),
         })?;
+        let mut told: BTreeSet<String> = BTreeSet::new();
         while self.step < steps {
             let clock = Instant::now();
             let batch = batches.advance()?;
@@ -127,7 +135,9 @@ impl<'a> Trainer<'a> {
                 model: self.model,
                 objective: self.objective,
                 config: &self.config,
+                weights: &weights,
                 describe,
+                assignments: assignments.as_ref(),
                 seed: self.seed,
                 done: self.step,
             };
@@ -149,6 +159,11 @@ impl<'a> Trainer<'a> {
                 self.optimizer.forget(&name);
             }
             losses.teach(self.model)?;
+            for name in losses.left_out() {
+                if told.insert(name.to_owned()) {
+                    sink.event(&Event::Notice { step: self.step, text: left_out(name) })?;
+                }
+            }
             if every(self.config.log_routing_every, self.step) {
                 let routed = losses.routed()?;
                 if let Some(metrics) = routed {
@@ -166,11 +181,11 @@ impl<'a> Trainer<'a> {
                 sink.event(&Event::Step { step: self.step, loss, aux, lr, grad_norm, seconds })?;
             }
             if every(self.config.checkpoint_every, self.step) && self.step < steps {
-                self.save(batches.cursor(), data, sink)?;
+                self.save(batches.cursor(), data, assignments.as_ref(), sink)?;
             }
         }
         if self.saved != Some(self.step) {
-            self.save(batches.cursor(), data, sink)?;
+            self.save(batches.cursor(), data, assignments.as_ref(), sink)?;
         }
         let name = |i: usize| self.params.get(i).map(|(n, _)| n.clone());
         let unused = unused.into_iter().filter_map(name).collect();
@@ -196,16 +211,28 @@ impl<'a> Trainer<'a> {
         Err(Error::invalid(what, format!("is {value}; {advice}; {kept}"))).at(place)
     }
 
-    fn save(&mut self, cursor: Cursor, data: &Dataset, sink: &mut dyn Sink) -> Result<()> {
+    fn save(
+        &mut self,
+        cursor: Cursor,
+        data: &Dataset,
+        assignments: Option<&RefCell<Assignments>>,
+        sink: &mut dyn Sink,
+    ) -> Result<()> {
         let Some(folder) = &self.folder else { return Ok(()) };
         let state = RunState::new(self.step, cursor, self.seed, &self.config, self.model, data)?;
-        state::save(folder, state, &self.kept, &self.optimizer.state()?)?;
+        let assigned = assignments.map(|all| all.borrow().tensors()).transpose()?;
+        let assigned = assigned.unwrap_or_default();
+        state::save(folder, state, &self.kept, &self.optimizer.state()?, &assigned)?;
         self.saved = Some(self.step);
         sink.event(&Event::Saved { path: folder.clone(), step: self.step })
     }
 
     /// Takes up the saved state, if there is one: where the data goes on, and what may differ.
-    fn take_up(&mut self, data: &Dataset) -> Result<(Cursor, Option<String>)> {
+    fn take_up(
+        &mut self,
+        data: &Dataset,
+        assignments: Option<&mut Assignments>,
+    ) -> Result<(Cursor, Option<String>)> {
         let Some(folder) = &self.folder else { return Ok(Default::default()) };
         let Some(saved) = state::load(folder, self.model.device())? else {
             return Ok(Default::default());
@@ -217,6 +244,9 @@ impl<'a> Trainer<'a> {
             store.insert(name.clone(), t.clone())?;
         }
         self.optimizer.load_state(&self.params, saved.optimizer)?;
+        if let Some(all) = assignments {
+            all.load(saved.assignments)?;
+        }
         let params = saved.params.iter().map(|(n, t)| (n.as_str(), t));
         store.load(&folder.display().to_string(), params, &Select::all())?;
         self.step = saved.state.step;
@@ -235,6 +265,14 @@ impl<'a> Trainer<'a> {
             |t: &Tensor| t.reshape(&[-1])?.narrow(0, 0, t.numel().min(8) as i64)?.to_bytes();
         frozen.map(|(n, p)| Ok((n.to_owned(), first(p.tensor()).at(n)?))).collect()
     }
+}
+
+/// What is said of a loss of the backbone's own that a pass did not give.
+fn left_out(name: &str) -> String {
+    format!(
+        "the backbone's `{name}` is left out, in this step and in others like it: modules around its \
+         mixtures of experts send rows or tokens past a router, and the loss is of all of them"
+    )
 }
 
 /// Whether something that is done each `n` steps is due; never where `n` is 0.

@@ -178,7 +178,9 @@ fn the_right_module_is_learned_in_the_trainer() {
         let before = evaluated(&model, &data, &costs);
         // Tables are not among the trained parameters, and something has to be.
         let names: &[&str] = if lr > 0.0 { &["routers.*"] } else { &["heads.*"] };
-        let passes = combine.map(|combine| Passes { count: 4, combine }).unwrap_or_default();
+        let passes = combine
+            .map(|combine| Passes { count: 4, combine, ..Passes::default() })
+            .unwrap_or_default();
         train(&model, &data, TrainConfig { passes, ..config(names, lr, 300) }, 7);
         let after = evaluated(&model, &data, &costs);
         println!(
@@ -284,7 +286,9 @@ fn modules_and_routers_are_trained_together() {
         for seed in 0..2 {
             let model = model(router.clone(), &["value"], false, 10 + seed);
             let before = evaluated(&model, &data, &[]).0;
-            let passes = combine.map(|combine| Passes { count: 4, combine }).unwrap_or_default();
+            let passes = combine
+                .map(|combine| Passes { count: 4, combine, ..Passes::default() })
+                .unwrap_or_default();
             let names = ["modules.*", "routers.*", "heads.*"];
             train(&model, &data, TrainConfig { passes, ..config(&names, 0.02, 150) }, seed);
             let (after, _, active) = evaluated(&model, &data, &[]);

@@ -77,16 +77,20 @@ impl Router for Lottery {
 }
 
 fn lottery(seed: u64) -> Modular {
+    lottery_at(&["query"], false, seed)
+}
+
+fn lottery_at(sites: &[&str], global: bool, seed: u64) -> Modular {
     let mut model = with_dropout(0.0, seed);
     for name in ["plus", "minus"] {
         model.detach(name).unwrap();
     }
     for name in ["a", "b"] {
         let lora = modl_compute::Lora { r: 2, alpha: 4.0, ..Default::default() };
-        model.attach(name, Box::new(lora), &Targets::names(["query"])).unwrap();
+        model.attach(name, Box::new(lora), &Targets::names(sites.iter().copied())).unwrap();
     }
     perturbed(&model);
-    model.route(Box::new(Lottery::default()), false).unwrap();
+    model.route(Box::new(Lottery::default()), global).unwrap();
     model.aggregate(Box::new(modl_aggregate::WeightedSum::default())).unwrap();
     model
 }
@@ -154,11 +158,17 @@ fn routers_hear_the_loss_of_each_row() {
 fn a_loss_from_the_outcome_has_to_be_weighed() {
     let unsaid = TrainConfig { loss_weights: [].into(), ..config(Passes::default()) };
     let e = train(&lottery(3), unsaid).unwrap_err().to_string();
-    assert!(e.contains("loss_weights.reinforce"), "{e}");
+    // This router is nobody's whose paper says what its loss counts.
+    assert!(e.contains("loss_weights.reinforce") && e.contains("no usual weight"), "{e}");
 }
 
 /// The loss of one step by hand: each pass draws as the trainer's does.
 fn by_hand(model: &Modular, count: u64) -> Vec<Vec<f64>> {
+    by_hand_counting(model, count, 1.0)
+}
+
+/// The same where ln p of a choice counts `times`.
+fn by_hand_counting(model: &Modular, count: u64, times: f64) -> Vec<Vec<f64>> {
     let data = data(10);
     let mut batches = Batches::new(&data, BATCH, Seed(7), Device::Cpu, Default::default()).unwrap();
     let batch = batches.advance().unwrap();
@@ -168,7 +178,7 @@ fn by_hand(model: &Modular, count: u64) -> Vec<Vec<f64>> {
         let out = no_grad(|| head().predict(model, &batch, &cx)).unwrap();
         let losses = out.sub(&batch.targets).unwrap().square().unwrap();
         let log_prob = cx.take_trace().routings[0].1.noted.need("log_prob").unwrap().clone();
-        let cost = losses.sub(&log_prob).unwrap();
+        let cost = losses.sub(&log_prob.mul_scalar(times).unwrap()).unwrap();
         (losses.to_vec::<f64>().unwrap(), cost.to_vec::<f64>().unwrap())
     };
     let (losses, costs): (Vec<_>, Vec<_>) = (0..count).map(pass).unzip();
@@ -185,7 +195,10 @@ fn several_passes_are_averaged_or_the_best_is_taken() {
     let hands = by_hand(&lottery(3), 4);
     let mean = |all: &[f64]| all.iter().sum::<f64>() / all.len() as f64;
     let one_step = |combine| {
-        let config = TrainConfig { steps: Some(1), ..config(Passes { count: 4, combine }) };
+        let config = TrainConfig {
+            steps: Some(1),
+            ..config(Passes { count: 4, combine, ..Passes::default() })
+        };
         losses(&train(&lottery(3), config).unwrap())[0]
     };
     let all = hands[..4].concat();
@@ -194,10 +207,74 @@ fn several_passes_are_averaged_or_the_best_is_taken() {
     assert!(hands[4] != hands[0], "the best is not always the first: {hands:?}");
 }
 
+/// One router for two sites draws once: the second site has its notes, and nobody counts them twice.
+#[test]
+fn what_followers_note_is_counted_once() {
+    let with = |apart: f32| {
+        let model = lottery_at(&["query", "value"], true, 3);
+        let unlike = Tensor::from_slice(&[apart, -apart], &[2], Device::Cpu).unwrap();
+        let logits = model.params().get("routers.global.logits").unwrap();
+        no_grad(|| logits.clone().copy_from(&unlike)).unwrap();
+        model
+    };
+    // Choices as unlike as makes the two ways of counting differ.
+    let tells = |apart: &f32| by_hand(&with(*apart), 4) != by_hand_counting(&with(*apart), 4, 2.0);
+    let apart = [0.02, 0.05, 0.1, 0.2, 0.4, 0.8].into_iter().find(tells).unwrap();
+    let model = || with(apart);
+    let data = data(10);
+    let batch = data.batch(&[0, 3, 5, 7], Device::Cpu).unwrap();
+    let cx = batch.describe(Context::train(Seed(2), 0)).unwrap();
+    head().predict(&model(), &batch, &cx).unwrap();
+    let trace = cx.take_trace();
+    let [(_, leader), (_, follower)] = trace.routings.as_slice() else { panic!("{trace:?}") };
+    assert!(!leader.repeated && follower.repeated);
+    let log_prob = |r: &Routing| r.noted.need("log_prob").unwrap().clone();
+    assert!(log_prob(leader).bit_equal(&log_prob(follower)).unwrap());
+    // The credit of one draw, whatever else hears of it.
+    let loss = Tensor::full(&[4], 2.0, Kind::Float, Device::Cpu).unwrap();
+    let found = model().router_losses(&trace, &Outcome::new(&loss, &cx)).unwrap();
+    let once = log_prob(leader).mul_scalar(2.0).unwrap().mean().unwrap().item().unwrap();
+    assert!((found["reinforce"].item().unwrap() - once).abs() < 1e-6);
+    // The best pass by the loss and one ln p; with it twice another one would win somewhere.
+    let hands = by_hand(&model(), 4);
+    let passes = Passes { count: 4, combine: Combine::Best, ..Passes::default() };
+    let config = TrainConfig { steps: Some(1), ..config(passes) };
+    let model = model();
+    let found = losses(&train(&model, config).unwrap())[0];
+    let wanted = hands[4].iter().sum::<f64>() / BATCH as f64;
+    assert!((found - wanted).abs() < 1e-6, "{found} {wanted}");
+    let sum = |i: usize| {
+        let heard = model.params().get("routers.global.heard").unwrap().to_vec::<f32>().unwrap();
+        heard[i] + heard[i + 2]
+    };
+    assert_eq!(sum(0), 4.0 * BATCH as f32, "each row of each pass is heard of once");
+}
+
+/// Each pass draws for itself, and knows its number and a seed that all passes of its batch know.
+#[test]
+fn passes_know_of_one_another() {
+    let seen = std::cell::RefCell::new(Vec::new());
+    let (model, head) = (lottery(3), head());
+    let passes = Passes { count: 3, combine: Combine::Mean, ..Passes::default() };
+    let config = TrainConfig { steps: Some(2), ..config(passes) };
+    let note = |batch: &Batch, cx: Context| {
+        seen.borrow_mut().push((cx.pass("x"), cx.draw("x")));
+        batch.describe(cx)
+    };
+    let mut trainer = Trainer::new("toy", &model, &head, config, Seed(7)).unwrap();
+    trainer.train(&data(10), &note, &mut ()).unwrap();
+    let seen = seen.into_inner();
+    let numbers: Vec<u64> = seen.iter().map(|((n, _), _)| *n).collect();
+    assert_eq!(numbers, [0, 1, 2, 0, 1, 2]);
+    let known = |i: usize| seen[i].0.1;
+    assert!(known(0) == known(2) && known(3) == known(5) && known(0) != known(3));
+    assert!(seen[0].1 != seen[1].1 && seen[1].1 != seen[2].1);
+}
+
 #[test]
 fn passes_that_agree_add_nothing_and_others_are_drawn_together() {
     let aux = |model: &Modular| {
-        let passes = Passes { count: 2, combine: Combine::Consistent(5.0) };
+        let passes = Passes { count: 2, combine: Combine::Consistent(5.0), ..Passes::default() };
         let config = TrainConfig { lr: 0.0, ..config(passes) };
         let found = |e: &Event| match e {
             Event::Step { aux, .. } => aux.get("consistency").copied(),
@@ -223,9 +300,12 @@ fn perturbed(model: &Modular) {
 #[test]
 fn numbers_out_of_range_are_refused() {
     for (passes, name) in [
-        (Passes { count: 0, combine: Combine::Mean }, "passes.count"),
-        (Passes { count: 1, combine: Combine::Best }, "passes.count"),
-        (Passes { count: 2, combine: Combine::Consistent(-1.0) }, "passes.combine.consistent"),
+        (Passes { count: 0, combine: Combine::Mean, ..Passes::default() }, "passes.count"),
+        (Passes { count: 1, combine: Combine::Best, ..Passes::default() }, "passes.count"),
+        (
+            Passes { count: 2, combine: Combine::Consistent(-1.0), ..Passes::default() },
+            "passes.combine.consistent",
+        ),
     ] {
         let e = train(&lottery(3), config(passes)).unwrap_err();
         assert!(matches!(e.root(), Error::Invalid { what, .. } if what == name), "{e}");

@@ -77,6 +77,37 @@ fn a_good_recipe_says_what_it_says() {
     assert_eq!((route.train.steps, &route.train.schedule), (Some(10), &Schedule::default()));
 }
 
+/// What losses count: a phase's own word, then that at the top.
+#[test]
+fn weights_of_losses_at_the_top_are_for_all_phases() {
+    let top = GOOD.replace("[router]", "[loss_weights]\nbalance = 0.5\nz = 0.25\n\n[router]");
+    let own = top.replace("steps = 10", "steps = 10\nloss_weights = { z = 0.0, load = 2.0 }");
+    let r = parse(&own).unwrap();
+    let of = |phase: usize| {
+        let weights = &r.phases[phase].train.loss_weights;
+        weights.iter().map(|(n, w)| (n.as_str(), *w)).collect::<Vec<_>>()
+    };
+    assert_eq!(of(0), [("balance", 0.5), ("z", 0.25)]);
+    assert_eq!(of(1), [("balance", 0.5), ("load", 2.0), ("z", 0.0)]);
+    let e = parse(&top.replace("0.25", "-1.0")).unwrap_err().to_string();
+    assert!(e.contains("loss_weights.z") && e.contains("0 or more"), "{e}");
+    assert!(e.starts_with("recipes/recipe.toml:2"), "{e}");
+}
+
+#[test]
+fn a_composition_is_nested_as_deep_as_one_likes() {
+    let composed = r#"[aggregator]
+type = "compose"
+composition = { stack = ["tweets", { fuse = { parts = ["tweets", "news"], value = "identity" } }] }"#;
+    let r = parse(&GOOD.replace("[aggregator]\ntype = \"weighted_sum\"", composed)).unwrap();
+    let stack = &r.aggregator.as_ref().unwrap()["composition"]["stack"];
+    assert_eq!((&stack[0], &stack[1]["fuse"]["value"]), (&"tweets".into(), &"identity".into()));
+    let e = parse(
+        &GOOD.replace("[aggregator]\ntype = \"weighted_sum\"", &composed.replace("fuse", "fuze")),
+    );
+    assert!(e.unwrap_err().to_string().contains("did you mean `fuse`"));
+}
+
 /// Each mistake: what is right in the good recipe, what stands there instead, and words of the
 /// answer, which begins with the line of it.
 #[test]

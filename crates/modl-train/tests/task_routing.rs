@@ -147,7 +147,7 @@ fn the_passes_of_thor_make_experts_agree() {
         let mut model =
             model(&EXPERTS, Box::new(Thor::default()), Box::new(WeightedSum::default()));
         perturb(&model, &Select::new("modules.*"), 0.5, Seed(5)).unwrap();
-        let passes = Passes { count: 2, combine: Combine::Consistent(weight) };
+        let passes = Passes { count: 2, combine: Combine::Consistent(weight), ..Passes::default() };
         train(&model, TrainConfig { passes, ..config(120) });
         apart(&mut model)
     };

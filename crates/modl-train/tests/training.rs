@@ -375,7 +375,7 @@ fn nothing_to_train_is_refused_with_what_there_is() {
 #[test]
 fn routers_losses_count_as_they_are_weighed() {
     let head = head();
-    let run = |balance: Option<f64>| {
+    let run_all = |balance: Option<f64>| {
         let mut model = model(3);
         model.route(Box::new(modl_route::TopK::default()), false).unwrap();
         let mut loss_weights = std::collections::BTreeMap::from([("z".to_owned(), 0.0)]);
@@ -384,11 +384,11 @@ fn routers_losses_count_as_they_are_weighed() {
             TrainConfig { train: vec!["routers.*".into()], loss_weights, clip: None, ..config(1) };
         let mut events: Vec<Event> = Vec::new();
         let mut trainer = Trainer::new("toy", &model, &head, config, Seed(7)).unwrap();
-        trainer.train(&data(10), &Batch::describe, &mut events).map(|()| events.swap_remove(1))
+        trainer.train(&data(10), &Batch::describe, &mut events).unwrap();
+        events
     };
-    let e = run(None).unwrap_err().to_string();
-    assert!(e.contains("loss_weights.balance") && e.contains("balance = 0.01"), "{e}");
-    let step = |weight: f64| match run(Some(weight)).unwrap() {
+    let run = |balance| run_all(balance).swap_remove(1);
+    let step = |weight: f64| match run(Some(weight)) {
         Event::Step { loss, aux, grad_norm, .. } => (loss, aux, grad_norm),
         other => panic!("{other:?}"),
     };
@@ -398,6 +398,18 @@ fn routers_losses_count_as_they_are_weighed() {
     // Fresh modules change nothing, so that only the balance has a gradient here.
     assert_eq!(none.2, 0.0);
     assert!(one.2 > 0.0 && (one.2 - 2.0 * half.2).abs() < 1e-6 * one.2, "{half:?} {one:?}");
+    // Where nothing is said it counts what its paper has, and the run says so.
+    let events = run_all(None);
+    let Event::Started { losses, .. } = &events[0] else { panic!("{events:?}") };
+    let said = |weight, default| modl_train::LossWeight { weight, default };
+    let wanted = [("balance".to_owned(), said(0.01, true)), ("z".to_owned(), said(0.0, false))];
+    assert_eq!(*losses, wanted.into());
+    match (&events[1], step(0.01)) {
+        (Event::Step { loss, aux, grad_norm, .. }, paper) => {
+            assert_eq!((*loss, aux, *grad_norm), (paper.0, &paper.1, paper.2));
+        }
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]

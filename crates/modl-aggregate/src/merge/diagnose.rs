@@ -4,7 +4,7 @@ use std::path::Path;
 
 use modl_core::{Device, Kind, Result, ResultExt, Tensor};
 
-use super::{Elements, Gram, Group, Input, Plan, Source};
+use super::{Gram, Group, Input, Plan, Source};
 
 /// Matrices with at most so many numbers have their effective rank worked out.
 const RANKED: usize = 1 << 21;
@@ -79,7 +79,7 @@ impl Diagnosis {
 pub fn diagnose(plan: &Plan, result: &Path) -> Result<Diagnosis> {
     let result = Source::open("result", result)?;
     let mut found = Diagnosis::default();
-    for output in plan.outputs.iter().filter(|o| o.settings.is_some()) {
+    for output in plan.outputs.iter().filter(|o| o.settings.is_some() && o.vocabulary.is_none()) {
         let mut stored = Vec::new();
         for (source, name) in &output.inputs {
             let source = plan.source(*source)?;

@@ -32,7 +32,7 @@ pub struct Group<'a> {
 /// One model's tensor.
 #[derive(Debug)]
 pub struct Input<'a> {
-    /// The model's name, which random choices depend on.
+    /// The model's name.
     pub model: &'a str,
     /// Its numbers.
     pub elements: &'a dyn Elements,
@@ -116,11 +116,11 @@ impl<'a> Group<'a> {
         self.base.ok_or_else(|| Error::invalid(self.name, "has no base; name a `base_model`"))
     }
 
-    /// The seed of random choices for one input: it depends on the tensor's and the model's name
-    /// alone.
+    /// The seed of random choices for one input: it depends on the tensor's name and on the model's
+    /// place among those that are not the base, and not on where the models lie.
     pub fn seed_of(&self, input: usize) -> Seed {
-        let model = self.inputs.get(input).map_or("", |i| i.model);
-        self.seed.child(self.name).child(model)
+        let place = self.others().iter().position(|i| *i == input).unwrap_or_default();
+        self.seed.child(self.name).nth(place as u64)
     }
 
     fn row(&self) -> usize {

@@ -9,6 +9,7 @@
 //! | `elements.rs` | numbers in memory or in a file |
 //! | `methods.rs` | names to methods |
 //! | `source.rs` | a model on disk: where each tensor is |
+//! | `vocabulary.rs` | embeddings in the order of another vocabulary |
 //! | `plan.rs` | what a merge is going to do, and what it costs |
 //! | `diagnose.rs` | how models get on with each other, and what the result keeps |
 //! | `run.rs`, `shard.rs` | the engine: writes the result, and goes on where it was stopped |
@@ -23,6 +24,7 @@ mod plan;
 mod run;
 mod shard;
 mod source;
+mod vocabulary;
 
 pub use diagnose::{Diagnosis, TensorDiagnosis, diagnose};
 pub use elements::{Elements, Stored};
@@ -33,4 +35,6 @@ pub use method::{Base, Blend, MergeMethod, Of, Scalar, Setting, Settings, Spec};
 pub use methods::{MergeMethods, merge_group};
 pub use plan::{Cost, Output, Plan, Shard};
 pub use run::{Step, run};
+pub(crate) use source::read_json;
 pub use source::{Place, Source};
+pub use vocabulary::{Row, Vocabulary};

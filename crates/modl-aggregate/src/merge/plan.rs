@@ -1,13 +1,14 @@
 //! What a merge is going to do, known in full before anything is read or written.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use modl_core::{Error, Result, ResultExt, Seed};
 use safetensors::Dtype;
 use sha2::{Digest, Sha256};
 
 use super::elements::width;
-use super::{Group, Input, MergeMethods, Settings, Source};
+use super::{Group, Input, MergeMethods, Settings, Source, Vocabulary};
 
 /// A merge: which tensors come of which, and how.
 #[derive(Debug)]
@@ -47,6 +48,8 @@ pub struct Output {
     pub inputs: Vec<(usize, String)>,
     /// Which of the inputs is the base.
     pub base: Option<usize>,
+    /// For a tensor with a row for each token: where rows come from. Its rows name the inputs.
+    pub vocabulary: Option<Arc<Vocabulary>>,
     /// The method's settings; `None` for a copy of the first input.
     pub settings: Option<Settings>,
 }
@@ -158,7 +161,10 @@ impl Plan {
             spec.check(output.inputs.len(), output.base.is_some()).at(&output.name)?;
             for (source, name) in &output.inputs {
                 let place = self.source(*source)?.place(name)?;
-                if place.shape != output.shape || width(place.dtype).is_none() {
+                let rows = usize::from(output.vocabulary.is_some());
+                let alike = place.shape.len() == output.shape.len()
+                    && place.shape.get(rows..) == output.shape.get(rows..);
+                if !alike || width(place.dtype).is_none() {
                     return Err(Error::invalid(
                         &output.name,
                         format!(

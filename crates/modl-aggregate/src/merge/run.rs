@@ -13,10 +13,11 @@ use modl_core::{Error, Result, ResultExt};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::elements::{Stored, to_bytes};
+use super::elements::to_bytes;
 use super::shard::{ShardFile, Sum};
 use super::source::read_json;
-use super::{Group, Input, MergeMethods, Output, Plan, Shard};
+use super::vocabulary::Reordered;
+use super::{Elements, Group, Input, MergeMethods, Output, Plan, Shard};
 
 /// Bytes that are copied together.
 const COPIED: u64 = 1 << 20;
@@ -152,15 +153,26 @@ fn merge(
 ) -> Result<Pieces> {
     let method = methods.find(&plan.method)?;
     let spec = method.spec();
-    let stored: Vec<(&str, Stored)> = output
-        .inputs
+    let (mut models, mut stored) = (Vec::new(), Vec::new());
+    for (source, name) in &output.inputs {
+        let source = plan.source(*source)?;
+        models.push(source.name.as_str());
+        stored.push(source.elements(name, output.rounded)?);
+    }
+    let width = output.shape.iter().skip(1).product();
+    let reordered: Vec<Reordered> = output
+        .vocabulary
         .iter()
-        .map(|(source, name)| {
-            let source = plan.source(*source)?;
-            Ok((source.name.as_str(), source.elements(name, output.rounded)?))
-        })
-        .collect::<Result<_>>()?;
-    let inputs = stored.iter().map(|(model, elements)| Input { model, elements }).collect();
+        .flat_map(|v| v.rows.iter().map(|rows| Reordered::new(&stored, rows, width)))
+        .collect();
+    let inputs = models.iter().enumerate().filter_map(|(i, model)| {
+        let elements: &dyn Elements = match reordered.get(i) {
+            Some(reordered) => reordered,
+            None => stored.get(i)?,
+        };
+        Some(Input { model, elements })
+    });
+    let inputs = inputs.collect();
     let group = Group::new(&output.name, &output.shape, inputs, plan.seed);
     let group = if spec.by_rows { group.by_rows() } else { group };
     let group = match output.base {
@@ -172,7 +184,7 @@ fn merge(
     let size = (output.dtype.bitsize() / 8) as u64;
     group.each(|chunk| {
         if !plan.allow_nan {
-            for (i, (model, _)) in stored.iter().enumerate() {
+            for (i, model) in models.iter().enumerate() {
                 finite(model, chunk.of(i), chunk.start)?;
             }
         }

@@ -5,12 +5,17 @@
 //! | `config.rs` | the file as it is written |
 //! | `settings.rs` | values by layer, by name and by model |
 //! | `layers.rs` | which layer a tensor belongs to |
-//! | `expand.rs` | a configuration to the tensors of a plan |
+//! | `tokenizer.rs` | which tokens the result knows, and where their embeddings come from |
+//! | `beside.rs` | what stands beside the tensors |
+//! | `expand.rs`, `part.rs` | a configuration to the tensors of a plan |
 
+mod beside;
 mod config;
 mod expand;
 mod layers;
+mod part;
 mod settings;
+mod tokenizer;
 
 pub use config::{InputModel, InputSlice, MergeConfig, Module, OutputSlice, read_documents};
 pub use expand::{Options, Uneven, plan};

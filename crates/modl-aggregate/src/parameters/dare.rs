@@ -5,7 +5,7 @@
 //! E[τ̃] = τ; mergekit takes s = ‖τ‖₁ ⁄ ‖m ⊙ τ‖₁ of the tensor, which is near it where magnitudes are
 //! alike. `convention: peft` takes the former, and elects as PEFT's TIES.
 //!
-//! What is dropped depends on the seed and on the names of tensor and model alone.
+//! What is dropped depends on the seed, the tensor's name and the model's place alone.
 
 use modl_core::Result;
 

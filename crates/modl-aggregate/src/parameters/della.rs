@@ -3,7 +3,7 @@
 //! In each row of τᵢ the probability to be kept rises with the rank of the magnitude, from
 //! `density − epsilon` to `density + epsilon`; what is kept is rescaled to the L1 norm of the whole; then
 //! signs are elected (`della`) or not (`della_linear`) (Deep et al. 2024, arXiv 2406.11617). What is
-//! dropped depends on the seed and on the names of tensor and model alone.
+//! dropped depends on the seed, the tensor's name and the model's place alone.
 
 use modl_core::Result;
 

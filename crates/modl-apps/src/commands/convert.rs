@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 use modl_compute::low_rank::{Extraction, extract, extract_difference};
 use modl_compute::sparse::attach_difference;
 use modl_compute::{adapterhub, peft};
+use modl_core::shards::ShardSize;
 use modl_core::{Modular, Seed, Select};
 use modl_models::ExpertNames;
 use modl_train::Methods;
@@ -36,6 +37,10 @@ pub(crate) struct ConvertArgs {
     /// The folder to write, or the file for `delta`.
     #[arg(long, value_name = "PATH")]
     out: PathBuf,
+    /// How large a file of `model` is at most: `5GB`, `300MB` or a number of bytes. A larger model
+    /// is cut into shards.
+    #[arg(long, value_name = "SIZE", default_value_t)]
+    max_shard_size: ShardSize,
     #[command(flatten)]
     compute: Compute,
 }
@@ -102,7 +107,8 @@ pub(crate) fn run(args: &ConvertArgs, methods: &Methods) -> Result<()> {
         (To::Model, None) => {
             let name = attach(&mut model, args, methods)?;
             model.merge(&name).with_context(context)?;
-            modl_models::save(model.backbone(), &args.out, ExpertNames::Each)?;
+            let max = args.max_shard_size;
+            modl_models::save(model.backbone(), &args.out, ExpertNames::Each, max)?;
             modl_models::copy_tokenizer(&args.model, &args.out)?;
             said(args)
         }

@@ -67,25 +67,3 @@ pub(super) fn measure(loaded: &Loaded, folder: &Path) -> Result<Measured> {
     checkpoint::write_whole(folder.join("predictions.json"), &serde_json::to_vec(&said)?)?;
     Ok(measured)
 }
-
-/// What a run is and how far it is.
-pub(super) fn summary(folder: &Path, methods: &Methods) -> Result<()> {
-    let recipe = run_folder::recipe_of(folder, methods)?;
-    let modules: Vec<&str> = recipe.modules.iter().map(|m| m.name.as_str()).collect();
-    println!("run of a recipe: backbone {}", recipe.resolve(&recipe.backbone.path).display());
-    println!("modules: {}", modules.join(", "));
-    let mut table = Table::new(["phase", "done"]).left();
-    for (i, phase) in recipe.phases.iter().enumerate() {
-        let own = folder.join("phases").join(format!("{}-{}", i + 1, phase.name));
-        let state = if own.join("params.safetensors").is_file() {
-            "yes"
-        } else if own.is_dir() {
-            "partly; `modl train` goes on"
-        } else {
-            "no"
-        };
-        table.row([phase.name.as_str(), state]);
-    }
-    println!("{}", table.text());
-    Ok(())
-}

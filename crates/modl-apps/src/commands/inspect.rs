@@ -11,13 +11,17 @@ use modl_core::{Kind, Modular, Seed};
 use modl_train::Methods;
 
 use super::adapter::is_adapter;
-use super::health;
+use super::{health, inspect_run};
 use crate::report::Table;
+
+/// What a phase of a run keeps of its routers and aggregators.
+const ROUTING: &str = "routing.safetensors";
 
 /// Arguments of `modl inspect`.
 #[derive(Debug, Args)]
 pub(crate) struct InspectArgs {
-    /// A model's folder, an adapter's folder, a .safetensors file, or a run's folder.
+    /// A model's folder, an adapter's folder, a .safetensors file, a run's folder, or that of one of
+    /// its phases.
     path: PathBuf,
     /// List every site of a model, or every tensor of a file.
     #[arg(long)]
@@ -27,13 +31,15 @@ pub(crate) struct InspectArgs {
 pub(crate) fn run(args: &InspectArgs, methods: &Methods) -> Result<()> {
     let path = &args.path;
     if path.is_file() {
-        tensors(path, args.all)
+        tensors(path, args.all, methods)
     } else if is_adapter(path) {
-        adapter(path, args.all)
+        adapter(path, args.all, methods)
     } else if path.join("config.json").is_file() {
         model(path, args.all)
     } else if path.join("recipe.toml").is_file() {
-        super::eval::summary(path, methods)
+        inspect_run::run(path, methods)
+    } else if path.join(ROUTING).is_file() {
+        tensors(&path.join(ROUTING), args.all, methods)
     } else if path.exists() {
         anyhow::bail!(
             "{}: is neither a model (config.json), an adapter (adapter_config.json) nor a run (recipe.toml)",
@@ -70,12 +76,13 @@ fn model(path: &Path, all: bool) -> Result<()> {
     Ok(())
 }
 
-/// Whether a site is of a layer after the first.
+/// Whether a site is of a layer, or an expert, after the first.
 fn repeated(path: &str) -> bool {
-    path.split('.').any(|part| part.parse::<u64>().is_ok_and(|n| n > 0))
+    let number = |part: &str| part.strip_prefix("expert_").unwrap_or(part).parse::<u64>();
+    path.split('.').any(|part| number(part).is_ok_and(|n| n > 0))
 }
 
-fn adapter(path: &Path, all: bool) -> Result<()> {
+fn adapter(path: &Path, all: bool, methods: &Methods) -> Result<()> {
     let config = std::fs::read_to_string(path.join("adapter_config.json"))?;
     let config: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&config)?;
     let set = |v: &serde_json::Value| match v {
@@ -105,7 +112,7 @@ fn adapter(path: &Path, all: bool) -> Result<()> {
     if let Some(ranks) = health::low_rank(&Checkpoint::open(&weights)?)? {
         println!("{}", ranks.text());
     }
-    tensors(&weights, all)
+    tensors(&weights, all, methods)
 }
 
 /// Which methods, at which sites, with how many parameters.
@@ -124,7 +131,7 @@ fn summary(path: &Path, all: bool) -> Result<()> {
     Ok(())
 }
 
-fn tensors(path: &Path, all: bool) -> Result<()> {
+fn tensors(path: &Path, all: bool, methods: &Methods) -> Result<()> {
     let file = Checkpoint::open(path)?;
     let names = file.names();
     let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
@@ -146,6 +153,12 @@ fn tensors(path: &Path, all: bool) -> Result<()> {
     let mut metadata: Vec<_> = file.metadata().into_iter().collect();
     metadata.sort();
     for (key, value) in metadata {
+        if key == "modl"
+            && let Some(routing) = inspect_run::routing_file(path, &value, methods)?
+        {
+            println!("{routing}");
+            continue;
+        }
         println!("  {key}: {value}");
     }
     Ok(())

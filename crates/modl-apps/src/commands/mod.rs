@@ -14,4 +14,5 @@ pub(crate) mod train;
 pub(crate) mod upcycle;
 
 mod adapter;
+mod inspect_run;
 mod run_folder;

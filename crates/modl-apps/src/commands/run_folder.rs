@@ -69,6 +69,7 @@ impl Loaded {
             kind: Some(spec.dtype.into()),
             device: crate::cli::available(spec.device.0)?,
             dropout: spec.dropout,
+            router_losses: spec.router_losses,
         };
         let hint = || format!("[backbone] {}", folder.display());
         let model = Modular::from_box(open(&folder, &options).with_context(hint)?, recipe.seed())?;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use clap::Args;
-use modl_train::{Fanout, JsonLines, Methods};
+use modl_train::{Event, Fanout, JsonLines, LossWeight, Methods, Sink};
 
 use super::run_folder::{self, Loaded};
 use crate::progress::Bars;
@@ -20,6 +20,28 @@ pub(crate) struct TrainArgs {
     /// Sets a value of the recipe, for instance phases.0.lr=1e-4; as often as wanted.
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
+}
+
+/// Says in words what a run adds to the loss, and what one may not expect.
+#[derive(Debug)]
+struct Told;
+
+impl Sink for Told {
+    fn event(&mut self, event: &Event) -> modl_core::Result<()> {
+        match event {
+            Event::Started { name, losses, .. } if !losses.is_empty() => {
+                let said = |(loss, w): (&String, &LossWeight)| {
+                    let by = if w.default { ", the default" } else { "" };
+                    format!("{loss} (weight {}{by})", w.weight)
+                };
+                let all: Vec<String> = losses.iter().map(said).collect();
+                println!("{name}: added to the loss: {}", all.join(", "));
+            }
+            Event::Notice { step, text } => println!("step {step}: {text}"),
+            _ => {}
+        }
+        Ok(())
+    }
 }
 
 pub(crate) fn run(args: &TrainArgs, methods: &Methods) -> Result<()> {
@@ -43,7 +65,7 @@ pub(crate) fn run(args: &TrainArgs, methods: &Methods) -> Result<()> {
         loaded.objective.as_ref(),
         &loaded.train,
         &args.out,
-        &mut Fanout(vec![&mut bars, &mut lines]),
+        &mut Fanout(vec![&mut Told, &mut bars, &mut lines]),
     )?;
     super::eval::report(&loaded, &args.out)?;
     println!("{}: done; `modl eval {0}` tests it again", args.out.display());

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use clap::Args;
 use modl_core::Seed;
+use modl_core::shards::ShardSize;
 use modl_models::{Upcycling, upcycle};
 
 /// From which condition number on `mergekit-moe` warns.
@@ -27,6 +28,10 @@ pub(crate) struct UpcycleArgs {
     /// The folder to write.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
+    /// How large a file is at most: `5GB`, `300MB` or a number of bytes. A larger mixture is cut
+    /// into shards.
+    #[arg(long, value_name = "SIZE", default_value_t)]
+    max_shard_size: ShardSize,
 }
 
 pub(crate) fn run(args: &UpcycleArgs) -> Result<()> {
@@ -40,7 +45,7 @@ pub(crate) fn run(args: &UpcycleArgs) -> Result<()> {
     } else {
         Upcycling::copies(&args.source, args.experts.unwrap_or(8), args.top_k.unwrap_or(2))
     };
-    let made = upcycle(&recipe, &args.out, Seed(args.seed))
+    let made = upcycle(&recipe, &args.out, Seed(args.seed), args.max_shard_size)
         .with_context(|| args.source.display().to_string())?;
     println!(
         "{} layers with {} experts each, {} of them for a token: {} parameters",

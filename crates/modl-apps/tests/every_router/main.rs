@@ -1,8 +1,9 @@
 //! Every router of the registry learns: the sentiment of real texts, alone and with its modules, and
 //! which rule a point follows. A router that is new to the registry is tested with its defaults; what
-//! is particular to one is a line of [`particular`].
+//! is particular to one is a line of [`particular`]. Aggregators that learn have a test of their own.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod aggregators;
 mod last_layer;
 mod rules;
 mod sentiment;
@@ -81,8 +82,10 @@ fn particular(name: &str, tasks: &[&str]) -> std::result::Result<Trial, &'static
         alike: false,
     };
     let with = |settings: Value| Trial { settings, ..usual() };
-    let passed =
-        |count: u64, combine: Combine| Trial { passes: Passes { count, combine }, ..usual() };
+    let passed = |count: u64, combine: Combine| Trial {
+        passes: Passes { count, combine, ..Passes::default() },
+        ..usual()
+    };
     let tasks = json!({"tasks": tasks});
     Ok(match name {
         "sub_network" => {

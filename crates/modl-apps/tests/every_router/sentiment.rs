@@ -28,7 +28,7 @@ use serde_json::{Value, json};
 use super::last_layer::LastLayer;
 use super::{Said, Trial, every_router, particular, registry};
 
-const DOMAINS: [&str; 4] = ["tweets", "amazon", "movies", "nyt"];
+pub const DOMAINS: [&str; 4] = ["tweets", "amazon", "movies", "nyt"];
 
 /// Texts of each domain and sign: to train on, and held out.
 const TEXTS: [usize; 2] = [60, 40];
@@ -42,10 +42,10 @@ const WIDTH: i64 = 384;
 const FALLS_BELOW: f64 = 0.85;
 
 /// As many texts have the one sign as the other.
-const MAJORITY: f64 = 0.5;
+pub const MAJORITY: f64 = 0.5;
 
 /// The share of right signs is to be above that of the more frequent sign by this.
-const ABOVE: f64 = 0.1;
+pub const ABOVE: f64 = 0.1;
 
 fn assets(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../assets").join(name)
@@ -97,17 +97,17 @@ fn texts() -> [Dataset; 2] {
     })
 }
 
-struct Trials {
-    train: Dataset,
+pub struct Trials {
+    pub train: Dataset,
     test: Dataset,
     head: Regression,
-    registry: Registry,
+    pub registry: Registry,
     folder: tempfile::TempDir,
 }
 
 impl Trials {
     /// A LoRA for each domain, and the head.
-    fn model(&self) -> Result<Modular> {
+    pub fn model(&self) -> Result<Modular> {
         let mut model = Modular::new(LastLayer::new(WIDTH, 1.0)?, Seed(3))?;
         self.head.setup(&mut model)?;
         for name in DOMAINS {
@@ -117,13 +117,18 @@ impl Trials {
         Ok(model)
     }
 
-    fn decide(&self, model: &mut Modular, router: &Value, aggregator: &str) -> Result<()> {
+    pub fn decide(&self, model: &mut Modular, router: &Value, aggregator: &str) -> Result<()> {
         model.route(self.registry.routers.parse(router)?, false)?;
         model.aggregate(self.registry.aggregators.parse(&json!({"type": aggregator}))?)
     }
 
-    fn say(&self, model: &Modular) -> Result<Said> {
-        let said = evaluate(model, &self.head, &self.test, 64, &describe)?;
+    /// What is said of what was held out.
+    pub fn say(&self, model: &Modular) -> Result<Said> {
+        self.say_of(model, &self.test)
+    }
+
+    pub fn say_of(&self, model: &Modular, data: &Dataset) -> Result<Said> {
+        let said = evaluate(model, &self.head, data, 64, &describe)?;
         let n = said.len() as f64;
         let off = said.iter().map(|p| (p.prediction - p.target).powi(2)).sum::<f64>();
         let right = said.iter().filter(|p| p.prediction * p.target > 0.0).count() as f64;
@@ -132,6 +137,18 @@ impl Trials {
     }
 
     fn train(&self, name: &str, model: &Modular, what: &[&str], passes: Passes) -> Result<()> {
+        self.train_at(1e-2, name, model, what, passes)
+    }
+
+    /// Trains with this learning rate.
+    pub fn train_at(
+        &self,
+        lr: f64,
+        name: &str,
+        model: &Modular,
+        what: &[&str],
+        passes: Passes,
+    ) -> Result<()> {
         let losses = ["balance", "z", "importance", "load", "sequence_balance"];
         let credits = ["reinforce", "relax", "controller"];
         let weights = losses.map(|n| (n, 0.01)).into_iter().chain(credits.map(|n| (n, 1.0)));
@@ -139,7 +156,7 @@ impl Trials {
             train: what.iter().map(|w| (*w).to_owned()).collect(),
             steps: Some(60),
             batch_size: 32,
-            lr: 1e-2,
+            lr,
             passes,
             loss_weights: weights.map(|(n, w)| (n.to_owned(), w)).collect(),
             ..TrainConfig::default()
@@ -176,6 +193,15 @@ impl Trials {
         }
         let after = self.say(&model)?;
 
+        let again = self.again(name, &model)?;
+        if self.say(&again)?.all != after.all {
+            return wrong("says something else from its files".into());
+        }
+        Ok((before, after))
+    }
+
+    /// The model once more, from its files.
+    pub fn again(&self, name: &str, model: &Modular) -> Result<Modular> {
         let mut again = self.model()?;
         model.train_only(&Select::none())?;
         for module in DOMAINS {
@@ -187,10 +213,7 @@ impl Trials {
         let file = self.folder.path().join(format!("{name}.safetensors"));
         model.save_routing(&file)?;
         again.load_routing(&file, &self.registry)?;
-        if self.say(&again)?.all != after.all {
-            return wrong("says something else from its files".into());
-        }
-        Ok((before, after))
+        Ok(again)
     }
 
     /// The same of a router alone.
@@ -264,7 +287,7 @@ impl Module for Answer {
     }
 }
 
-fn trials() -> Trials {
+pub fn trials() -> Trials {
     let [train, test] = texts();
     Trials {
         train,

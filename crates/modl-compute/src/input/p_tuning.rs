@@ -179,14 +179,30 @@ struct Encoded {
     drop: Dropout,
 }
 
+impl Encoded {
+    /// P `[p, dim]`.
+    fn prompt(&self, cx: &Context) -> Result<Tensor> {
+        let all = encode_with(&self.phi, |x, layer| self.drop.apply_nth(x, cx, layer as u64))?;
+        all.narrow(0, 0, self.count)
+    }
+}
+
 impl Module for Encoded {
     fn kind(&self) -> &'static str {
         "p_tuning"
     }
 
     fn forward(&self, f: &Host, x: &Signal, cx: &Context) -> Result<Signal> {
-        let all = encode_with(&self.phi, |x, layer| self.drop.apply_nth(x, cx, layer as u64))?;
-        prepend(&all.narrow(0, 0, self.count)?, f, x, cx)
+        prepend(&self.prompt(cx)?, f, x, cx)
+    }
+
+    fn virtual_tokens(&self, cx: &Context) -> Result<Option<Tensor>> {
+        self.prompt(cx).map(Some)
+    }
+
+    fn with_virtual_tokens(&self, tokens: Tensor) -> Result<Box<dyn Module>> {
+        let count = tokens.len_of(-2);
+        Ok(Box::new(Prompt { kind: self.kind(), all: tokens, count, after: false }))
     }
 
     fn phi(&self) -> Tensors {

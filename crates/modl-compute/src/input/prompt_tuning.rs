@@ -135,14 +135,30 @@ pub(super) struct Prompt {
     pub(super) after: bool,
 }
 
+impl Prompt {
+    /// P, `[p, dim]` or `[batch, p, dim]`.
+    fn used(&self) -> Result<Tensor> {
+        self.all.narrow(-2, 0, self.count)
+    }
+}
+
 impl Module for Prompt {
     fn kind(&self) -> &'static str {
         self.kind
     }
 
     fn forward(&self, f: &Host, x: &Signal, cx: &Context) -> Result<Signal> {
-        let prompt = self.all.narrow(0, 0, self.count)?;
+        let prompt = self.used()?;
         if self.after { prepend_after(&prompt, f, x, cx) } else { prepend(&prompt, f, x, cx) }
+    }
+
+    fn virtual_tokens(&self, _: &Context) -> Result<Option<Tensor>> {
+        self.used().map(Some)
+    }
+
+    fn with_virtual_tokens(&self, tokens: Tensor) -> Result<Box<dyn Module>> {
+        let count = tokens.len_of(-2);
+        Ok(Box::new(Prompt { kind: self.kind, all: tokens, count, after: self.after }))
     }
 
     fn phi(&self) -> Tensors {

@@ -37,15 +37,16 @@ pub(super) fn prepend(prompt: &Tensor, f: &Host, x: &Signal, cx: &Context) -> Re
     f.call(&Signal { x: Tensor::cat(&[prompt, x.x.clone()], 1)?, with }, cx)
 }
 
-/// \[P; f_θ(x)\]: `prompt` `[p, dim]` before what the embeddings give for each row, seen by all.
+/// \[P; f_θ(x)\]: `prompt` `[p, dim]`, or `[batch, p, dim]`, before what the embeddings give for each
+/// row, seen by all.
 pub(super) fn prepend_after(prompt: &Tensor, f: &Host, x: &Signal, cx: &Context) -> Result<Signal> {
     let h = f.call(x, cx)?;
     if cx.past() > 0 {
         return Ok(h);
     }
-    let own = prompt.to_kind(h.x.kind())?.unsqueeze(0)?.expand(&[h.rows(), -1, -1])?;
+    let own = prompt.to_kind(h.x.kind())?.expand(&[h.rows(), -1, -1])?;
     let mask = h.with.need("mask")?;
-    let seen = Tensor::ones(&[h.rows(), prompt.len_of(0)], mask.kind(), mask.device())?;
+    let seen = Tensor::ones(&[h.rows(), prompt.len_of(-2)], mask.kind(), mask.device())?;
     let with = h.with.clone().with("mask", Tensor::cat(&[seen, mask.clone()], 1)?);
     Ok(Signal { x: Tensor::cat(&[own, h.x], 1)?, with })
 }

@@ -142,6 +142,9 @@ pub fn extract_difference(
     for site in base.sites() {
         let (theta, other) = (base.theta(site)?, tuned.theta(site).at("the fine-tuned model")?);
         seen.extend(theta.iter().map(|(short, _)| format!("{}.{short}", site.path)));
+        if is_cut_up(site, base.sites()) {
+            continue;
+        }
         no_grad(|| found.take(site, &theta, &other, rank)).at(&site.path)?;
     }
     for (name, p) in base.params().iter().filter(|(n, _)| !seen.iter().any(|s| s == n)) {
@@ -149,6 +152,11 @@ pub fn extract_difference(
         found.note(name.to_owned(), p.tensor(), other).at(name)?;
     }
     Ok(found)
+}
+
+/// Whether the parameters of a site are those of sites within it, too, one by one.
+fn is_cut_up(site: &Site, sites: &[Site]) -> bool {
+    site.kind == SiteKind::Experts && sites.iter().any(|s| s.is_within(site))
 }
 
 impl Extraction {

@@ -4,8 +4,8 @@
 use std::collections::BTreeSet;
 
 use modl_core::{
-    Backbone, Error, Kind, Modular, Result, ResultExt, Select, Site, Targets, Tensor, Tensors,
-    no_grad,
+    Backbone, Error, Kind, Modular, Result, ResultExt, Select, Site, SiteKind, Targets, Tensor,
+    Tensors, no_grad,
 };
 
 use super::LtSft;
@@ -40,7 +40,9 @@ pub fn attach_difference(
     check_share("density", density)?;
     let base = model.backbone();
     let (mut changes, mut seen, mut left_out) = (Vec::new(), BTreeSet::new(), Vec::new());
-    for site in base.sites() {
+    let stacks: Vec<&Site> = base.sites().iter().filter(|s| s.kind == SiteKind::Experts).collect();
+    // The matrix of one expert is a part of a stack, and would be counted twice.
+    for site in base.sites().iter().filter(|s| !stacks.iter().any(|stack| s.is_within(stack))) {
         let (old, new) = (base.theta(site)?, tuned.theta(site).at("the fine-tuned model")?);
         seen.extend(old.names().map(|short| format!("{}.{short}", site.path)));
         if let Some(change) = changed(&old, &new).at(&site.path)? {

@@ -177,6 +177,16 @@ macro_rules! backbone {
                 true
             }
 
+            fn own_losses(&self) -> Vec<modl_core::OwnLoss> {
+                let wanted = Architecture::mixture(self).filter(|m| m.router_logits);
+                let loss = |weight| modl_core::OwnLoss {
+                    name: "aux_loss".into(),
+                    outputs: vec!["aux_loss".into()],
+                    weight,
+                };
+                wanted.and_then(|m| m.loss_weight).map(loss).into_iter().collect()
+            }
+
             fn segments(&self) -> Option<Box<dyn modl_core::Segments + '_>> {
                 Some(Box::new($crate::decoder::DecoderPass(self)))
             }

@@ -6,7 +6,7 @@ use modl_core::{
 
 use super::{Architecture, Decoder, Seen};
 use crate::mask::with_mask;
-use crate::moe::RouterLogits;
+use crate::moe::{MixtureConfig, RouterLogits};
 use crate::place::{Pass, Place};
 
 /// A pass of a decoder.
@@ -23,22 +23,26 @@ impl DecoderPass<'_> {
         let mut x = self.enter(inputs, layers, cx)?;
         let cx = &with_mask(&x, cx)?;
         let pass = Pass { layers, cx };
-        let mut seen = self.0.seen(x.with.need("mask")?, x.with.need("positions")?, cx)?;
-        let blocks = &self.0.decoder().blocks;
-        // Tokens come one by one where there is a cache, and have no loss.
-        let wanted = self.0.mixture().filter(|m| m.router_logits && cx.cache().is_none());
-        if wanted.is_some() {
-            seen.router_logits = RouterLogits::wanted();
-        }
-        for (n, block) in blocks.iter().enumerate() {
+        let seen = self.seen(&x, cx)?;
+        for (n, block) in self.0.decoder().blocks.iter().enumerate() {
             x.x = self.run_block(n, block, &x.x, &seen, pass)?;
         }
-        let mut outputs = self.leave(&x, inputs, layers, cx)?;
-        if let Some(mixture) = wanted {
-            let own = seen.router_logits.outputs(blocks.len(), mixture, &seen.mask)?;
-            own.iter().for_each(|(name, t)| outputs.set(name.to_owned(), t.clone()));
-        }
-        Ok(outputs)
+        seen.router_logits.say(cx);
+        self.leave(&x, inputs, layers, cx)
+    }
+
+    /// The mixtures' settings, where somebody wants to know what their routers say. Tokens come one
+    /// by one where there is a cache, and have no loss.
+    fn wanted(&self, cx: &Context) -> Option<&MixtureConfig> {
+        self.0.mixture().filter(|m| m.router_logits && cx.cache().is_none())
+    }
+
+    fn seen(&self, x: &Signal, cx: &Context) -> Result<Seen> {
+        let seen = self.0.seen(x.with.need("mask")?, x.with.need("positions")?, cx)?;
+        Ok(match self.wanted(cx) {
+            Some(_) => Seen { router_logits: RouterLogits::wanted(), ..seen },
+            None => seen,
+        })
     }
 
     /// The first hidden states with their `mask` and `positions`, longer where a module puts tokens
@@ -104,10 +108,12 @@ impl Segments for DecoderPass<'_> {
 
     fn segment(&self, n: usize, x: &Signal, layers: &Layers, cx: &Context) -> Result<Signal> {
         let cx = &with_mask(x, cx)?;
-        let seen = self.0.seen(x.with.need("mask")?, x.with.need("positions")?, cx)?;
+        let seen = self.seen(x, cx)?;
         let block = self.0.decoder().blocks.get(n);
         let block = block.ok_or_else(|| Error::invalid("segment", format!("{n} is not there")))?;
-        Ok(x.replace(self.run_block(n, block, &x.x, &seen, Pass { layers, cx })?))
+        let y = self.run_block(n, block, &x.x, &seen, Pass { layers, cx })?;
+        seen.router_logits.say(cx);
+        Ok(x.replace(y))
     }
 
     fn leave(
@@ -126,6 +132,11 @@ impl Segments for DecoderPass<'_> {
         }
         if mask.size() != inputs.need("input_ids")?.size() {
             outputs.set("attention_mask", mask.to_kind(Kind::Int64)?);
+        }
+        if let Some(mixture) = self.wanted(cx) {
+            let blocks = self.0.decoder().blocks.len();
+            let own = RouterLogits::said(cx).outputs(blocks, mixture, mask)?;
+            own.iter().for_each(|(name, t)| outputs.set(name.to_owned(), t.clone()));
         }
         if let Some(cache) = cx.cache() {
             cache.commit(mask)?;

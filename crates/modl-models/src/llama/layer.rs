@@ -35,8 +35,8 @@ enum Network {
 /// What stands in the attention sub-layer, but for its last linear layer.
 #[derive(Debug)]
 enum Attention {
-    Grouped(Grouped),
-    Latent(Latent),
+    Grouped(Box<Grouped>),
+    Latent(Box<Latent>),
 }
 
 /// Attention in groups of heads that share keys and values.
@@ -109,8 +109,8 @@ impl Layer {
         let first_norm = place(to, "input_layernorm", Norm, width, width);
         let own = format!("{path}.self_attn");
         let attention = match &settings.latent {
-            None => Attention::Grouped(Grouped::new(to, &own, settings)),
-            Some(latent) => Attention::Latent(Latent::new(to, &own, settings, latent)),
+            None => Attention::Grouped(Box::new(Grouped::new(to, &own, settings))),
+            Some(latent) => Attention::Latent(Box::new(Latent::new(to, &own, settings, latent))),
         };
         let attention_output = place(to, "self_attn.output", Sublayer, heads, width);
         let attention_dense = place(to, "self_attn.o_proj", Linear, heads, width);

@@ -59,8 +59,8 @@ use crate::rope::{Rotation, table};
 /// and, where a module has lengthened the sequence, `attention_mask` of the longer one. With
 /// `output_router_logits` also `router_logits.N` `[batch · seq, experts]` of each layer N that has a
 /// mixture, and the auxiliary loss `aux_loss` `[]` of all of them, which DeepSeek-V3 does not have;
-/// neither with a cache or activation checkpointing, nor of a layer whose rows modules around it
-/// have separated.
+/// neither with a cache, nor of a layer whose rows modules around it have separated. The loss is
+/// added in training, by `router_aux_loss_coef` where nothing else is said.
 ///
 /// The context's feature `mask` is the attention mask in the kind of the hidden states.
 #[derive(Debug)]
@@ -121,6 +121,7 @@ impl Llama {
             Some("mixtral") => ("MixtralModel", "MixtralForCausalLM"),
             Some("olmoe") => ("OlmoeModel", "OlmoeForCausalLM"),
             Some("qwen2_moe") => ("Qwen2MoeModel", "Qwen2MoeForCausalLM"),
+            Some("deepseek") => ("DeepseekModel", "DeepseekForCausalLM"),
             Some("deepseek_v3") => ("DeepseekV3Model", "DeepseekV3ForCausalLM"),
             _ => ("LlamaModel", "LlamaForCausalLM"),
         };
@@ -135,6 +136,9 @@ impl Llama {
     ) -> Result<Self> {
         if let Some(p) = options.dropout {
             settings = settings.with_dropout(p)?;
+        }
+        if let (Some(wanted), Some(mixture)) = (options.router_losses, &mut settings.mixture) {
+            mixture.router_logits = wanted;
         }
         let naming = Self::naming(&config)?;
         let (width, tied) = (settings.hidden_size, settings.tie_word_embeddings);

@@ -1,9 +1,10 @@
-//! The settings of mixtures, as in the `config.json` of Mixtral, OLMoE, Qwen2-MoE and DeepSeek-V3.
+//! The settings of mixtures, as in the `config.json` of Mixtral, OLMoE, Qwen2-MoE, DeepSeek-MoE and
+//! DeepSeek-V3.
 
 use modl_core::{Error, Result};
 use serde_json::Value;
 
-use crate::settings::{Fixed, check_fixed, check_positive, refuse};
+use crate::settings::{Fixed, check_fixed, check_positive, check_weight, refuse};
 
 /// What a mixture has more than a feed-forward network.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,8 +34,9 @@ pub struct MixtureConfig {
     /// Whether `router_logits.N` and, but for DeepSeek-V3, `aux_loss` are among the outputs:
     /// `output_router_logits`.
     pub router_logits: bool,
-    /// Whether there is an auxiliary loss; not in DeepSeek-V3.
-    pub(crate) balanced: bool,
+    /// What the auxiliary loss counts in training: `router_aux_loss_coef`, 0.001, and 0.01 in
+    /// OLMoE. `None` where there is none, as in DeepSeek-V3.
+    pub loss_weight: Option<f64>,
 }
 
 /// How experts are chosen and weighed by a router's logits.
@@ -89,7 +91,7 @@ impl SparseLayers {
 }
 
 /// Settings that would change the result, and their only supported value.
-const FIXED: [(&str, &[Fixed]); 4] = [
+const FIXED: [(&str, &[Fixed]); 5] = [
     ("mixtral", &[]),
     ("olmoe", &[]),
     (
@@ -97,6 +99,13 @@ const FIXED: [(&str, &[Fixed]); 4] = [
         &[
             ("use_sliding_window", |v| v == false, "only attention to all earlier tokens is"),
             ("layer_types", all_full, "only attention to all earlier tokens is"),
+        ],
+    ),
+    (
+        "deepseek",
+        &[
+            ("moe_layer_freq", |v| v == 1, "only a mixture in every layer is"),
+            ("scoring_func", |v| v == "softmax", "only `softmax` is"),
         ],
     ),
     (
@@ -126,6 +135,7 @@ impl MixtureConfig {
         check_fixed(config, name, fixed)?;
         let from = Reader(config);
         let router_logits = from.flag("output_router_logits", false)?;
+        let usual_weight = if name == "olmoe" { 0.01 } else { 0.001 };
         let base = |experts: (&str, i64), top_k, width: (&str, i64)| -> Result<Self> {
             Ok(MixtureConfig {
                 experts: from.number(experts.0, experts.1)?,
@@ -138,7 +148,7 @@ impl MixtureConfig {
                 layers: SparseLayers::ALL,
                 jitter: 0.0,
                 router_logits,
-                balanced: true,
+                loss_weight: Some(from.real("router_aux_loss_coef", usual_weight)?),
             })
         };
         let (count, settings) = match name {
@@ -168,6 +178,21 @@ impl MixtureConfig {
                 };
                 ("num_experts", settings)
             }
+            "deepseek" => {
+                let base = base(("n_routed_experts", 64), 6, ("moe_intermediate_size", 1407))?;
+                let shared = from.number("n_shared_experts", 0)?;
+                let width = shared.saturating_mul(base.width);
+                let settings = MixtureConfig {
+                    normalised: from.flag("norm_topk_prob", false)? && base.top_k > 1,
+                    shared: (shared != 0).then_some(SharedExpert { width, gated: false }),
+                    layers: SparseLayers {
+                        first: from.count("first_k_dense_replace", 0)?,
+                        ..SparseLayers::ALL
+                    },
+                    ..base
+                };
+                ("n_routed_experts", settings)
+            }
             _ => {
                 let base = base(("n_routed_experts", 256), 8, ("moe_intermediate_size", 2048))?;
                 let width = from.number("n_shared_experts", 1)? * base.width;
@@ -183,7 +208,7 @@ impl MixtureConfig {
                         first: from.count("first_k_dense_replace", 3)?,
                         ..SparseLayers::ALL
                     },
-                    balanced: false,
+                    loss_weight: None,
                     ..base
                 };
                 ("n_routed_experts", settings)
@@ -204,6 +229,7 @@ impl MixtureConfig {
         if !(0.0..1.0).contains(&self.jitter) {
             refuse("router_jitter_noise", self.jitter, "is to be in [0, 1)")?;
         }
+        check_weight("router_aux_loss_coef", self.loss_weight.unwrap_or(0.0))?;
         let mut open = self.experts;
         if let RouterScores::Sigmoid { groups, kept } = self.scores {
             check_positive(&[("n_group", groups), ("topk_group", kept)])?;

@@ -1,11 +1,12 @@
 //! What the experts of a mixture compute.
 //!
 //! Tokens are sorted by expert, so that each expert computes one product for all its tokens, experts
-//! side by side where their loads are even; what they say is added up token by token.
+//! side by side where their loads are even; what they say is added up token by token. Where modules
+//! stand within experts, one expert comes after the other.
 
 use modl_core::{
-    Activation, Branch, Error, Grouping, Result, STACK_DOWN, STACK_UP, Seed, Tensor, Tensors, Work,
-    dropout, side_by_side, suits_side_by_side,
+    Activation, Branch, Device, Error, Grouping, Result, STACK_DOWN, STACK_UP, Seed, Tensor,
+    Tensors, Work, dropout, side_by_side, suits_side_by_side,
 };
 
 pub(crate) const GATE_UP: &str = "gate_up_proj";
@@ -48,14 +49,32 @@ impl Expert {
     }
 }
 
+/// One matrix of one expert and the rows that are to go through it.
+pub(crate) struct Use<'a> {
+    /// The number of the expert.
+    pub(crate) expert: usize,
+    /// Whether it is the expert's last matrix, and not its first.
+    pub(crate) last: bool,
+    pub(crate) matrix: &'a Matrix,
+    /// `[n, in]`.
+    pub(crate) x: &'a Tensor,
+    /// Which token of the batch each of the n rows is of.
+    pub(crate) tokens: &'a [i64],
+}
+
+/// What is computed in place of a matrix's product: `[n, out]`.
+pub(crate) type Within<'a> = &'a dyn Fn(Use) -> Result<Tensor>;
+
 /// Σₖ gateₖ · expertₖ(x) by the experts `index` `[batch, seq, k]` of each token x
-/// `[batch, seq, dim]` with `gates` `[batch, seq, k]` → `[batch, seq, dim]`.
+/// `[batch, seq, dim]` with `gates` `[batch, seq, k]` → `[batch, seq, dim]`. Matrices are used as
+/// `within` says, where anything does.
 pub(crate) fn mix(
     theta: &Tensors,
     x: &Tensor,
     index: &Tensor,
     gates: &Tensor,
     expert: Expert,
+    within: Option<Within>,
 ) -> Result<Tensor> {
     let (first, last) = expert.names();
     let (first, last) = (Stack::of(theta, first)?, Stack::of(theta, last)?);
@@ -65,7 +84,19 @@ pub(crate) fn mix(
         return x.zeros_like();
     }
     let sorted = flat.index_select(0, &grouping.units(x.device())?)?;
-    let y = if suits_side_by_side(grouping.counts(), x.device()) {
+    let y = if let Some(within) = within {
+        let tokens = grouping.units(Device::Cpu)?;
+        let parts = grouping.parts(&sorted)?.into_iter().zip(grouping.parts(&tokens)?).enumerate();
+        let busy = parts.filter(|(_, (x, _))| x.len_of(0) > 0);
+        let outputs = busy.map(|(n, (x, tokens))| {
+            let tokens = &tokens.to_vec::<i64>()?;
+            let (one, other) = (first.matrix(n)?, last.matrix(n)?);
+            let own = Use { expert: n, last: false, matrix: &one, x: &x, tokens };
+            let inner = expert.within(&within(own)?, n)?;
+            within(Use { expert: n, last: true, matrix: &other, x: &inner, tokens })
+        });
+        Tensor::cat(&outputs.collect::<Result<Vec<_>>>()?, 0)?
+    } else if suits_side_by_side(grouping.counts(), x.device()) {
         let busy = grouping.counts().iter().enumerate().filter(|(_, rows)| **rows > 0);
         let branches = busy.map(|(n, &rows)| {
             let (first, last) = (first.matrix(n)?, last.matrix(n)?);
@@ -120,13 +151,21 @@ impl Stack {
 }
 
 /// x ↦ x Wᵀ, or x (W + up down)ᵀ.
-struct Matrix {
+pub(crate) struct Matrix {
     weight: Tensor,
     low_rank: Option<(Tensor, Tensor)>,
 }
 
 impl Matrix {
-    fn apply(&self, x: &Tensor) -> Result<Tensor> {
+    /// The sum, multiplied out.
+    pub(crate) fn whole(&self) -> Result<Tensor> {
+        match &self.low_rank {
+            None => Ok(self.weight.clone()),
+            Some((down, up)) => self.weight.add(&up.matmul(down)?),
+        }
+    }
+
+    pub(crate) fn apply(&self, x: &Tensor) -> Result<Tensor> {
         let y = x.linear(&self.weight, None)?;
         let Some((down, up)) = &self.low_rank else { return Ok(y) };
         y.add_linear(&x.linear(down, None)?, up)

@@ -20,8 +20,8 @@ use modl_core::{Activation, HostFn, Kind, Result, ResultExt, Signal, SiteKind, T
 
 pub(crate) use config::Reader;
 pub use config::{MixtureConfig, RouterScores, SharedExpert, SparseLayers};
-pub(crate) use experts::{DOWN, Expert, GATE_UP, WI, WO, mix};
-pub(crate) use names::{Fused, in_memory};
+pub(crate) use experts::{DOWN, Expert, GATE_UP, Use, WI, WO, Within, mix};
+pub(crate) use names::{Fused, in_memory, of_expert};
 pub(crate) use router_logits::RouterLogits;
 pub(crate) use split::on_disk;
 
@@ -81,7 +81,7 @@ impl Mixture {
         let expert = Expert::Gated(self.act);
         let host: &HostFn = &|theta, s, _| {
             let (index, gates) = (s.with.need("experts")?, s.with.need("gates")?);
-            Ok(s.replace(mix(theta, &s.x, index, gates, expert)?))
+            Ok(s.replace(mix(theta, &s.x, index, gates, expert, None)?))
         };
         let with = Tensors::new().with("experts", index).with("gates", gates);
         let routed = Signal { x: x.clone(), with };

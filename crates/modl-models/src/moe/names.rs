@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use modl_core::checkpoint::TensorFile;
-use modl_core::{Device, Error, Kind, Result, Tensor};
+use modl_core::{Device, Error, Kind, ParamStore, Result, Tensor, Tensors};
 
 use super::{DOWN, GATE_UP, WI, WO};
 
@@ -49,6 +49,14 @@ fn expert(name: &str) -> Option<(&str, usize, Part)> {
     let (path, e) = rest.rsplit_once('.')?;
     path.ends_with(".experts").then_some(())?;
     Some((path, e.strip_prefix("expert_").unwrap_or(e).parse().ok()?, matrix(last)?))
+}
+
+/// θ of the site `PATH.experts.E.NAME` of one matrix of an expert: its part of the stacked one.
+pub(crate) fn of_expert(params: &ParamStore, path: &str) -> Result<Option<Tensors>> {
+    let name = format!("{path}.weight");
+    let Some((experts, e, (matrix, _))) = expert(&name) else { return Ok(None) };
+    let Some(stack) = params.find(&format!("{experts}.{matrix}")) else { return Ok(None) };
+    Ok(Some(Tensors::new().with("weight", stack.select(0, e as i64)?)))
 }
 
 /// Where a tensor lies: the file and its name there.

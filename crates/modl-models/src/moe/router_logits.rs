@@ -9,7 +9,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use modl_core::{Kind, Result, Tensor, Tensors};
+use modl_core::{Context, Kind, Result, Tensor, Tensors};
 
 use super::MixtureConfig;
 
@@ -31,6 +31,24 @@ impl RouterLogits {
         if let Some(all) = &self.0 {
             all.borrow_mut().entry(layer).or_default().push(logits.clone());
         }
+    }
+
+    /// Says aside what was left, so that it outlasts a part of the pass.
+    pub(crate) fn say(&self, cx: &Context) {
+        for (layer, all) in self.0.iter().flat_map(|all| all.take()) {
+            all.into_iter().for_each(|logits| cx.say(layer.to_string(), logits));
+        }
+    }
+
+    /// What parts of the pass have said aside.
+    pub(crate) fn said(cx: &Context) -> Self {
+        let all = RouterLogits::wanted();
+        for (layer, logits) in cx.take_said() {
+            if let Ok(layer) = layer.parse() {
+                all.note(layer, &logits);
+            }
+        }
+        all
     }
 
     /// `[tokens, experts]` by layer. Layers that did not see all `tokens` once, because modules
@@ -60,7 +78,7 @@ impl RouterLogits {
         let found = self.by_layer(mask.numel() as i64)?;
         let mut outputs = Tensors::new();
         let wanted = (0..layers).filter(|n| settings.layers.has(*n)).count();
-        if settings.balanced && wanted > 0 && found.len() == wanted {
+        if settings.loss_weight.is_some() && wanted > 0 && found.len() == wanted {
             let all: Vec<&Tensor> = found.values().collect();
             outputs.set("aux_loss", balance(&all, settings.top_k, mask)?);
         }

@@ -163,7 +163,7 @@ impl FeedForward {
         let sublayer = sublayer(to, layer, norm, width, settings);
         let draw = format!("{path}.dropout");
         if let Some(switch) = settings.switch.as_ref().filter(|s| s.has(causal, n)) {
-            let network = Switch::new(to, &path, width, switch, activation, n);
+            let network = Switch::new(to, &path, [width, inner], switch, activation, n);
             return Ok(FeedForward { sublayer, network: Network::Switch(network), draw });
         }
         let mut linear = |name: &str, input, output| {

@@ -16,6 +16,7 @@
 //! | `….layer.1.mlp` for it in Switch Transformers, and where it is a mixture: | |
 //! | `….layer.1.mlp.router.classifier` | router |
 //! | `….layer.1.mlp.experts` | experts |
+//! | `….layer.1.mlp.experts.expert_E.{wi,wo}`, of each expert for its tokens | linear |
 //! | `encoder.final_layer_norm` | norm |
 //! | `lm_head` | linear |
 //!
@@ -24,7 +25,8 @@
 //! `encoder_hidden_states` and `encoder_attention_mask`. Bias and mask together are the companion
 //! `mask` of an attention site; self-attention also has `positions` `[batch, seq]` i64, and adds the
 //! bias of keys that a module puts before those of the stream, which stand right before the first
-//! token. A sub-layer has no stage `norm`: none follows it.
+//! token. A sub-layer has no stage `norm`: none follows it. Within an expert each of its tokens is a row
+//! of its own `[tokens, 1, dim]`, with the labels and features of its row in the batch.
 //!
 //! Both stacks and the head have one table of words, `shared`, unless the checkpoint stores a table
 //! of its own for one of them: who merges into one of these sites changes all that share it.
@@ -41,8 +43,8 @@ mod view;
 use std::path::Path;
 
 use modl_core::{
-    Backbone, Context, Error, Layers, ParamStore, Result, ResultExt, Site, SiteKind, Tensor,
-    Tensors,
+    Backbone, Context, Error, Layers, OwnLoss, ParamStore, Result, ResultExt, Site, SiteKind,
+    Tensor, Tensors,
 };
 use serde_json::Value;
 
@@ -55,7 +57,7 @@ use crate::LoadOptions;
 use crate::folder::{Weights, files, read_config};
 use crate::ids::{check_shape, in_range};
 use crate::mask::read_mask;
-use crate::moe::Fused;
+use crate::moe::{Fused, of_expert};
 use crate::place::{Pass, Place, Surveyor, theta, theta_of};
 use crate::settings::class;
 
@@ -122,6 +124,9 @@ impl T5 {
         let mut settings = T5Config::read(&config).at(dir.to_string_lossy())?;
         if let Some(p) = options.dropout {
             settings = settings.with_dropout(p)?;
+        }
+        if let (Some(wanted), Some(switch)) = (options.router_losses, &mut settings.switch) {
+            switch.router_logits = wanted;
         }
         let headed = match class(&config, "T5ForConditionalGeneration") {
             "T5ForConditionalGeneration" | "T5WithLMHeadModel" => true,
@@ -204,12 +209,20 @@ impl Backbone for T5 {
 
     fn theta(&self, site: &Site) -> Result<Tensors> {
         let own = theta_of(&self.sites, &self.params, site)?;
+        if !own.is_empty() {
+            return Ok(own);
+        }
         let shares = site.path == HEAD || site.kind == SiteKind::Embedding;
-        Ok(if own.is_empty() && shares { theta(&self.params, SHARED) } else { own })
+        let part = of_expert(&self.params, &site.path).at(&site.path)?;
+        Ok(part.unwrap_or_else(|| if shares { theta(&self.params, SHARED) } else { own }))
     }
 
     fn config(&self) -> &Value {
         &self.config
+    }
+
+    fn own_losses(&self) -> Vec<OwnLoss> {
+        self.settings.switch.as_ref().map(SwitchConfig::own_losses).unwrap_or_default()
     }
 
     fn causal(&self, site: &Site) -> bool {

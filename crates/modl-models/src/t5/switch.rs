@@ -8,13 +8,15 @@
 //! Fedus et al. 2021, *Switch Transformers*, arXiv 2101.03961; the z-loss is of Zoph et al. 2022,
 //! *ST-MoE*, arXiv 2202.08906.
 
-use modl_core::{Activation, HostFn, Kind, Result, ResultExt, Signal, SiteKind, Tensor, Tensors};
+use modl_core::{
+    Activation, HostFn, Kind, OwnLoss, Result, ResultExt, Signal, SiteKind, Tensor, Tensors,
+};
 use serde_json::Value;
 
 use crate::dropout::Drop;
-use crate::moe::{Expert, Reader, RouterLogits, jitter, mix};
+use crate::moe::{Expert, Reader, RouterLogits, Use, WI, WO, Within, jitter, mix};
 use crate::place::{Pass, Place, Surveyor};
-use crate::settings::{Fixed, check_fixed, check_positive, refuse};
+use crate::settings::{Fixed, check_fixed, check_positive, check_weight, refuse};
 
 /// The settings of Switch Transformers' mixtures, with the defaults of transformers'
 /// `SwitchTransformersConfig`.
@@ -35,6 +37,9 @@ pub struct SwitchConfig {
     /// Whether `encoder_router_logits.N` and `decoder_router_logits.N` and their losses are among
     /// the outputs, `output_router_logits`.
     pub router_logits: bool,
+    /// What `aux_loss` and `z_loss` count in training, the sums of both stacks':
+    /// `router_aux_loss_coef` and `router_z_loss_coef`, 0.001 each.
+    pub loss_weights: [f64; 2],
 }
 
 const FIXED: [Fixed; 1] = [("router_dtype", |v| v == "float32", "only `float32` is")];
@@ -66,13 +71,31 @@ impl SwitchConfig {
                 step("decoder_sparse_step", "num_sparse_decoder_layers", decoder)?,
             ],
             router_logits: from.flag("output_router_logits", false)?,
+            loss_weights: [
+                from.real("router_aux_loss_coef", 0.001)?,
+                from.real("router_z_loss_coef", 0.001)?,
+            ],
         };
+        check_weight("router_aux_loss_coef", settings.loss_weights[0])?;
+        check_weight("router_z_loss_coef", settings.loss_weights[1])?;
         let (experts, capacity) = (settings.experts, settings.capacity);
         check_positive(&[("num_experts", experts), ("expert_capacity", capacity)])?;
         if !(0.0..1.0).contains(&settings.jitter) {
             refuse("router_jitter_noise", settings.jitter, "is to be in [0, 1)")?;
         }
         Ok(Some(settings))
+    }
+
+    /// The losses of the routers, where they are wanted.
+    pub(super) fn own_losses(&self) -> Vec<OwnLoss> {
+        let [aux, z] = self.loss_weights;
+        let loss = |(name, weight): (&str, f64)| OwnLoss {
+            name: name.to_owned(),
+            outputs: ["encoder", "decoder"].map(|stack| format!("{stack}_{name}")).to_vec(),
+            weight,
+        };
+        let all = [("aux_loss", aux), ("z_loss", z)];
+        all.into_iter().filter(|_| self.router_logits).map(loss).collect()
     }
 
     /// Whether layer `n` of the encoder, or of the decoder where it is `causal`, has experts.
@@ -87,6 +110,8 @@ impl SwitchConfig {
 pub(super) struct Switch {
     router: Place,
     experts: Place,
+    /// The first and the last matrix of each expert; their parameters are stacked in `experts`.
+    each: Vec<[Place; 2]>,
     settings: SwitchConfig,
     act: Activation,
     /// The number of its layer.
@@ -94,11 +119,11 @@ pub(super) struct Switch {
 }
 
 impl Switch {
-    /// The mixture at `path` for vectors of `width`.
+    /// The mixture at `path` for vectors of `width`, with experts `inner` wide.
     pub(super) fn new(
         to: &mut Surveyor,
         path: &str,
-        width: i64,
+        [width, inner]: [i64; 2],
         settings: &SwitchConfig,
         act: Activation,
         layer: usize,
@@ -106,7 +131,28 @@ impl Switch {
         let router = format!("{path}.router.classifier");
         let router = to.place(&router, SiteKind::Router, width, settings.experts);
         let experts = to.place(&format!("{path}.experts"), SiteKind::Experts, width, width);
-        Switch { router, experts, settings: settings.clone(), act, layer }
+        let each = (0..settings.experts).map(|e| {
+            [(WI, width, inner), (WO, inner, width)].map(|(name, input, output)| {
+                let path = format!("{path}.experts.expert_{e}.{name}");
+                to.place(&path, SiteKind::Linear, input, output)
+            })
+        });
+        let each = each.collect();
+        Switch { router, experts, each, settings: settings.clone(), act, layer }
+    }
+
+    /// One matrix of an expert through the modules that stand there. Each token is a row of its own,
+    /// with what the context says of its row among rows of `seq` tokens.
+    fn within(&self, own: Use, seq: i64, pass: Pass) -> Result<Tensor> {
+        let place =
+            self.each.get(own.expert).map(|[first, last]| if own.last { last } else { first });
+        let Some(place) = place.filter(|p| p.modular(pass)) else {
+            return own.matrix.apply(own.x);
+        };
+        let rows: Vec<i64> = own.tokens.iter().map(|token| token / seq.max(1)).collect();
+        let cx = pass.cx.select_rows(&rows)?;
+        let theta = Tensors::new().with("weight", own.matrix.whole()?);
+        place.linear_with(&theta, &own.x.unsqueeze(1)?, pass.of(&cx))?.squeeze(1)
     }
 
     /// x `[batch, seq, dim]`, of the same shape, with `drop` within experts.
@@ -126,9 +172,12 @@ impl Switch {
         let full = place.gt_scalar(self.settings.capacity as f64)?;
         let gates = gate.masked_fill(&full, 0.0)?.unsqueeze(-1)?;
         let expert = Expert::Plain(self.act, drop);
-        let host: &HostFn = &|theta, s, _| {
+        let modular = self.each.iter().flatten().any(|place| place.modular(pass));
+        let host: &HostFn = &|theta, s, cx| {
             let (index, gates) = (s.with.need("experts")?, s.with.need("gates")?);
-            Ok(s.replace(mix(theta, &s.x, index, gates, expert)?))
+            let within = |own: Use| self.within(own, s.x.len_of(1), pass.of(cx));
+            let within = modular.then_some(&within as Within);
+            Ok(s.replace(mix(theta, &s.x, index, gates, expert, within)?))
         };
         let with = Tensors::new().with("experts", index.unsqueeze(-1)?).with("gates", gates);
         let x = Signal { x: x.clone(), with };

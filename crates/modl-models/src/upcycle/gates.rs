@@ -5,24 +5,24 @@ use modl_core::{
 };
 use serde_json::Value;
 
-use super::{GateMode, Upcycling};
+use super::{ExpertSource, GateMode, Upcycling};
 use crate::Tokenizer;
 use crate::folder::read_json;
 use crate::llama::LlamaConfig;
 
-/// The gates `[experts, hidden]` of each layer in f32.
+/// The gates `[experts, hidden]` of each layer in f32; those that are drawn come from `seed`.
 pub(super) fn make(
     base: &dyn Backbone,
     settings: &LlamaConfig,
     recipe: &Upcycling,
+    experts: &[ExpertSource],
     seed: Seed,
 ) -> Result<Vec<Tensor>> {
-    let shape = [recipe.experts.len() as i64, settings.hidden_size];
+    let shape = [experts.len() as i64, settings.hidden_size];
     let layers = 0..settings.num_hidden_layers;
     let drawn = |init: Init| {
-        let one = |n: usize| {
-            init.tensor(&shape, seed.child(&format!("gate.{n}")), Kind::Float, Device::Cpu)
-        };
+        let one =
+            |n: usize| init.tensor(&shape, seed.child(&n.to_string()), Kind::Float, Device::Cpu);
         layers.clone().map(one).collect()
     };
     match recipe.gate_mode {
@@ -37,7 +37,7 @@ pub(super) fn make(
         _ => hidden(base, &prompts, texts),
     };
     let mut all = Vec::new();
-    for expert in &recipe.experts {
+    for expert in experts {
         let mut own = vectors(expert.positive_prompts.as_deref().unwrap_or_default())?;
         if let Some(negative) = expert.negative_prompts.as_deref().filter(|n| !n.is_empty()) {
             own = own.sub(&vectors(negative)?)?;

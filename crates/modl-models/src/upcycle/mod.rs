@@ -5,18 +5,22 @@
 //! computes what the dense model does, whatever its gates, because they sum to 1 — until training
 //! makes them differ (Komatsuzaki et al. 2022, *Sparse Upcycling*, arXiv 2212.05055).
 //!
-//! Settings have the names that the files of `mergekit-moe` give them. What is written is a Mixtral.
+//! Settings have the names that the files of `mergekit-moe` give them. What is written is a Mixtral,
+//! or where an expert that every token has is asked for, a DeepSeek-MoE or a Qwen2-MoE.
 
 mod gates;
 mod recipe;
+mod target;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use modl_core::shards::ShardSize;
 use modl_core::{Backbone, Error, Kind, Result, ResultExt, Seed, Tensor};
 use serde_json::{Value, json};
 
 pub use recipe::{Dtype, ExpertSource, GateMode, Upcycling};
+use target::Target;
 
 use crate::llama::LlamaConfig;
 use crate::save::{copy_tokenizer, dtype, write};
@@ -41,17 +45,23 @@ pub struct Upcycled {
 type Models = BTreeMap<PathBuf, Box<dyn Backbone>>;
 
 /// Makes a mixture as `recipe` says and writes it to a new folder `out`, with the tokenizer of the
-/// base model. Gates that are drawn, and noise, come from `seed`.
+/// base model and files of at most `max` bytes of tensors. Gates that are drawn, and noise, come from
+/// `seed`.
 ///
 /// # Errors
 /// Where a model cannot be read, is no Llama, has biases, or differs from the base in shape; where a
 /// setting is out of range or not supported; where prompts need a tokenizer that is not there; or
 /// the disk refuses.
-pub fn upcycle(recipe: &Upcycling, out: impl AsRef<Path>, seed: Seed) -> Result<Upcycled> {
-    recipe.check()?;
+pub fn upcycle(
+    recipe: &Upcycling,
+    out: impl AsRef<Path>,
+    seed: Seed,
+    max: ShardSize,
+) -> Result<Upcycled> {
+    let target = recipe.check()?;
     let kind = recipe.dtype.map(Dtype::kind);
     let mut models = Models::new();
-    let sources = recipe.experts.iter().map(|e| &e.source_model);
+    let sources = recipe.experts.iter().chain(recipe.shared()).map(|e| &e.source_model);
     for path in std::iter::once(&recipe.base_model).chain(sources) {
         if !models.contains_key(path) {
             let model = open(path, &LoadOptions { kind, ..LoadOptions::default() })?;
@@ -64,17 +74,26 @@ pub fn upcycle(recipe: &Upcycling, out: impl AsRef<Path>, seed: Seed) -> Result<
         fits(&settings, &dense(other.as_ref()).at(path.to_string_lossy())?)
             .at(path.to_string_lossy())?;
     }
-    let gates = gates::make(base, &settings, recipe, seed)?;
+    target.fits(&settings).at(recipe.base_model.to_string_lossy())?;
+    let gates = gates::make(base, &settings, recipe, &recipe.experts, seed.child("gate"))?;
+    let shared_gates = match target.shared_gate() {
+        true => gates::make(base, &settings, recipe, recipe.shared(), seed.child("shared_gate"))?,
+        false => Vec::new(),
+    };
     let mut tensors = BTreeMap::new();
     for (name, p) in base.params().iter() {
         let Some((layer, matrix)) = network(name) else {
             tensors.insert(name.to_owned(), p.tensor().clone());
             continue;
         };
-        for (e, expert) in recipe.experts.iter().enumerate() {
+        let routed =
+            recipe.experts.iter().enumerate().map(|(e, own)| (format!("experts.{e}"), own));
+        let shared = recipe.shared().iter().map(|own| (target.shared().to_owned(), own));
+        for (place, expert) in routed.chain(shared) {
             let own = model(&models, &expert.source_model)?.params().get(name)?;
-            let path = format!("{layer}.block_sparse_moe.experts.{e}.{matrix}.weight");
-            let own = changed(own, expert, matrix == "w2", seed.child(&path)).at(name)?;
+            let path =
+                format!("{}.{place}.{}.weight", target.mixture(layer), target.matrix(matrix));
+            let own = changed(own, expert, matrix == "down_proj", seed.child(&path)).at(name)?;
             tensors.insert(path, own);
         }
     }
@@ -89,12 +108,19 @@ pub fn upcycle(recipe: &Upcycling, out: impl AsRef<Path>, seed: Seed) -> Result<
                 (most.max(*v), least.min(*v))
             });
         condition.push(most / least);
-        let path = format!("{prefix}layers.{n}.block_sparse_moe.gate.weight");
-        tensors.insert(path, gate.to_kind(kind)?);
+        let path = target.mixture(&format!("{prefix}layers.{n}"));
+        tensors.insert(format!("{path}.gate.weight"), gate.to_kind(kind)?);
+        if let Some(own) = shared_gates.get(n) {
+            let path = format!("{path}.{}_gate.weight", target.shared());
+            tensors.insert(path, own.to_kind(kind)?);
+        }
     }
-    let config = config(base.config(), &settings, recipe, kind)?;
+    if target == Target::Qwen {
+        add_biases(&mut tensors)?;
+    }
+    let config = config(base.config(), &settings, recipe, kind, target)?;
     let out = out.as_ref();
-    write(out, &config, tensors.iter().map(|(n, t)| (n.as_str(), t)))?;
+    write(out, &config, tensors.iter().map(|(n, t)| (n.as_str(), t)), max)?;
     copy_tokenizer(&recipe.base_model, out)?;
     Ok(Upcycled {
         layers: gates.len(),
@@ -104,12 +130,26 @@ pub fn upcycle(recipe: &Upcycling, out: impl AsRef<Path>, seed: Seed) -> Result<
     })
 }
 
+/// Gives queries, keys and values the biases that Qwen2-MoE has: zeros.
+fn add_biases(tensors: &mut BTreeMap<String, Tensor>) -> Result<()> {
+    let mut biases = Vec::new();
+    for (name, weight) in tensors.iter() {
+        let path = name.strip_suffix(".weight").unwrap_or(name);
+        if ["q_proj", "k_proj", "v_proj"].iter().any(|end| path.ends_with(end)) {
+            let zeros = Tensor::zeros(&[weight.len_of(0)], weight.kind(), weight.device())?;
+            biases.push((format!("{path}.bias"), zeros));
+        }
+    }
+    tensors.extend(biases);
+    Ok(())
+}
+
 fn model<'a>(models: &'a Models, path: &Path) -> Result<&'a dyn Backbone> {
     let lost = || Error::file(path, "has not been opened");
     models.get(path).map(AsRef::as_ref).ok_or_else(lost)
 }
 
-/// The settings of a dense model that Mixtral can be made of.
+/// The settings of a dense model that a mixture can be made of.
 fn dense(model: &dyn Backbone) -> Result<LlamaConfig> {
     let kind = model.config().get("model_type").and_then(Value::as_str).unwrap_or("nothing");
     if kind != "llama" {
@@ -125,7 +165,7 @@ fn dense(model: &dyn Backbone) -> Result<LlamaConfig> {
         if there {
             return Err(Error::unsupported(
                 format!("`{name}` in a model for a mixture"),
-                "Mixtral has no biases",
+                "the mixtures that are written have none there",
             ));
         }
     }
@@ -151,15 +191,11 @@ fn fits(base: &LlamaConfig, other: &LlamaConfig) -> Result<()> {
     Ok(())
 }
 
-/// `PATH.mlp.NAME.weight` as the path of its layer and the name of the matrix in Mixtral.
+/// `PATH.mlp.NAME.weight` as the path of its layer and the name of the matrix.
 fn network(name: &str) -> Option<(&str, &'static str)> {
     let (layer, rest) = name.split_once(".mlp.")?;
-    let matrix = match rest.strip_suffix(".weight")? {
-        "gate_proj" => "w1",
-        "up_proj" => "w3",
-        "down_proj" => "w2",
-        _ => return None,
-    };
+    let own = rest.strip_suffix(".weight")?;
+    let matrix = ["gate_proj", "up_proj", "down_proj"].into_iter().find(|m| *m == own)?;
     Some((layer, matrix))
 }
 
@@ -176,8 +212,14 @@ fn changed(t: &Tensor, expert: &ExpertSource, last: bool, seed: Seed) -> Result<
     }
 }
 
-/// The settings of the mixture. All that Mixtral has other defaults for than Llama are written out.
-fn config(dense: &Value, settings: &LlamaConfig, recipe: &Upcycling, kind: Kind) -> Result<Value> {
+/// The settings of the mixture.
+fn config(
+    dense: &Value,
+    settings: &LlamaConfig,
+    recipe: &Upcycling,
+    kind: Kind,
+    target: Target,
+) -> Result<Value> {
     let table = ["rope_parameters", "rope_scaling"].into_iter().find_map(|n| dense[n].as_object());
     let mut rope = table.cloned().unwrap_or_default();
     if let Some(former) = rope.remove("type") {
@@ -187,27 +229,23 @@ fn config(dense: &Value, settings: &LlamaConfig, recipe: &Upcycling, kind: Kind)
     rope.insert("rope_theta".into(), json!(settings.rope.theta));
     let bare = crate::settings::class(dense, "LlamaForCausalLM") == "LlamaModel";
     let mut config = json!({
-        "architectures": [if bare { "MixtralModel" } else { "MixtralForCausalLM" }],
         "attention_dropout": settings.attention_dropout,
         "dtype": dtype(kind),
         "hidden_act": dense.get("hidden_act").cloned().unwrap_or("silu".into()),
         "hidden_size": settings.hidden_size,
         "intermediate_size": settings.intermediate_size,
-        "model_type": "mixtral",
         "num_attention_heads": settings.num_attention_heads,
         "num_experts_per_tok": recipe.experts_per_token,
         "num_hidden_layers": settings.num_hidden_layers,
         "num_key_value_heads": settings.groups(),
-        "num_local_experts": recipe.experts.len(),
-        "output_router_logits": false,
         "rms_norm_eps": settings.rms_norm_eps,
         "rope_parameters": rope,
-        "router_aux_loss_coef": 0.001,
-        "router_jitter_noise": 0.0,
-        "sliding_window": null,
         "tie_word_embeddings": settings.tie_word_embeddings,
         "vocab_size": settings.vocab_size,
     });
+    for (name, value) in target.settings(settings, recipe, bare).as_object().into_iter().flatten() {
+        config[name] = value.clone();
+    }
     let same = [
         "bos_token_id",
         "eos_token_id",

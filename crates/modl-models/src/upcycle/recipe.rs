@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use modl_core::{Error, Kind, Result};
 use serde::Deserialize;
-use serde_json::Value;
+
+use super::target::Target;
 
 /// The settings of an upcycling: a `mergekit-moe` file.
 ///
@@ -25,10 +26,11 @@ pub struct Upcycling {
     /// How many experts a token has, 2.
     #[serde(default = "two")]
     pub experts_per_token: usize,
-    /// Experts that every token has; Mixtral has none, so that it is not to be given.
+    /// The expert that every token has; one at most, and none in a Mixtral.
     #[serde(default)]
-    pub shared_experts: Option<Value>,
-    /// What is to be written; `mixtral` or not given.
+    pub shared_experts: Option<Vec<ExpertSource>>,
+    /// What is to be written: `mixtral`, `deepseek` or `qwen`, or how one of them begins. Where it is
+    /// not given it is the first of them that can have the shared expert that there is.
     #[serde(default)]
     pub architecture: Option<String>,
 }
@@ -55,6 +57,12 @@ pub struct ExpertSource {
     /// What its last matrix is multiplied by; 1 where not given.
     #[serde(default)]
     pub residual_scale: Option<f64>,
+}
+
+impl ExpertSource {
+    pub(super) fn has_prompts(&self) -> bool {
+        self.positive_prompts.as_ref().is_some_and(|all| !all.is_empty())
+    }
 }
 
 /// How the gates `[experts, hidden]` of each layer are made.
@@ -125,27 +133,24 @@ impl Upcycling {
         matches!(self.gate_mode, GateMode::Hidden | GateMode::CheapEmbed)
     }
 
-    pub(super) fn check(&self) -> Result<()> {
-        if self.shared_experts.as_ref().is_some_and(|v| !v.is_null()) {
-            return Err(Error::unsupported(
-                "`shared_experts` in an upcycling",
-                "Mixtral, which is what is written, has none: leave them out",
-            ));
-        }
-        let other = |a: &&String| a.is_empty() || !"mixtral".starts_with(&a.to_lowercase());
-        if let Some(other) = self.architecture.as_ref().filter(other) {
-            return Err(Error::unsupported(
-                format!("`architecture` = {other} in an upcycling"),
-                "only `mixtral` is written",
-            ));
-        }
+    /// The experts that every token has.
+    pub(super) fn shared(&self) -> &[ExpertSource] {
+        self.shared_experts.as_deref().unwrap_or_default()
+    }
+
+    /// What is to be written.
+    ///
+    /// # Errors
+    /// Where a setting is out of range, or nothing can have what is asked for.
+    pub(super) fn check(&self) -> Result<Target> {
+        let target = Target::of(self)?;
         let (experts, k) = (self.experts.len(), self.experts_per_token);
         if k < 1 || k > experts {
             let problem = format!("{k} is to be from 1 to the number of experts, {experts}");
             return Err(Error::invalid("experts_per_token", problem));
         }
         let lora = |p: &PathBuf| p.to_string_lossy().contains('+') && !p.exists();
-        let paths = self.experts.iter().map(|e| &e.source_model);
+        let paths = self.experts.iter().chain(self.shared()).map(|e| &e.source_model);
         if let Some(path) = std::iter::once(&self.base_model).chain(paths).find(|p| lora(p)) {
             return Err(Error::unsupported(
                 format!("the model `{}` with an adapter", path.display()),
@@ -153,15 +158,17 @@ impl Upcycling {
             ));
         }
         let finite = |x: Option<f64>| x.is_none_or(f64::is_finite);
-        for (e, expert) in self.experts.iter().enumerate() {
-            let place = |name: &str| format!("experts.{e}.{name}");
+        let routed = self.experts.iter().enumerate().map(|(e, own)| ("experts", e, own));
+        let shared = self.shared().iter().enumerate().map(|(e, own)| ("shared_experts", e, own));
+        for (list, e, expert) in routed.chain(shared) {
+            let place = |name: &str| format!("{list}.{e}.{name}");
             if expert.noise_scale.is_some_and(|s| s < 0.0) || !finite(expert.noise_scale) {
                 return Err(Error::invalid(place("noise_scale"), "is to be 0 or more"));
             }
             if !finite(expert.residual_scale) {
                 return Err(Error::invalid(place("residual_scale"), "is to be a number"));
             }
-            if self.prompted() && expert.positive_prompts.as_ref().is_none_or(Vec::is_empty) {
+            if list == "experts" && self.prompted() && !expert.has_prompts() {
                 let problem = "are none; gates are made of them unless `gate_mode` is `random`";
                 return Err(Error::invalid(place("positive_prompts"), problem));
             }
@@ -175,6 +182,6 @@ impl Upcycling {
             let problem = "are the same for all experts, which would get the same gates";
             return Err(Error::invalid("positive_prompts", problem));
         }
-        Ok(())
+        Ok(target)
     }
 }

@@ -76,7 +76,7 @@ impl RouterConfig for Base {
         let scorer = scores.over(self.kind(), site, |width| {
             scope.param_drawn("weight", &[m, width], || orthogonal(m, width, self.gain, seed))
         })?;
-        let ties = Ties::new(self.seed, &scorer, scope.path())?;
+        let ties = Ties::new(self.seed, &scorer, scope.path());
         Ok(Box::new(BaseRouter { scorer, ties, seed: self.seed }))
     }
 }
@@ -118,7 +118,7 @@ impl Router for BaseRouter {
 
     fn grown(&self, modules: usize, scope: &mut Scope) -> Result<Box<dyn Router>> {
         let scorer = self.scorer.grown(modules, scope)?;
-        let ties = Ties::new(self.seed, &scorer, scope.path())?;
+        let ties = Ties::new(self.seed, &scorer, scope.path());
         Ok(Box::new(BaseRouter { scorer, ties, seed: self.seed }))
     }
 }

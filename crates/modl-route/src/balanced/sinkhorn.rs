@@ -98,7 +98,7 @@ impl RouterConfig for Sinkhorn {
             ..Scores::default()
         };
         let scorer = scores.build(self.kind(), site, bank.len(), scope)?;
-        let ties = Ties::new(self.seed, &scorer, scope.path())?;
+        let ties = Ties::new(self.seed, &scorer, scope.path());
         Ok(Box::new(SinkhornRouter { config: self.clone(), scorer, ties }))
     }
 }
@@ -143,7 +143,7 @@ impl Router for SinkhornRouter {
 
     fn grown(&self, modules: usize, scope: &mut Scope) -> Result<Box<dyn Router>> {
         let scorer = self.scorer.grown(modules, scope)?;
-        let ties = Ties::new(self.config.seed, &scorer, scope.path())?;
+        let ties = Ties::new(self.config.seed, &scorer, scope.path());
         Ok(Box::new(SinkhornRouter { config: self.config.clone(), scorer, ties }))
     }
 }

@@ -102,22 +102,27 @@ impl RouterConfig for NearestPrototype {
             return wrong("input", "is to be \"mean\" or \"feature:NAME\": rows have prototypes");
         }
         self.input.check(site)?;
-        let (mut flat, mut counts) = (vec![0.0; m * width as usize], vec![0.0; m]);
+        let (mut given, mut counts) = (BTreeMap::new(), vec![0.0; m]);
         for (name, own) in self.prototypes.iter().flatten() {
             let j = bank.position(name)?;
             if own.len() as i64 != width || !own.iter().all(|v| v.is_finite()) {
                 return wrong("prototypes", format!("`{name}` is to have {width} finite numbers"));
             }
-            let room = flat.chunks_mut(own.len()).nth(j);
-            room.into_iter().for_each(|room| room.copy_from_slice(own));
+            given.insert(j, own);
             counts.iter_mut().skip(j).take(1).for_each(|c| *c = 1.0);
         }
         let kind = scope.kind();
         let buffer =
             |v: &[f64], shape: &[i64]| Tensor::from_slice(v, shape, Device::Cpu)?.to_kind(kind);
+        let start = || {
+            let none = vec![0.0; width as usize];
+            let all: Vec<f64> =
+                (0..m).flat_map(|j| given.get(&j).map_or(&none, |own| *own)).copied().collect();
+            buffer(&all, &[m as i64, width])
+        };
         Ok(Box::new(PrototypeRouter {
             config: self.clone(),
-            prototypes: scope.buffer("prototypes", &buffer(&flat, &[m as i64, width])?)?,
+            prototypes: scope.buffer_drawn("prototypes", &[m as i64, width], start)?,
             counts: scope.buffer("counts", &buffer(&counts, &[m as i64])?)?,
         }))
     }

@@ -50,13 +50,15 @@ impl Default for Random {
 }
 
 impl Random {
-    /// The router under the name of a method that is made of it.
+    /// The router under the name of a method that is made of it. Where passes go `by_turns`, those of
+    /// a batch have different modules as long as there are any.
     pub(crate) fn router(
         self,
         kind: &'static str,
         site: &Site,
         bank: &Bank,
         path: &str,
+        by_turns: bool,
     ) -> Result<Box<dyn Router>> {
         if self.k == 0 || self.k > bank.len() {
             let problem = format!("is {}, there are {} modules to choose from", self.k, bank.len());
@@ -65,7 +67,7 @@ impl Random {
         if self.level == Level::Token {
             Input::Tokens.check(site)?;
         }
-        Ok(Box::new(RandomRouter { kind, config: self, path: path.to_owned() }))
+        Ok(Box::new(RandomRouter { kind, config: self, path: path.to_owned(), by_turns }))
     }
 }
 
@@ -79,7 +81,7 @@ impl RouterConfig for Random {
     }
 
     fn build(&self, site: &Site, bank: &Bank, scope: &mut Scope) -> Result<Box<dyn Router>> {
-        self.router("random", site, bank, scope.path())
+        self.router("random", site, bank, scope.path(), false)
     }
 }
 
@@ -89,6 +91,8 @@ struct RandomRouter {
     config: Random,
     /// Where this router's draws are.
     path: String,
+    /// Whether passes of a batch share an order of the modules and take the next ones in turn.
+    by_turns: bool,
 }
 
 impl Router for RandomRouter {
@@ -102,10 +106,16 @@ impl Router for RandomRouter {
             let all = (0..m).map(|j| (j, 1.0 / m as f64)).collect();
             return Ok(Routing::new(Weights::Fixed(all), m).normalised());
         }
-        let seed = cx.draw(&self.path).nth(self.config.seed);
+        let lots = |units: i64| match self.by_turns {
+            true => {
+                let (pass, seed) = cx.pass(&self.path);
+                turn(units, m, k, pass, seed.nth(self.config.seed))
+            }
+            false => draw(units, m, k, cx.draw(&self.path).nth(self.config.seed)),
+        };
         let units = match self.config.level {
             Level::Static => {
-                let chosen = draw(1, m, k, seed)?.to_vec::<i64>()?;
+                let chosen = lots(1)?.to_vec::<i64>()?;
                 let chosen = chosen.into_iter().flat_map(usize::try_from);
                 let all = chosen.map(|j| (j, 1.0 / k as f64)).collect();
                 return Ok(Routing::new(Weights::Fixed(all), m).normalised());
@@ -118,7 +128,7 @@ impl Router for RandomRouter {
                 return Err(Error::invalid(format!("{}.level", self.kind), problem));
             }
         };
-        let index = draw(units.iter().product(), m, k, seed)?;
+        let index = lots(units.iter().product())?;
         let shape: Vec<i64> = units.into_iter().chain([k as i64]).collect();
         let index = index.reshape(&shape)?.to_device(x.x.device())?;
         let weight = Tensor::full(&shape, 1.0 / k as f64, Kind::Float, x.x.device())?;
@@ -134,4 +144,12 @@ impl Router for RandomRouter {
 pub(super) fn draw(units: i64, m: usize, k: usize, seed: Seed) -> Result<Tensor> {
     let lots = Init::Uniform(1.0).tensor(&[units, m as i64], seed, Kind::Double, Device::Cpu)?;
     lots.topk(k as i64, -1).map(|(_, index)| index)
+}
+
+/// The part of an order by lot of m modules that is the turn of a pass, k of them, `[units, k]`. After
+/// the m ⁄ k passes for which there is enough comes another order.
+fn turn(units: i64, m: usize, k: usize, pass: u64, seed: Seed) -> Result<Tensor> {
+    let turns = (m / k.max(1)).max(1) as u64;
+    let order = draw(units, m, m, seed.nth(pass / turns))?;
+    order.narrow(-1, (pass % turns) as i64 * k as i64, k as i64)
 }

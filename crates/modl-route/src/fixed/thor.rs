@@ -6,8 +6,8 @@
 //! (ℓ₁ + ℓ₂) ⁄ 2 + w · (KL(p₁ ‖ p₂) + KL(p₂ ‖ p₁)) ⁄ 2,
 //!
 //! which the training configuration asks for: `passes = { count = 2, combine = { consistent = 5.0 } }`.
-//! The passes draw for themselves, so that one site in m has the same module in both. In evaluation
-//! all modules are run and averaged (`all`, the ensemble), or one is drawn (`draw`). Survey §4.2.2.
+//! The passes draw from an order of the modules by lot that they have in common: pass n takes the n-th,
+//! so that no module comes again before all have come. In evaluation all modules are run and averaged (`all`, the ensemble), or one is drawn (`draw`). Survey §4.2.2.
 //!
 //! ```toml
 //! router = { type = "thor" }
@@ -48,6 +48,6 @@ impl RouterConfig for Thor {
     fn build(&self, site: &Site, bank: &Bank, scope: &mut Scope) -> Result<Box<dyn Router>> {
         let Thor { level, evaluation } = *self;
         let random = Random { level, evaluation, ..Random::default() };
-        random.router("thor", site, bank, scope.path())
+        random.router("thor", site, bank, scope.path(), true)
     }
 }

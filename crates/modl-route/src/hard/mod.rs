@@ -18,7 +18,7 @@ pub use annealing::{Annealing, AnnealingShape};
 pub use concrete_bernoulli::{ConcreteBernoulli, GateAtTest};
 pub use gumbel_softmax::GumbelSoftmax;
 pub use modular_network::{ModularNetwork, keep_better};
-pub use path_net::{PathNet, next_task, off_path, winning_path};
+pub use path_net::{PathNet, next_task, next_task_after, off_path, winning_path};
 pub use reinforce::{Baseline, Reinforce};
 pub use relax::Relax;
 pub use reward::Reward;

@@ -6,12 +6,11 @@
 //! −ln p(y | x, a*) − ln p(a* | x). No balance is asked for: what explains a row better gets it.
 //!
 //! In a recipe the S draws are passes of which the best is taken, and the second term is the loss
-//! `controller`:
+//! `controller`, which counts 1 unless a recipe says otherwise:
 //!
 //! ```toml
 //! router = { type = "modular_network" }
 //! passes = { count = 10, combine = "best" }
-//! loss_weights = { controller = 1.0 }
 //! ```
 //!
 //! The loss of a row has to be in nats, as a cross entropy is. Squared errors that are small beside
@@ -19,14 +18,16 @@
 //!
 //! With a single pass there is nothing to take the best of (E ∇ln p(a | x) = 0 for an a of its own
 //! drawing), and so it is refused. In the paper a row also keeps the best assignment that it has had
-//! ([`keep_better`]); the passes of a recipe are drawn anew each time. In evaluation α = onehot(argmax ℓ).
+//! ([`keep_better`]): so do examples with `passes = { count = 10, combine = "best", keep = true }`, where
+//! what is kept is tried again in a pass of its own, in each step under the parameters as they are then.
+//! (Rows have one, tokens do not.) In evaluation α = onehot(argmax ℓ).
 //!
 //! Kirsch, Kunze, Barber 2018, *Modular networks: learning to decompose neural computation*,
 //! arXiv 1811.05249; survey §4.2.2.
 
 use modl_core::{
-    Bank, Context, Error, Outcome, Result, Router, RouterConfig, Routing, Scope, Signal, Site,
-    Tensor,
+    ASSIGNED, Bank, Context, Error, Outcome, Result, Router, RouterConfig, Routing, Scope, Signal,
+    Site, Tensor,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -68,9 +69,21 @@ impl Router for ModularNetworkRouter {
         "modular_network"
     }
 
+    fn loss_weights(&self) -> &'static [(&'static str, f64)] {
+        &[("controller", 1.0)]
+    }
+
     fn route(&self, x: &Signal, bank: &Bank, cx: &Context) -> Result<Routing> {
         match cx.train {
-            true => self.0.draw(x, cx)?.routing(bank.len()),
+            true => {
+                let kept = format!("{ASSIGNED}{}", self.0.path());
+                let drawn = self.0.draw(x, cx)?.or_kept(cx.find(&kept))?;
+                let routing = drawn.routing(bank.len())?;
+                Ok(match drawn.index.dim() {
+                    2 => routing.note(kept, drawn.index),
+                    _ => routing,
+                })
+            }
             false => self.0.mode(x, bank, cx),
         }
     }

@@ -15,7 +15,8 @@
 //!
 //! After a task: [`winning_path`] says which modules are to be kept, and [`off_path`] gives the
 //! patterns of all other parameters, which are the ones to train then. [`next_task`] lets these begin
-//! again from a new seed, and the population with them, as the paper does.
+//! again from a new seed, and the population with them, as the paper does; a phase of a recipe asks for
+//! it with `next_task = true`.
 //!
 //! Fernando et al. 2017, arXiv 1701.08734 (m = 10 to 20, N = 3 or 4, 64 genotypes); survey §4.2.2.
 //!
@@ -27,7 +28,7 @@ use std::collections::BTreeMap;
 
 use modl_core::{
     Bank, Context, Device, Error, Modular, ModularLayer, Outcome, Result, Router, RouterConfig,
-    Routing, Scope, Seed, Signal, Site, Tensor, Weights, no_grad,
+    Routing, Scope, Seed, Select, Signal, Site, Tensor, Weights, no_grad,
 };
 use rand::Rng;
 use serde::{Deserialize, Serialize};
@@ -83,12 +84,13 @@ impl RouterConfig for PathNet {
             return Err(Error::invalid("path_net", "there is no module to choose from"));
         }
         let shape = [self.population as i64, self.active as i64];
-        let first = genes(&shape, bank.len(), scope.seed().child("genes"), Device::Cpu)?;
+        let seed = scope.seed().child("genes");
+        let first = || genes(&shape, bank.len(), seed, Device::Cpu);
         let zero = Tensor::from_slice(&[0i64], &[1], Device::Cpu)?;
         Ok(Box::new(PathNetRouter {
             config: self.clone(),
             seed: scope.seed(),
-            population: scope.buffer("population", &first)?,
+            population: scope.buffer_drawn("population", &shape, first)?,
             leader: scope.buffer("leader", &zero)?,
             tournament: scope.buffer("tournament", &zero)?,
             fitness: scope
@@ -295,7 +297,10 @@ fn names(layer: &ModularLayer, cx: &Context) -> Result<Vec<String>> {
 /// # Errors
 /// As [`winning_path`].
 pub fn off_path(model: &Modular) -> Result<Vec<String>> {
-    let path = winning_path(model)?;
+    Ok(beside(model, &winning_path(model)?))
+}
+
+fn beside(model: &Modular, path: &BTreeMap<String, Vec<String>>) -> Vec<String> {
     let mut patterns = Vec::new();
     for site in model.modular_sites() {
         let Some(layer) = model.layer(&site) else { continue };
@@ -306,7 +311,7 @@ pub fn off_path(model: &Modular) -> Result<Vec<String>> {
             }
         }
     }
-    Ok(patterns)
+    patterns
 }
 
 /// A population by lot, each gene one of so many modules.
@@ -324,7 +329,24 @@ fn genes(shape: &[i64], modules: usize, seed: Seed, device: Device) -> Result<Te
 /// # Errors
 /// As [`winning_path`]; then nothing has been changed.
 pub fn next_task(model: &Modular, seed: Seed) -> Result<Vec<String>> {
-    let (path, free) = (winning_path(model)?, off_path(model)?);
+    next_task_after(model, &[winning_path(model)?], seed)
+}
+
+/// [`next_task`] after several tasks, with the winning path of each: the modules of all stay.
+///
+/// # Errors
+/// Where nothing is known of a module that the model has; then nothing has been changed.
+pub fn next_task_after(
+    model: &Modular,
+    paths: &[BTreeMap<String, Vec<String>>],
+    seed: Seed,
+) -> Result<Vec<String>> {
+    let mut path: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for site in model.modular_sites() {
+        let of_site = paths.iter().filter_map(|p| p.get(&site.path)).flatten().cloned();
+        path.insert(site.path.clone(), of_site.collect());
+    }
+    let mut free = beside(model, &path);
     let mut new: Vec<(Tensor, Tensor)> = Vec::new();
     for name in model.modules() {
         for (part, fresh) in model.fresh_parameters(name, seed.child("modules"))?.iter() {
@@ -336,7 +358,11 @@ pub fn next_task(model: &Modular, seed: Seed) -> Result<Vec<String>> {
                 None => path.values().any(on),
             };
             if !kept {
-                let own = model.params().get(&format!("modules.{name}.{part}"))?;
+                let full = format!("modules.{name}.{part}");
+                let own = model.params().get(&full)?;
+                if !free.iter().any(|pattern| Select::new(pattern.as_str()).matches(&full)) {
+                    free.push(full); // shared by sites
+                }
                 new.push((own.clone(), fresh.tensor().detach()?));
             }
         }

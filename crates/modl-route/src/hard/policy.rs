@@ -45,7 +45,7 @@ impl Policy {
     }
 
     fn of(scorer: Scorer, seed: u64, path: String) -> Result<Self> {
-        let ties = Ties::new(seed, &scorer, &path)?;
+        let ties = Ties::new(seed, &scorer, &path);
         Ok(Policy { scorer, ties, path, seed })
     }
 
@@ -81,6 +81,15 @@ impl Policy {
 }
 
 impl Drawn {
+    /// With the module that was kept for a row, `[batch]`, instead of the one that was drawn; −1 where
+    /// there is none.
+    pub(crate) fn or_kept(self, kept: Option<&Tensor>) -> Result<Self> {
+        let Some(kept) = kept.filter(|_| self.index.dim() == 2) else { return Ok(self) };
+        let kept = kept.unsqueeze(-1)?;
+        let none = kept.lt_scalar(0.0)?;
+        Ok(Drawn { index: self.index.where_else(&none, &kept)?, ..self })
+    }
+
     /// The choice with its `log_prob`, `[batch]` or `[batch, seq]`: 0 for padding, which nobody
     /// chose for.
     pub(crate) fn routing(&self, modules: usize) -> Result<Routing> {

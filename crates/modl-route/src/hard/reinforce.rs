@@ -5,7 +5,7 @@
 //!
 //! mean over rows of −(R − b) Σ ln π(choice) − `entropy` · H(π) (+ ½ (R − v)² for a learned v)
 //!
-//! whose gradient is without bias that of −E R for every b that does not know the choice. The
+//! (which counts 1 unless a recipe says otherwise), whose gradient is without bias that of −E R for every b that does not know the choice. The
 //! baseline takes variance away: `none`, the running `mean` of past rewards, or a `learned` value
 //! v = w·x̄ + c. In evaluation α = onehot(argmax ℓ).
 //!
@@ -17,7 +17,6 @@
 //!
 //! ```toml
 //! router = { type = "reinforce", baseline = "mean", entropy = 0.01 }
-//! # and in the phase: loss_weights = { reinforce = 1.0 }
 //! ```
 
 use modl_core::{
@@ -132,6 +131,10 @@ enum Base {
 impl Router for ReinforceRouter {
     fn kind(&self) -> &'static str {
         "reinforce"
+    }
+
+    fn loss_weights(&self) -> &'static [(&'static str, f64)] {
+        &[("reinforce", 1.0)]
     }
 
     fn route(&self, x: &Signal, bank: &Bank, cx: &Context) -> Result<Routing> {

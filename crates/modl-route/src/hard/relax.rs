@@ -9,7 +9,7 @@
 //! loss that each module would give. With a right guess and a small τ the first term vanishes, but the
 //! other two vary with 1 ⁄ τ; with τ about 1 all three are small. Q and r (both 0 at first: then g is
 //! that of REINFORCE without baseline) are trained to make ‖g‖² small, with g taken with respect to ℓ.
-//! Both losses are in `relax`. No module but the chosen one is run. (REBAR asks for f at relaxed
+//! Both losses are in `relax`, which counts 1 unless a recipe says otherwise. No module but the chosen one is run. (REBAR asks for f at relaxed
 //! choices, that is for all modules; it is not here.)
 //!
 //! In evaluation α = onehot(argmax ℓ). With `reward` other than the loss, f = −R.
@@ -19,7 +19,6 @@
 //!
 //! ```toml
 //! router = { type = "relax" }
-//! # and in the phase: loss_weights = { relax = 1.0 }
 //! ```
 
 use modl_core::{
@@ -88,6 +87,10 @@ struct RelaxRouter {
 impl Router for RelaxRouter {
     fn kind(&self) -> &'static str {
         "relax"
+    }
+
+    fn loss_weights(&self) -> &'static [(&'static str, f64)] {
+        &[("relax", 1.0)]
     }
 
     fn route(&self, x: &Signal, bank: &Bank, cx: &Context) -> Result<Routing> {

@@ -78,7 +78,7 @@ impl RouterConfig for Arrow {
             let kind = if scope.kind() == Kind::Double { Kind::Double } else { Kind::Float };
             scope.buffer("prototypes", &Tensor::stack(&all, 0)?.to_kind(kind)?)
         })?;
-        let ties = Ties::new(self.seed, &scorer, scope.path())?;
+        let ties = Ties::new(self.seed, &scorer, scope.path());
         Ok(Box::new(ArrowRouter { k: self.k, scorer, ties }))
     }
 }

@@ -82,7 +82,7 @@ impl RouterConfig for Phatgoose {
             ..Scores::default()
         };
         let scorer = scores.build(self.kind(), site, bank.len(), scope)?;
-        let ties = Ties::new(self.seed, &scorer, scope.path())?;
+        let ties = Ties::new(self.seed, &scorer, scope.path());
         Ok(Box::new(PhatgooseRouter { config: self.clone(), scorer, ties }))
     }
 }
@@ -110,7 +110,7 @@ impl Router for PhatgooseRouter {
 
     fn grown(&self, modules: usize, scope: &mut Scope) -> Result<Box<dyn Router>> {
         let scorer = self.scorer.grown(modules, scope)?;
-        let ties = Ties::new(self.config.seed, &scorer, scope.path())?;
+        let ties = Ties::new(self.config.seed, &scorer, scope.path());
         Ok(Box::new(PhatgooseRouter { config: self.config.clone(), scorer, ties }))
     }
 }

@@ -33,6 +33,9 @@ use serde_json::Value;
 use crate::top_k::check_k;
 use crate::top_k::ties::{Ties, largest};
 
+/// More layers than any file has: each takes time even where it takes no memory.
+const MOST_LAYERS: usize = 1000;
+
 /// Scalings by a network over hidden states.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -92,8 +95,8 @@ impl Default for XLora {
 impl XLora {
     fn check(&self, modules: usize) -> Result<()> {
         let wrong = |key: &str, problem: String| Err(Error::invalid(key, problem));
-        if self.depth == 0 {
-            return wrong("x_lora.depth", "is to be 1 or more".into());
+        if !(1..=MOST_LAYERS).contains(&self.depth) {
+            return wrong("x_lora.depth", format!("is to be from 1 to {MOST_LAYERS}"));
         }
         if self.size < 1 || self.width.is_some_and(|w| w < 1) {
             return wrong("x_lora.size", "and `width` are to be 1 or more".into());
@@ -146,7 +149,7 @@ impl RouterConfig for XLora {
         let width = first.unwrap_or(site.input);
         let like = Tensor::zeros(&[bank.len() as i64, width], Kind::Float, scope.device())?;
         let path = scope.path().to_owned();
-        let ties = Ties::over(self.seed, &like, &path)?;
+        let ties = Ties::over(self.seed, &like, &path);
         Ok(Box::new(XLoraRouter { config: self.clone(), layers, width, ties, path }))
     }
 }
@@ -259,7 +262,7 @@ impl Router for XLoraRouter {
             });
         }
         let like = Tensor::zeros(&[modules as i64, self.width], Kind::Float, scope.device())?;
-        let ties = Ties::over(self.config.seed, &like, &self.path)?;
+        let ties = Ties::over(self.config.seed, &like, &self.path);
         let (config, path) = (self.config.clone(), self.path.clone());
         Ok(Box::new(XLoraRouter { config, layers, width: self.width, ties, path }))
     }

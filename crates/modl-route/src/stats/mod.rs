@@ -30,7 +30,7 @@
 //! let rows = vec![vec![(0, 1.0)], vec![(1, 1.0)]];
 //! let routings = vec![("layer.0".to_owned(), Routing::new(Weights::Rows(rows), 2))];
 //! let mut report = RoutingReport::default();
-//! report.add(&Trace { routings }, &["news", "tweets"], None)?;
+//! report.add(&Trace::of(routings), &["news", "tweets"], None)?;
 //! let site = &report.sites()[0];
 //! assert_eq!(site.stats().max_violation, 0.0);
 //! assert!((site.mutual_information() - 2f64.ln()).abs() < 1e-12);

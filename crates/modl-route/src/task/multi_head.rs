@@ -74,6 +74,10 @@ impl Router for MultiHeadRouter {
         "multi_head"
     }
 
+    fn loss_weights(&self) -> &'static [(&'static str, f64)] {
+        if self.0.has_prior() { &[("ibp", 1.0)] } else { &[] }
+    }
+
     fn route(&self, x: &Signal, bank: &Bank, cx: &Context) -> Result<Routing> {
         let heads = self.0.alpha(x, cx)?; // [heads, modules] or [batch, heads, modules]
         let alpha = heads.mean_dims(&[-2], false)?;

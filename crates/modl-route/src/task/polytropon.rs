@@ -4,8 +4,9 @@
 //! skills of a row's task,
 //!
 //! - in training zⱼ = σ((ℓₜⱼ + ln u − ln(1 − u)) ⁄ τ), u ~ U(0, 1): a relaxed Bernoulli variable, drawn
-//!   for each row anew (Concrete: Maddison, Mnih, Teh 2017, arXiv 1611.00712);
-//! - in evaluation zⱼ = σ(ℓₜⱼ);
+//!   for each row anew, as in the authors' code and in PEFT (Concrete: Maddison, Mnih, Teh 2017,
+//!   arXiv 1611.00712), so that no two rows share α, and parameters are merged for each;
+//! - in evaluation zⱼ = σ(ℓₜⱼ), the same for all rows of a task, and so is what is merged;
 //! - αⱼ = zⱼ ⁄ (Σ z + 10⁻¹²).
 //!
 //! Ponti, Sordoni, Bengio, Reddy 2023, arXiv 2202.13914; survey §4.2.3. The paper averages the factors
@@ -20,7 +21,8 @@
 //! −ln P = −K₊ ln a + Σ_h ln K_h! + a·H_N + Σₖ (ln N! − ln(N − mₖ)! − ln(mₖ − 1)!)
 //!
 //! over the K₊ modules that any task has, mₖ the number of tasks that have module k, K_h how many
-//! modules have the same tasks h, H_N = Σ 1⁄i. Gradients go straight through the rounding to σ(ℓ).
+//! modules have the same tasks h, H_N = Σ 1⁄i. It counts 1 unless a recipe says otherwise, as in the
+//! authors' code. Gradients go straight through the rounding to σ(ℓ).
 //!
 //! ```toml
 //! router = { type = "polytropon", tasks = ["tweets", "news", "reviews"], ibp = 3.0 }
@@ -95,6 +97,10 @@ impl Router for PolytroponRouter {
         "polytropon"
     }
 
+    fn loss_weights(&self) -> &'static [(&'static str, f64)] {
+        if self.0.has_prior() { &[("ibp", 1.0)] } else { &[] }
+    }
+
     fn route(&self, x: &Signal, bank: &Bank, cx: &Context) -> Result<Routing> {
         let alpha = self.0.alpha(x, cx)?.squeeze(-2)?; // [modules] or [batch, modules]
         self.0.with_prior(Routing::new(Weights::Dense(alpha), bank.len()).normalised(), cx)
@@ -161,6 +167,11 @@ impl Skills {
             }
         };
         z.div(&z.sum_dims(&[-1], true)?.add_scalar(1e-12)?)
+    }
+
+    /// Whether there is a loss `ibp`.
+    pub(crate) fn has_prior(&self) -> bool {
+        self.config.ibp.is_some()
     }
 
     /// The routing with the loss `ibp` where it is wanted. Each head has its own Z.

@@ -9,7 +9,7 @@
 //! [`SubNetwork`](super::SubNetwork).
 //!
 //! In training there is the loss `balance` = m · Σⱼ fⱼ Pⱼ over the rows of the batch (Switch: Fedus,
-//! Zoph, Shazeer 2022, arXiv 2101.03961, eq. 4). Equal ℓ, which embeddings that are drawn do not give,
+//! Zoph, Shazeer 2022, arXiv 2101.03961, eq. 4), which counts 0.01 unless a recipe says otherwise. Equal ℓ, which embeddings that are drawn do not give,
 //! are ranked by the places of their modules.
 //!
 //! ```toml
@@ -93,6 +93,10 @@ struct TaskMoeRouter {
 impl Router for TaskMoeRouter {
     fn kind(&self) -> &'static str {
         "task_moe"
+    }
+
+    fn loss_weights(&self) -> &'static [(&'static str, f64)] {
+        &[("balance", 0.01)]
     }
 
     fn route(&self, x: &Signal, bank: &Bank, cx: &Context) -> Result<Routing> {

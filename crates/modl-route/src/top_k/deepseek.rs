@@ -12,8 +12,8 @@
 //!   (Others are out of reach, as −∞; transformers has 0 for them, which differs where s + b < 0.)
 //! - **Shared modules** are named, always active with weight 1, and not among the k.
 //! - **`sequence_balance`**: Σⱼ fⱼ Pⱼ of each row, the mean over rows, with fⱼ = m ⁄ (k T) · how often
-//!   j was chosen by the row's T tokens, Pⱼ = the mean over them of sⱼ ⁄ Σ s (weight 0.0001 in the
-//!   paper).
+//!   j was chosen by the row's T tokens, Pⱼ = the mean over them of sⱼ ⁄ Σ s. It counts 0.0001 unless
+//!   a recipe says otherwise, as in the paper.
 //!
 //! Noted in training: `load` `[m]`, how often each module was chosen; shared ones are left out.
 //!
@@ -150,7 +150,7 @@ impl RouterConfig for DeepSeek {
         let zeros = Tensor::zeros(&[routed.len() as i64], kind, device)?;
         let bias = scope.buffer("selection_bias", &zeros)?;
         let path = scope.path().to_owned();
-        let ties = Ties::new(self.seed, &scorer, &path)?;
+        let ties = Ties::new(self.seed, &scorer, &path);
         Ok(Box::new(DeepSeekRouter { config: self.clone(), scorer, bias, ties, routed, shared }))
     }
 }
@@ -171,6 +171,10 @@ struct DeepSeekRouter {
 impl Router for DeepSeekRouter {
     fn kind(&self) -> &'static str {
         "deepseek"
+    }
+
+    fn loss_weights(&self) -> &'static [(&'static str, f64)] {
+        if self.config.sequence_balance { &[("sequence_balance", 1e-4)] } else { &[] }
     }
 
     fn route(&self, x: &Signal, bank: &Bank, cx: &Context) -> Result<Routing> {
@@ -228,7 +232,7 @@ impl Router for DeepSeekRouter {
         let zeros = Tensor::zeros(&[new], self.bias.kind(), self.bias.device())?;
         let bias =
             scope.replace("selection_bias", &Tensor::cat(&[self.bias.clone(), zeros], 0)?)?;
-        let ties = Ties::new(self.config.seed, &scorer, scope.path())?;
+        let ties = Ties::new(self.config.seed, &scorer, scope.path());
         let (config, shared) = (self.config.clone(), self.shared.clone());
         Ok(Box::new(DeepSeekRouter { config, scorer, bias, ties, routed, shared }))
     }

@@ -64,7 +64,7 @@ impl RouterConfig for ExpertChoice {
             return Err(Error::invalid("expert_choice.capacity_factor", problem));
         }
         let scorer = self.scores.build("expert_choice", site, bank.len(), scope)?;
-        let ties = Ties::new(self.seed, &scorer, scope.path())?;
+        let ties = Ties::new(self.seed, &scorer, scope.path());
         Ok(Box::new(ExpertChoiceRouter { config: self.clone(), scorer, ties }))
     }
 }
@@ -131,7 +131,7 @@ impl Router for ExpertChoiceRouter {
 
     fn grown(&self, modules: usize, scope: &mut Scope) -> Result<Box<dyn Router>> {
         let scorer = self.scorer.grown(modules, scope)?;
-        let ties = Ties::new(self.config.seed, &scorer, scope.path())?;
+        let ties = Ties::new(self.config.seed, &scorer, scope.path());
         Ok(Box::new(ExpertChoiceRouter { config: self.config.clone(), scorer, ties }))
     }
 }

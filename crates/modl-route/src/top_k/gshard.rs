@@ -6,7 +6,7 @@
 //! lets them ([`Capacity`](crate::Capacity)); dropped choices are noted as `overflow`.
 //!
 //! Loss in training: `balance` = m · Σ f P, with f the share of a module in the first choices before
-//! any is dropped (the paper has the weight 0.01).
+//! any is dropped. It counts 0.01 unless a recipe says otherwise, as in the paper.
 //!
 //! Lepikhin et al. 2020, arXiv 2006.16668, algorithm 1, where `threshold` is 0.5; Mesh TensorFlow
 //! has 0.2. Survey §4.2.3.
@@ -94,7 +94,7 @@ impl TopTwo {
         config.capacity.check(kind)?;
         let scorer = config.scores.build(kind, site, bank.len(), scope)?;
         let path = scope.path().to_owned();
-        let ties = Ties::new(config.seed, &scorer, &path)?;
+        let ties = Ties::new(config.seed, &scorer, &path);
         Ok(TopTwo { kind, config: config.clone(), with_z, scorer, ties, path })
     }
 
@@ -119,6 +119,10 @@ impl Router for TopTwo {
 
     fn looks_ahead(&self) -> bool {
         self.config.capacity.looks_ahead(2)
+    }
+
+    fn loss_weights(&self) -> &'static [(&'static str, f64)] {
+        if self.with_z { &[("balance", 0.01), ("z", 0.001)] } else { &[("balance", 0.01)] }
     }
 
     fn route(&self, x: &Signal, bank: &Bank, cx: &Context) -> Result<Routing> {
@@ -153,7 +157,7 @@ impl Router for TopTwo {
 
     fn grown(&self, modules: usize, scope: &mut Scope) -> Result<Box<dyn Router>> {
         let scorer = self.scorer.grown(modules, scope)?;
-        let ties = Ties::new(self.config.seed, &scorer, scope.path())?;
+        let ties = Ties::new(self.config.seed, &scorer, scope.path());
         let (config, path) = (self.config.clone(), self.path.clone());
         Ok(Box::new(TopTwo { kind: self.kind, with_z: self.with_z, config, scorer, ties, path }))
     }

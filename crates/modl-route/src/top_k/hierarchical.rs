@@ -7,7 +7,7 @@
 //! (here all are computed by one product).
 //!
 //! Loss in training: `balance` = m · Σ f P over all modules, with P the mean of the p q before any is
-//! left out.
+//! left out. It counts 0.01 unless a recipe says otherwise, as in Switch Transformers.
 //!
 //! Shazeer et al. 2017, arXiv 1701.06538, appendix B (2 groups and 2 modules, with noise); Jordan,
 //! Jacobs 1994, Neural Computation 6(2), "Hierarchical mixtures of experts and the EM algorithm";
@@ -75,7 +75,7 @@ impl RouterConfig for Hierarchical {
         }
         check_k("hierarchical.k", self.k, m / self.groups)?;
         let scorer = self.scores.build("hierarchical", site, self.groups + m, scope)?;
-        let ties = Ties::new(self.seed, &scorer, scope.path())?;
+        let ties = Ties::new(self.seed, &scorer, scope.path());
         Ok(Box::new(HierarchicalRouter { config: self.clone(), scorer, ties }))
     }
 }
@@ -103,6 +103,10 @@ impl HierarchicalRouter {
 impl Router for HierarchicalRouter {
     fn kind(&self) -> &'static str {
         "hierarchical"
+    }
+
+    fn loss_weights(&self) -> &'static [(&'static str, f64)] {
+        &[("balance", 0.01)]
     }
 
     fn route(&self, x: &Signal, bank: &Bank, cx: &Context) -> Result<Routing> {

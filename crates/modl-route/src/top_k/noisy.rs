@@ -16,8 +16,8 @@
 //!   noise were drawn again: Φ((ℓⱼ − the k-th largest H of the *others*) ⁄ σⱼ). `v_moe` takes the
 //!   k-th largest H of all, as its authors do, which is no probability of that kind.
 //!
-//! The loads are noted as `load`, `[m]`. Both losses have the weight 0.1 in the paper's language
-//! models. W and W_noise start at 0, so that at first noise alone decides; ties in evaluation are
+//! The loads are noted as `load`, `[m]`. Both losses count 0.1 unless a recipe says otherwise, as in
+//! the paper's language models. W and W_noise start at 0, so that at first noise alone decides; ties in evaluation are
 //! broken as in `top_k`.
 //!
 //! Shazeer et al. 2017, arXiv 1701.06538, §2.1, §4 and appendix A (`noise_epsilon` is
@@ -100,7 +100,7 @@ impl RouterConfig for NoisyTopK {
             Variant::VMoe => None,
         };
         let path = scope.path().to_owned();
-        let ties = Ties::new(self.seed, &scorer, &path)?;
+        let ties = Ties::new(self.seed, &scorer, &path);
         Ok(Box::new(NoisyRouter { config: self.clone(), scorer, noise, ties, path }))
     }
 }
@@ -119,6 +119,10 @@ struct NoisyRouter {
 impl Router for NoisyRouter {
     fn kind(&self) -> &'static str {
         "noisy_top_k"
+    }
+
+    fn loss_weights(&self) -> &'static [(&'static str, f64)] {
+        &[("importance", 0.1), ("load", 0.1)]
     }
 
     fn route(&self, x: &Signal, bank: &Bank, cx: &Context) -> Result<Routing> {
@@ -165,7 +169,7 @@ impl Router for NoisyRouter {
 
     fn grown(&self, modules: usize, scope: &mut Scope) -> Result<Box<dyn Router>> {
         let scorer = self.scorer.grown(modules, scope)?;
-        let ties = Ties::new(self.config.seed, &scorer, scope.path())?;
+        let ties = Ties::new(self.config.seed, &scorer, scope.path());
         let more = |noise: &Tensor| -> Result<Tensor> {
             let mut shape = noise.size();
             shape.iter_mut().take(1).for_each(|m| *m = modules as i64 - *m);

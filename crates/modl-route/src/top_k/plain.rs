@@ -11,7 +11,8 @@
 //!
 //! Sparsely gated mixtures: Shazeer et al. 2017, arXiv 1701.06538; survey §4.2.2, §4.2.3.
 //!
-//! In training there are two auxiliary losses, over all N routed rows or real tokens and m modules:
+//! In training there are two auxiliary losses, over all N routed rows or real tokens and m modules,
+//! which count 0.01 and 0.001 unless a recipe says otherwise, as in the papers:
 //!
 //! - `balance` = m · Σⱼ fⱼ Pⱼ, fⱼ = the share of module j in the N·k choices (without gradient),
 //!   Pⱼ = the mean of pⱼ (Switch, eq. 4). It is 1 where f or P is uniform. It is no distance: where
@@ -86,7 +87,7 @@ impl RouterConfig for TopK {
         check_not_negative("top_k.noise", self.noise)?;
         let scorer = self.scores.build("top_k", site, bank.len(), scope)?;
         let path = scope.path().to_owned();
-        let ties = Ties::new(self.seed, &scorer, &path)?;
+        let ties = Ties::new(self.seed, &scorer, &path);
         Ok(Box::new(TopKRouter { config: self.clone(), scorer, ties, path }))
     }
 }
@@ -103,6 +104,10 @@ struct TopKRouter {
 impl Router for TopKRouter {
     fn kind(&self) -> &'static str {
         "top_k"
+    }
+
+    fn loss_weights(&self) -> &'static [(&'static str, f64)] {
+        &[("balance", 0.01), ("z", 0.001)]
     }
 
     fn route(&self, x: &Signal, bank: &Bank, cx: &Context) -> Result<Routing> {
@@ -136,7 +141,7 @@ impl Router for TopKRouter {
 
     fn grown(&self, modules: usize, scope: &mut Scope) -> Result<Box<dyn Router>> {
         let scorer = self.scorer.grown(modules, scope)?;
-        let ties = Ties::new(self.config.seed, &scorer, scope.path())?;
+        let ties = Ties::new(self.config.seed, &scorer, scope.path());
         let (config, path) = (self.config.clone(), self.path.clone());
         Ok(Box::new(TopKRouter { config, scorer, ties, path }))
     }

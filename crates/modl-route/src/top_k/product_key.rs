@@ -71,7 +71,8 @@ impl RouterConfig for ProductKey {
             return Err(Error::invalid("product_key.query", problem));
         }
         let scores = self.scores.starting(1.0, site);
-        let scorer = scores.build("product_key", site, self.heads * self.query, scope)?;
+        let scorer =
+            scores.build("product_key", site, self.heads.saturating_mul(self.query), scope)?;
         let (rows, columns) = most_even(bank.len());
         let half = self.query as i64 / 2;
         let heads = if self.shared_keys { 1 } else { self.heads as i64 };

@@ -2,10 +2,12 @@
 //!
 //! Choices, weights and capacity are those of [`GShard`](crate::GShard). Losses in training:
 //!
-//! - `z` = mean over rows or real tokens of (ln Σⱼ exp ℓⱼ)² (weight 0.001 in the paper). A softmax is
+//! - `z` = mean over rows or real tokens of (ln Σⱼ exp ℓⱼ)² (counts 0.001). A softmax is
 //!   the same whatever is added to all ℓ; this loss is least where ln Σ exp ℓ = 0, and its gradient
 //!   is 2 · (ln Σ exp ℓ) · softmax(ℓ).
-//! - `balance` = m · Σ f P (weight 0.01).
+//! - `balance` = m · Σ f P (counts 0.01).
+//!
+//! A recipe may say what else they count; these are the paper's numbers.
 //!
 //! Zoph et al. 2022, arXiv 2202.08906, eq. 5 and §5; survey §4.2.3.
 

@@ -5,7 +5,8 @@
 //! 1 + `jitter`] before it is scored. Modules take what their capacity lets them
 //! ([`Capacity`](crate::Capacity)); dropped tokens are noted as `overflow`.
 //!
-//! Loss in training: `balance` = m · Σ f P (weight 0.01 in the paper), f = the share of a module in
+//! Loss in training: `balance` = m · Σ f P (counts 0.01 unless a recipe says otherwise, as in the
+//! paper), f = the share of a module in
 //! the choices before any is dropped, P = the mean of p. It is 1 where f or P is uniform, and where
 //! f = P it is 1 or more; where they fall apart it may be below 1, even with a module that nobody
 //! chooses.
@@ -70,7 +71,7 @@ impl RouterConfig for Switch {
         let scorer =
             self.scores.starting(self.init_scale, site).build("switch", site, bank.len(), scope)?;
         let path = scope.path().to_owned();
-        let ties = Ties::new(self.seed, &scorer, &path)?;
+        let ties = Ties::new(self.seed, &scorer, &path);
         Ok(Box::new(SwitchRouter { config: self.clone(), scorer, ties, path }))
     }
 }
@@ -103,6 +104,10 @@ impl Router for SwitchRouter {
         self.config.capacity.looks_ahead(1)
     }
 
+    fn loss_weights(&self) -> &'static [(&'static str, f64)] {
+        &[("balance", 0.01)]
+    }
+
     fn route(&self, x: &Signal, bank: &Bank, cx: &Context) -> Result<Routing> {
         let (x, mask) = self.scorer.seen(x, cx)?;
         let scored = self.scorer.score(self.shaken(x, cx)?, mask)?;
@@ -122,7 +127,7 @@ impl Router for SwitchRouter {
 
     fn grown(&self, modules: usize, scope: &mut Scope) -> Result<Box<dyn Router>> {
         let scorer = self.scorer.grown(modules, scope)?;
-        let ties = Ties::new(self.config.seed, &scorer, scope.path())?;
+        let ties = Ties::new(self.config.seed, &scorer, scope.path());
         let (config, path) = (self.config.clone(), self.path.clone());
         Ok(Box::new(SwitchRouter { config, scorer, ties, path }))
     }

@@ -3,29 +3,51 @@
 //! Ties are broken by vⱼ·x̄ with fixed random directions vⱼ from a seed and the router's path: the
 //! same input goes to the same module, different inputs to different ones.
 
+use std::sync::OnceLock;
+
 use modl_core::{Device, Init, Kind, Result, Seed, Tensor};
 
 use crate::scores::{Scored, Scorer};
 
-/// v, `[scores, width]`.
+/// v, `[scores, width]`. It is drawn when it is first asked for: a router of which only the shapes
+/// are wanted has none.
 #[derive(Debug)]
-pub(crate) struct Ties(Tensor);
+pub(crate) struct Ties {
+    seed: Seed,
+    shape: Vec<i64>,
+    kind: Kind,
+    device: Device,
+    drawn: OnceLock<Tensor>,
+}
 
 impl Ties {
     /// Directions for each score of `scorer`.
-    pub(crate) fn new(seed: u64, scorer: &Scorer, path: &str) -> Result<Self> {
+    pub(crate) fn new(seed: u64, scorer: &Scorer, path: &str) -> Self {
         Self::over(seed, &scorer.weight, path)
     }
 
     /// Directions in the shape of a W `[scores, width]`.
-    pub(crate) fn over(seed: u64, w: &Tensor, path: &str) -> Result<Self> {
-        let seed = Seed(seed).child(path);
-        Init::Normal(1.0).tensor(&w.size(), seed, w.kind(), w.device()).map(Ties)
+    pub(crate) fn over(seed: u64, w: &Tensor, path: &str) -> Self {
+        Ties {
+            seed: Seed(seed).child(path),
+            shape: w.size(),
+            kind: w.kind(),
+            device: w.device(),
+            drawn: OnceLock::new(),
+        }
+    }
+
+    fn directions(&self) -> Result<&Tensor> {
+        if let Some(v) = self.drawn.get() {
+            return Ok(v);
+        }
+        let v = Init::Normal(1.0).tensor(&self.shape, self.seed, self.kind, self.device)?;
+        Ok(self.drawn.get_or_init(|| v))
     }
 
     /// v·x̄, `[…, scores]`.
     pub(crate) fn second(&self, x: &Tensor) -> Result<Tensor> {
-        x.detach()?.linear(&self.0.to_kind(x.kind())?, None)
+        x.detach()?.linear(&self.directions()?.to_kind(x.kind())?, None)
     }
 
     /// The `k` modules with the largest ℓ, `[…, k]`, and among equal ones the largest v·x̄.

@@ -28,6 +28,9 @@
 //! [head]
 //! type = "regression"
 //!
+//! [loss_weights]              # what losses of routers count in all phases; a phase may say its own
+//! balance = 0.01              # where neither does, it is what the router's paper has
+//!
 //! [[phases]]
 //! name = "fit"
 //! strategy = "joint"          # `modl list strategies`
@@ -35,6 +38,8 @@
 //! lr = 3e-4
 //! optimizer = { type = "adamw", weight_decay = 0.01 }
 //! schedule = { type = "cosine", warmup = 0.06 }
+//! # tasks = ["news"]          # trains on the examples of some tasks only
+//! # next_task = true          # in a later phase: PathNet keeps its paths, all else begins again
 //! ```
 //!
 //! Reading is strict: an unknown key anywhere is an error with its line, the nearest known key and
@@ -146,7 +151,9 @@ impl Recipe {
         let router = top.router.as_ref().map(|table| RouterSpec::read(&source, table, registry));
         let module =
             |(name, table): (&String, &Value)| ModuleSpec::read(&source, name, table, registry);
-        let phase = |(i, table): (usize, &Value)| Phase::read(&source, i, table, methods);
+        let phase = |(i, table): (usize, &Value)| {
+            Phase::read(&source, i, table, &top.loss_weights, methods)
+        };
         let recipe = Recipe {
             seed: top.seed,
             backbone: source.read(&["backbone".to_owned()], &top.backbone)?,

@@ -1,5 +1,6 @@
 //! The tables of a recipe.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use modl_core::{Device, Error, Kind, Modular, Names, Registry, Result, Targets};
@@ -23,6 +24,8 @@ pub(super) struct Top {
     pub aggregator: Option<Value>,
     pub head: Value,
     #[serde(default)]
+    pub loss_weights: BTreeMap<String, f64>,
+    #[serde(default)]
     pub phases: Vec<Value>,
 }
 
@@ -40,6 +43,10 @@ pub struct BackboneSpec {
     pub device: Place,
     /// The probability of dropout in training; that of its `config.json` where nothing is said.
     pub dropout: Option<f64>,
+    /// Whether a mixture of experts adds the losses of its own routers in training, by the weights
+    /// of its `config.json` or those in `loss_weights`. Where nothing is said its `config.json` says
+    /// it, as in transformers: `output_router_logits`, false where it is not there.
+    pub router_losses: Option<bool>,
 }
 
 /// An element type of weights.

@@ -1,5 +1,7 @@
 //! The phases of a recipe.
 
+use std::collections::BTreeMap;
+
 use modl_core::Result;
 use serde::Deserialize;
 use serde_json::Value;
@@ -15,6 +17,12 @@ pub struct Phase {
     pub name: String,
     /// The strategy's configuration with its `type`.
     pub strategy: Value,
+    /// Whether it is another task for PathNet (`next_task = true`): before it, the modules of the
+    /// paths that won in the phases before stay as they are and all others begin again
+    /// ([`modl_route::next_task_after`]); of the modules only these are trained. Default: false.
+    pub next_task: bool,
+    /// The tasks on whose examples it trains (`tasks = ["news"]`). Default: all.
+    pub tasks: Option<Vec<String>>,
     /// How it trains.
     pub train: TrainConfig,
 }
@@ -23,6 +31,9 @@ pub struct Phase {
 struct PhaseName {
     name: String,
     strategy: Value,
+    #[serde(default)]
+    next_task: bool,
+    tasks: Option<Vec<String>>,
 }
 
 impl Phase {
@@ -30,9 +41,10 @@ impl Phase {
         source: &Source,
         index: usize,
         table: &Value,
+        loss_weights: &BTreeMap<String, f64>,
         methods: &Methods,
     ) -> Result<Self> {
-        let own = ["name", "strategy"];
+        let own = ["name", "strategy", "next_task", "tasks"];
         let keys = ["phases".to_owned(), index.to_string()];
         let (named, mut train, own_train) = source.read_by(&keys, table, |v| {
             let (named, rest) = divide(v, &own)?;
@@ -44,7 +56,7 @@ impl Phase {
             Ok((named, train, own_train))
         })?;
         let at = |key: &str| [keys.as_slice(), &[key.to_owned()]].concat();
-        let PhaseName { name, strategy } = named;
+        let PhaseName { name, strategy, next_task, tasks } = named;
         if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || "_-".contains(c)) {
             let problem = "`name` is to be made of letters, digits, `_` and `-`";
             return Err(source.error(&at("name"), problem));
@@ -57,9 +69,17 @@ impl Phase {
         let parsed = source.read_by(&at("strategy"), &strategy, |v| {
             methods.strategies.parse(v).map_err(|e| e.to_string())
         })?;
+        for (name, weight) in loss_weights {
+            train.loss_weights.entry(name.clone()).or_insert(*weight);
+        }
+        train.check().map_err(|e| source.error(&["loss_weights".to_owned()], e.to_string()))?;
         if !own_train {
             train.train = parsed.trains();
         }
-        Ok(Phase { name, strategy, train })
+        if next_task && index == 0 {
+            let problem = "`next_task` is for what follows another phase";
+            return Err(source.error(&at("next_task"), problem));
+        }
+        Ok(Phase { name, strategy, next_task, tasks, train })
     }
 }
