@@ -91,6 +91,7 @@ fn without_a_word_on_tokenizers_other_vocabularies_are_refused() {
                 - {model: b, parameters: {weight: 1}}\n";
     let options = Options { folder: fixtures().join("models"), ..Options::default() };
     let methods = MergeMethods::default();
-    let error = plan(&read_documents(text).unwrap()[0], &methods, &options).unwrap_err().to_string();
+    let error =
+        plan(&read_documents(text).unwrap()[0], &methods, &options).unwrap_err().to_string();
     assert!(error.contains("embed_tokens") && error.contains("tokenizer_source"), "{error}");
 }

@@ -75,7 +75,13 @@ fn a_method_and_folders_are_what_a_file_is() {
 }
 
 fn absolute(name: &str) -> String {
-    fs::canonicalize(MODELS).unwrap().join(name).display().to_string().trim_end_matches('/').to_owned()
+    fs::canonicalize(MODELS)
+        .unwrap()
+        .join(name)
+        .display()
+        .to_string()
+        .trim_end_matches('/')
+        .to_owned()
 }
 
 #[test]
@@ -84,7 +90,13 @@ fn a_plan_writes_nothing_and_says_what_it_costs() {
     let out = dir.path().join("m").display().to_string();
     let (base, one) = (model("base"), model("ft0"));
     let text = succeed(&["merge", "--method", "dare_ties", &base, &one, "--out", &out, "--plan"]);
-    for part in ["model.layers.*.mlp.up_proj.weight", "density", "reads 157 kB", "writes 78 kB", "of memory"] {
+    for part in [
+        "model.layers.*.mlp.up_proj.weight",
+        "density",
+        "reads 157 kB",
+        "writes 78 kB",
+        "of memory",
+    ] {
         assert!(text.contains(part), "{part}: {text}");
     }
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
@@ -116,8 +128,12 @@ fn numbers_that_are_not_finite_are_named_or_let_through() {
         let mut values = vec![0.5f32; 100];
         values[42] = value;
         let t = Tensor::from_slice(&values, &[10, 10], Device::Cpu).unwrap();
-        checkpoint::save(dir.path().join(name).join("model.safetensors"), [("w", &t)], HashMap::new())
-            .unwrap();
+        checkpoint::save(
+            dir.path().join(name).join("model.safetensors"),
+            [("w", &t)],
+            HashMap::new(),
+        )
+        .unwrap();
     }
     let args = ["merge", "--method", "linear", &at("a"), &at("b"), "--out", &at("m")];
     refuse(&args, "number 42 is NaN");
@@ -145,7 +161,8 @@ fn a_later_document_names_the_result_of_an_earlier_one() {
         let file = Checkpoint::open(path.join("model.safetensors")).unwrap();
         file.tensor("lm_head.weight", Device::Cpu).unwrap().to_vec::<f64>().unwrap()
     };
-    let all: Vec<Vec<f64>> = (0..3).map(|i| read(Path::new(&model(&format!("ft{i}"))).into())).collect();
+    let all: Vec<Vec<f64>> =
+        (0..3).map(|i| read(Path::new(&model(&format!("ft{i}"))).into())).collect();
     for (n, x) in read(dir.path().join("m")).iter().enumerate() {
         let mean = all.iter().map(|v| v[n]).sum::<f64>() / 3.0;
         assert!((x - mean).abs() < 1e-6);
@@ -173,7 +190,8 @@ fn a_merge_that_is_killed_goes_on_to_the_same_bytes() {
     }
     let (base, a, b) = (at("base"), at("a"), at("b"));
     let args = |out: &str| -> Vec<String> {
-        let fixed = ["merge", "--method", "dare_ties", "--density", "0.4", "--max-shard-size", "1MB"];
+        let fixed =
+            ["merge", "--method", "dare_ties", "--density", "0.4", "--max-shard-size", "1MB"];
         let inputs = [base.as_str(), &a, &b, "--out", out];
         fixed.into_iter().chain(inputs).map(str::to_owned).collect()
     };
@@ -190,8 +208,7 @@ fn a_merge_that_is_killed_goes_on_to_the_same_bytes() {
         let _ = fs::remove_dir_all(dir.path().join("out.merging"));
         let command = args(&at("out"));
         let command: Vec<&str> = command.iter().map(String::as_str).collect();
-        let mut child =
-            modl(&command).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let mut child = modl(&command).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         // Spread over the second half, where the work is: the first is spent on starting the program.
         let share = 0.5 + 0.5 * f64::from(round) / 20.0;
         std::thread::sleep(Duration::from_secs_f64(taken.as_secs_f64() * share));
