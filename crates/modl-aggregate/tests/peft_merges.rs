@@ -36,7 +36,7 @@ fn the_peft_convention_gives_what_peft_gives() {
         ("ties", "ties_d0.5_frequency", peft("frequency")),
     ];
     for (method, theirs, settings) in cases {
-        let inputs = tensors.iter().map(|t| Input { model: "m", elements: t }).collect();
+        let inputs = tensors.iter().map(|t| Input::new("m", t)).collect();
         let group = Group::new("t", &[24, 16], inputs, Seed(0)).with_base(3);
         let ours = merge_group(methods.find(method).unwrap(), group, settings).unwrap();
         for (a, b) in ours.iter().zip(read(&file, theirs)) {

@@ -18,6 +18,7 @@
 //! | `cache.rs` | what a decoder keeps of the tokens that it has seen |
 //! | `tensor.rs`, `linear.rs`, `random.rs` | fallible tensors over libtorch; seeds, initialisation, dropout |
 //! | `params.rs`, `scope.rs`, `checkpoint.rs`, `shards.rs`, `torch_file/`, `module_file.rs` | named parameters and files |
+//! | `assignment.rs` | who gets what, at the least cost |
 //! | `registry.rs` | names to constructors, for recipes and the command line |
 //! | `testing/` | the contract that every module, router and aggregator passes |
 //!
@@ -32,6 +33,7 @@ struct Readme;
 mod activation;
 mod activation_checkpointing;
 mod aggregator;
+mod assignment;
 mod attach;
 mod backbone;
 mod bank;
@@ -81,6 +83,7 @@ mod whole_file;
 pub use activation::Activation;
 pub use activation_checkpointing::{ActivationCheckpoints, Segments};
 pub use aggregator::{Aggregator, AggregatorConfig, Order};
+pub use assignment::assignment;
 pub use backbone::{Backbone, Layers, OwnLoss};
 pub use bank::{Active, Bank};
 pub use cache::Cache;

@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod ada_merging;
 mod assignments;
 mod batches;
 mod bootstrap;
@@ -23,6 +24,7 @@ mod strategies;
 mod trainer;
 mod tsv;
 
+pub use ada_merging::{AdaMerged, AdaMerging, Factors, entropy, task_vectors, trimmed};
 pub use batches::{Batches, Cursor};
 pub use bootstrap::{Bounds, bootstrap};
 pub use clip::clip_grad_norm;

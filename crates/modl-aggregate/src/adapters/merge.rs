@@ -245,11 +245,11 @@ impl Merging<'_> {
             .names
             .iter()
             .zip(tensors)
-            .map(|(model, t)| Input { model, elements: t as &dyn Elements })
+            .map(|(model, t)| Input::new(model, t as &dyn Elements))
             .collect();
         let base = (spec.base != Base::Input).then_some(inputs.len());
         if base.is_some() {
-            inputs.push(Input { model: "base", elements: &nothing });
+            inputs.push(Input::new("base", &nothing));
         }
         let group = Group::new(name, &sizes, inputs, self.seed);
         let group = base.into_iter().fold(group, Group::with_base);

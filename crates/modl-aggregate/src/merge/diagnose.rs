@@ -98,7 +98,7 @@ pub fn diagnose(plan: &Plan, result: &Path) -> Result<Diagnosis> {
             continue;
         }
         stored.push(("result", result.elements(&output.name, None)?));
-        let inputs = stored.iter().map(|(model, elements)| Input { model, elements }).collect();
+        let inputs = stored.iter().map(|(model, elements)| Input::new(model, elements)).collect();
         let group = Group::new(&output.name, &output.shape, inputs, plan.seed);
         let group = match output.base {
             Some(base) => group.with_base(base),

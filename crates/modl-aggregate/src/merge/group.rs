@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use modl_core::{Error, Result, Seed};
 use rayon::prelude::*;
 
-use super::Elements;
+use super::gram::{Gram, inner};
+use super::{Elements, Spec, Statistics};
 
 /// Numbers that are worked on together. Few enough that those of some models stay in a core's cache;
 /// the same for any number of threads, so that sums are rounded alike.
@@ -26,7 +27,9 @@ pub struct Group<'a> {
     /// Where random choices in this tensor come from.
     pub seed: Seed,
     /// Whether chunks hold whole rows.
-    pub(crate) by_rows: bool,
+    by_rows: bool,
+    /// Whether chunks hold the inputs' statistics.
+    with_statistics: bool,
 }
 
 /// One model's tensor.
@@ -36,6 +39,26 @@ pub struct Input<'a> {
     pub model: &'a str,
     /// Its numbers.
     pub elements: &'a dyn Elements,
+    /// What else is known of it, for methods that ask for it.
+    pub statistics: Option<&'a dyn Elements>,
+}
+
+impl<'a> Input<'a> {
+    /// A tensor of which nothing else is known.
+    pub fn new(model: &'a str, elements: &'a dyn Elements) -> Self {
+        Input { model, elements, statistics: None }
+    }
+
+    /// With these statistics.
+    pub fn with_statistics(self, statistics: Option<&'a dyn Elements>) -> Self {
+        Input { statistics, ..self }
+    }
+}
+
+/// What a thread reads pieces into.
+struct Buffers {
+    tensors: Vec<Vec<f32>>,
+    statistics: Vec<Vec<f32>>,
 }
 
 /// A piece of all tensors of a group.
@@ -48,6 +71,7 @@ pub struct Chunk<'a> {
     /// Numbers in a row (the last dimension); all of a chunk where it does not hold whole rows.
     pub row: usize,
     tensors: &'a [Vec<f32>],
+    statistics: &'a [Vec<f32>],
     /// The numbers of `tensors` that belong to it.
     window: Range<usize>,
 }
@@ -59,6 +83,13 @@ impl Chunk<'_> {
         all.unwrap_or_default()
     }
 
+    /// The statistics of one model's numbers; empty where it has none, or the method asked for
+    /// none of this shape.
+    pub fn statistics(&self, input: usize) -> &[f32] {
+        let all = self.statistics.get(input).and_then(|s| s.get(self.window.clone()));
+        all.unwrap_or_default()
+    }
+
     /// How many numbers each model has here.
     pub fn len(&self) -> usize {
         self.window.len()
@@ -67,8 +98,12 @@ impl Chunk<'_> {
     /// `len` of its numbers from `from` on.
     pub(crate) fn part(&self, from: usize, len: usize) -> Chunk<'_> {
         let start = self.window.start + from;
-        let (index, row, tensors) = (self.index, self.row.min(len), self.tensors);
-        Chunk { index, start: self.start + from, row, tensors, window: start..start + len }
+        Chunk {
+            start: self.start + from,
+            row: self.row.min(len),
+            window: start..start + len,
+            ..*self
+        }
     }
 
     /// Whether there are none.
@@ -80,7 +115,7 @@ impl Chunk<'_> {
 impl<'a> Group<'a> {
     /// Tensors without a base, whose chunks need not hold whole rows.
     pub fn new(name: &'a str, shape: &'a [usize], inputs: Vec<Input<'a>>, seed: Seed) -> Self {
-        Group { name, shape, inputs, base: None, seed, by_rows: false }
+        Group { name, shape, inputs, base: None, seed, by_rows: false, with_statistics: false }
     }
 
     /// Names one of the inputs as the base.
@@ -88,9 +123,10 @@ impl<'a> Group<'a> {
         Group { base: Some(base), ..self }
     }
 
-    /// Lets chunks hold whole rows.
-    pub fn by_rows(self) -> Self {
-        Group { by_rows: true, ..self }
+    /// With chunks as a method wants them: of whole rows, with statistics.
+    pub fn cut_for(self, spec: &Spec) -> Self {
+        let with_statistics = spec.statistics == Some(Statistics::Fisher);
+        Group { by_rows: spec.by_rows, with_statistics, ..self }
     }
 
     /// Numbers in the tensor.
@@ -143,7 +179,8 @@ impl<'a> Group<'a> {
 
     /// Bytes of memory for one piece of all inputs.
     pub(crate) fn chunk_bytes(&self) -> usize {
-        self.chunk_len().min(self.len()) * 4 * (self.inputs.len() + 1)
+        let each = if self.with_statistics { 2 } else { 1 };
+        self.chunk_len().min(self.len()) * 4 * (each * self.inputs.len() + 1)
     }
 
     /// Calls `work` with each piece, on all threads; what it gives comes in the order of the pieces.
@@ -157,23 +194,23 @@ impl<'a> Group<'a> {
         let chunks = self.chunks();
         let workers = rayon::current_num_threads().min(chunks);
         if workers <= 1 {
-            let mut tensors = vec![Vec::new(); self.inputs.len()];
+            let mut buffers = self.buffers();
             return (0..chunks)
-                .map(|i| self.read(self.range(i), i, &mut tensors, &work)?)
+                .map(|i| self.read(self.range(i), i, &mut buffers, &work)?)
                 .collect();
         }
         // Each worker has one set of buffers and takes the next piece: memory is bounded, and none
         // waits for another.
         let next = AtomicUsize::new(0);
         let worker = |_| -> Result<Vec<(usize, T)>> {
-            let mut tensors = vec![Vec::new(); self.inputs.len()];
+            let mut buffers = self.buffers();
             let mut done = Vec::new();
             loop {
                 let i = next.fetch_add(1, Ordering::Relaxed);
                 if i >= chunks {
                     return Ok(done);
                 }
-                done.push((i, self.read(self.range(i), i, &mut tensors, &work)??));
+                done.push((i, self.read(self.range(i), i, &mut buffers, &work)??));
             }
         };
         let parts: Result<Vec<_>> = (0..workers).into_par_iter().map(worker).collect();
@@ -191,10 +228,14 @@ impl<'a> Group<'a> {
         let n = if self.by_rows { n.next_multiple_of(self.row()) } else { n };
         let one = |i: usize| {
             let Range { start, end } = self.range(i);
-            let mut tensors = vec![Vec::new(); self.inputs.len()];
-            self.read(start..(start + n).min(end), i, &mut tensors, &work)
+            self.read(start..(start + n).min(end), i, &mut self.buffers(), &work)
         };
         (0..self.chunks()).into_par_iter().map(one).collect()
+    }
+
+    fn buffers(&self) -> Buffers {
+        let none = || vec![Vec::new(); self.inputs.len()];
+        Buffers { tensors: none(), statistics: none() }
     }
 
     /// Reads one piece of all inputs.
@@ -202,16 +243,25 @@ impl<'a> Group<'a> {
         &self,
         range: Range<usize>,
         index: usize,
-        tensors: &mut [Vec<f32>],
+        buffers: &mut Buffers,
         work: impl FnOnce(&Chunk) -> T,
     ) -> Result<T> {
-        for (input, buffer) in self.inputs.iter().zip(tensors.iter_mut()) {
+        let fill = |elements: &dyn Elements, buffer: &mut Vec<f32>| {
             buffer.resize(range.len(), 0.0);
-            input.elements.read(range.start, buffer)?;
+            elements.read(range.start, buffer)
+        };
+        for (input, buffer) in self.inputs.iter().zip(&mut buffers.tensors) {
+            fill(input.elements, buffer)?;
+        }
+        for (input, buffer) in self.inputs.iter().zip(&mut buffers.statistics) {
+            if let Some(statistics) = input.statistics.filter(|_| self.with_statistics) {
+                fill(statistics, buffer)?;
+            }
         }
         let row = if self.by_rows { self.row() } else { range.len() };
+        let (tensors, statistics) = (&buffers.tensors, &buffers.statistics);
         let window = 0..range.len();
-        Ok(work(&Chunk { index, start: range.start, row, tensors, window }))
+        Ok(work(&Chunk { index, start: range.start, row, tensors, statistics, window }))
     }
 
     /// Sums of what `work` adds to `n` numbers for each piece, in the order of the pieces and so the
@@ -254,9 +304,9 @@ impl<'a> Group<'a> {
         };
         let part = |part: usize| {
             let (mut counts, mut scratch) = (vec![0; n], Vec::new());
-            let mut tensors = vec![Vec::new(); self.inputs.len()];
+            let mut buffers = self.buffers();
             for index in part * share..((part + 1) * share).min(self.chunks()) {
-                self.read(self.range(index), index, &mut tensors, |chunk| {
+                self.read(self.range(index), index, &mut buffers, |chunk| {
                     work(chunk, &mut counts, &mut scratch)
                 })?;
             }
@@ -287,71 +337,6 @@ impl<'a> Group<'a> {
         })?;
         Ok(Gram { k, sums })
     }
-}
-
-/// Inner products of some tensors.
-#[derive(Debug, Clone)]
-pub struct Gram {
-    k: usize,
-    sums: Vec<f64>,
-}
-
-impl Gram {
-    /// ⟨i, j⟩.
-    pub fn dot(&self, i: usize, j: usize) -> f64 {
-        let (i, j) = if i < j { (j, i) } else { (i, j) };
-        self.sums.get(i * self.k + j).copied().unwrap_or_default()
-    }
-
-    /// ‖i‖.
-    pub fn norm(&self, i: usize) -> f64 {
-        self.dot(i, i).max(0.0).sqrt()
-    }
-
-    /// ⟨Σ aᵢ xᵢ, Σ bⱼ xⱼ⟩.
-    pub fn dot_of(&self, a: &[f64], b: &[f64]) -> f64 {
-        let pair = |(i, x): (usize, &f64)| -> f64 {
-            b.iter().enumerate().map(|(j, y)| x * y * self.dot(i, j)).sum()
-        };
-        a.iter().enumerate().map(pair).sum()
-    }
-}
-
-/// Lanes of a sum: enough that a processor adds several at once, fixed so that rounding is.
-const LANES: usize = 8;
-
-/// Σ (x − b)(y − b), in f64.
-pub(crate) fn inner(x: &[f32], y: &[f32], less: Option<&[f32]>) -> f64 {
-    let mut lanes = [0f64; LANES];
-    let mut rest = 0.0;
-    match less {
-        None => {
-            let (xs, ys) = (x.chunks_exact(LANES), y.chunks_exact(LANES));
-            rest += tail(xs.remainder(), ys.remainder(), None);
-            for (x, y) in xs.zip(ys) {
-                for (l, (x, y)) in lanes.iter_mut().zip(x.iter().zip(y)) {
-                    *l += f64::from(*x) * f64::from(*y);
-                }
-            }
-        }
-        Some(b) => {
-            let (xs, ys) = (x.chunks_exact(LANES), y.chunks_exact(LANES));
-            let bs = b.chunks_exact(LANES);
-            rest += tail(xs.remainder(), ys.remainder(), Some(bs.remainder()));
-            for ((x, y), b) in xs.zip(ys).zip(bs) {
-                for (l, ((x, y), b)) in lanes.iter_mut().zip(x.iter().zip(y).zip(b)) {
-                    *l += f64::from(x - b) * f64::from(y - b);
-                }
-            }
-        }
-    }
-    lanes.iter().sum::<f64>() + rest
-}
-
-fn tail(x: &[f32], y: &[f32], less: Option<&[f32]>) -> f64 {
-    let b = |n: usize| less.and_then(|b| b.get(n)).copied().unwrap_or_default();
-    let terms = x.iter().zip(y).enumerate();
-    terms.map(|(n, (x, y))| f64::from(x - b(n)) * f64::from(y - b(n))).sum()
 }
 
 /// A number in [0, 1) that depends on a seed and a place alone, whatever was drawn before.

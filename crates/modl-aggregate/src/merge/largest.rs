@@ -277,7 +277,7 @@ mod tests {
             // Few different values, so that there are many ties.
             let values: Vec<f32> = values.iter().map(|v| f32::from(*v) * 0.37).collect();
             let shape = [values.len()];
-            let inputs = vec![Input { model: "m", elements: &values }];
+            let inputs = vec![Input::new("m", &values)];
             let group = Group::new("t", &shape, inputs, Seed(0));
             let ties = if last { Ties::Last } else { Ties::First };
             let rank = |c: &Chunk, _: usize, out: &mut [f32]| out.copy_from_slice(c.of(0));
@@ -315,7 +315,7 @@ mod tests {
         let unfair: Vec<f32> = fair.iter().enumerate().map(small).collect();
         for (values, fair) in [(fair, true), (unfair, false)] {
             let shape = [n];
-            let inputs = || vec![Input { model: "m", elements: &values }];
+            let inputs = || vec![Input::new("m", &values)];
             let group = Group::new("t", &shape, inputs(), Seed(0));
             let rank = |c: &Chunk, _: usize, out: &mut [f32]| out.copy_from_slice(c.of(0));
             let mut sorted: Vec<f32> = values.iter().map(|x| x.abs()).collect();

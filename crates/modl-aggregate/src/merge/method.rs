@@ -46,13 +46,45 @@ pub struct Spec {
     pub models: (usize, usize),
     /// Whether pieces are to hold whole rows (the last dimension).
     pub by_rows: bool,
+    /// What it reads beside the tensors of each model.
+    pub statistics: Option<Statistics>,
+}
+
+/// What a method reads beside the tensors of each model: tensors of the same names in a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Statistics {
+    /// A number for each number of a tensor: the diagonal of a Fisher matrix.
+    Fisher,
+    /// XᵀX of the inputs X of a linear layer, `[in, in]` for its weight `[out, in]`.
+    Gram,
+}
+
+impl Statistics {
+    /// What the file is called beside a model, where the configuration names no other.
+    pub const fn file(self) -> &'static str {
+        match self {
+            Statistics::Fisher => "fisher.safetensors",
+            Statistics::Gram => "gram.safetensors",
+        }
+    }
+
+    /// The shape that belongs to a tensor of this one; `None` where there is no such.
+    pub fn shape(self, of: &[usize]) -> Option<Vec<usize>> {
+        match (self, of) {
+            (Statistics::Fisher, _) => Some(of.to_vec()),
+            (Statistics::Gram, [_, inputs]) => Some(vec![*inputs, *inputs]),
+            (Statistics::Gram, _) => None,
+        }
+    }
 }
 
 impl Spec {
     /// A method that takes any number of models and needs no base.
     pub const fn new(name: &'static str, title: &'static str, citation: &'static str) -> Self {
         let (settings, base): (&[Setting], _) = (&[], Base::Input);
-        Spec { name, title, citation, settings, base, models: (1, usize::MAX), by_rows: false }
+        let models = (1, usize::MAX);
+        let (by_rows, statistics) = (false, None);
+        Spec { name, title, citation, settings, base, models, by_rows, statistics }
     }
 
     /// With these settings.
@@ -73,6 +105,11 @@ impl Spec {
     /// With pieces of whole rows.
     pub const fn by_rows(self) -> Self {
         Spec { by_rows: true, ..self }
+    }
+
+    /// With such a file beside each model.
+    pub const fn statistics(self, statistics: Statistics) -> Self {
+        Spec { statistics: Some(statistics), ..self }
     }
 }
 

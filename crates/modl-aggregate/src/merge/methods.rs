@@ -82,7 +82,7 @@ impl Spec {
 pub fn merge_group(method: &dyn MergeMethod, group: Group, settings: Settings) -> Result<Vec<f32>> {
     let spec = method.spec();
     spec.check(group.inputs.len(), group.base.is_some())?;
-    let group = if spec.by_rows { group.by_rows() } else { group };
+    let group = group.cut_for(&spec);
     let each = if spec.base == Base::Input { group.inputs.len() } else { group.others().len() };
     let settings = settings.complete(&spec, each)?;
     let blend = method.prepare(&group, &settings).at(group.name)?;

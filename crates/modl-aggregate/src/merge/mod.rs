@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `method.rs` | the seam: what a method is called, takes and does |
 //! | `group.rs` | the tensors of all models that become one, in pieces |
+//! | `gram.rs` | inner products of whole tensors |
 //! | `largest.rs` | the k largest of many numbers, without sorting |
 //! | `elements.rs` | numbers in memory or in a file |
 //! | `methods.rs` | names to methods |
@@ -16,6 +17,7 @@
 
 mod diagnose;
 mod elements;
+mod gram;
 mod group;
 mod largest;
 mod method;
@@ -28,10 +30,11 @@ mod vocabulary;
 
 pub use diagnose::{Diagnosis, TensorDiagnosis, diagnose};
 pub use elements::{Elements, Stored};
-pub(crate) use group::inner;
-pub use group::{Chunk, Gram, Group, Input, uniform};
+pub use gram::Gram;
+pub(crate) use gram::inner;
+pub use group::{Chunk, Group, Input, uniform};
 pub use largest::{Largest, Ranked, Ties, largest};
-pub use method::{Base, Blend, MergeMethod, Of, Scalar, Setting, Settings, Spec};
+pub use method::{Base, Blend, MergeMethod, Of, Scalar, Setting, Settings, Spec, Statistics};
 pub use methods::{MergeMethods, merge_group};
 pub use plan::{Cost, Output, Plan, Shard};
 pub use run::{Step, run};

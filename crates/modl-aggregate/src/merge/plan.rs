@@ -7,8 +7,8 @@ use modl_core::{Error, Result, ResultExt, Seed};
 use safetensors::Dtype;
 use sha2::{Digest, Sha256};
 
-use super::elements::width;
-use super::{Group, Input, MergeMethods, Settings, Source, Vocabulary};
+use super::elements::{Stored, width};
+use super::{Group, Input, MergeMethods, Settings, Source, Statistics, Vocabulary};
 
 /// A merge: which tensors come of which, and how.
 #[derive(Debug)]
@@ -118,17 +118,37 @@ impl Plan {
                 read += self.source(*source)?.place(name)?.bytes;
             }
             let Some(_) = output.settings else { continue };
-            let inputs: Vec<Input> =
-                output.inputs.iter().map(|_| Input { model: "", elements: &NONE }).collect();
-            let group = Group::new(&output.name, &output.shape, inputs, self.seed);
-            let group = if spec.by_rows { group.by_rows() } else { group };
+            let inputs = output.inputs.iter().map(|_| Input::new("", &NONE)).collect();
+            let group = Group::new(&output.name, &output.shape, inputs, self.seed).cut_for(&spec);
             // A thread holds a piece of each input, as much again for what a method makes of them,
             // and the bytes that go out; selections hold a table for each model and thread.
             let tables = 3 * (output.inputs.len() as u64) * 8 * (1 << 16);
-            memory = memory.max(threads as u64 * (3 * group.chunk_bytes() as u64 + tables));
+            let pieces = threads as u64 * (3 * group.chunk_bytes() as u64 + tables);
+            let (more, whole) = self.statistics_cost(output, spec.statistics)?;
+            read += more;
+            memory = memory.max(pieces + whole);
         }
         let written = self.outputs.iter().map(Output::bytes).sum();
         Ok(Cost { read, written, memory })
+    }
+
+    /// Bytes of the statistics of a tensor that are read, and bytes of memory for those that have to
+    /// be there as a whole.
+    fn statistics_cost(&self, output: &Output, kind: Option<Statistics>) -> Result<(u64, u64)> {
+        let Some(kind) = kind else { return Ok((0, 0)) };
+        let mut read = 0;
+        for (source, name) in &output.inputs {
+            read += self.source(*source)?.statistics(name).map_or(0, |s| s.bytes);
+        }
+        let whole = match (kind, output.shape.as_slice()) {
+            (Statistics::Gram, [rows, columns]) if read > 0 => {
+                // In f64: three square matrices, and three of the weight's shape.
+                let (rows, columns) = (*rows as u64, *columns as u64);
+                8 * (3 * columns * columns + 3 * rows * columns)
+            }
+            _ => 0,
+        };
+        Ok((read, whole))
     }
 
     /// What tells this plan from others: a resumed merge has to have the same.
@@ -141,6 +161,16 @@ impl Plan {
         self.texts.iter().for_each(|t| add(format!("{t:?}")));
         let digest = hash.finalize();
         digest.iter().map(|b| format!("{b:02x}")).collect()
+    }
+
+    /// The statistics of each input of a tensor, where there are any.
+    pub(crate) fn statistics(&self, output: &Output) -> Result<Vec<Option<Stored<'_>>>> {
+        let one = |(source, name): &(usize, String)| {
+            let beside = self.source(*source)?.beside.as_deref();
+            let there = beside.filter(|s| s.tensors().contains_key(name));
+            there.map(|s| s.elements(name, None)).transpose()
+        };
+        output.inputs.iter().map(one).collect()
     }
 
     /// One of the sources.
@@ -159,6 +189,9 @@ impl Plan {
         }
         for output in self.outputs.iter().filter(|o| o.settings.is_some()) {
             spec.check(output.inputs.len(), output.base.is_some()).at(&output.name)?;
+            if let Some(kind) = spec.statistics {
+                self.check_statistics(output, kind)?;
+            }
             for (source, name) in &output.inputs {
                 let place = self.source(*source)?.place(name)?;
                 let rows = usize::from(output.vocabulary.is_some());
@@ -179,6 +212,42 @@ impl Plan {
             }
         }
         Ok(())
+    }
+}
+
+impl Plan {
+    /// Checks that either all or none of a tensor's models have statistics of it, in its shape.
+    fn check_statistics(&self, output: &Output, kind: Statistics) -> Result<()> {
+        let mut lacking = Vec::new();
+        for (source, name) in &output.inputs {
+            let source = self.source(*source)?;
+            let Some(found) = source.statistics(name) else {
+                lacking.push(source.name.as_str());
+                continue;
+            };
+            if output.vocabulary.is_some() {
+                let problem = "are of rows that the tokenizers' union puts elsewhere; take the tensor \
+                               out of the file";
+                return Err(Error::invalid(format!("statistics of `{}`", output.name), problem));
+            }
+            let wanted = kind.shape(&output.shape);
+            if wanted.as_ref() != Some(&found.shape) {
+                let problem = match wanted {
+                    Some(shape) => {
+                        format!("are {:?} in {} and not {shape:?}", found.shape, source.name)
+                    }
+                    None => {
+                        format!("are in {}, where there are none of such a tensor", source.name)
+                    }
+                };
+                return Err(Error::invalid(format!("statistics of `{}`", output.name), problem));
+            }
+        }
+        if lacking.is_empty() || lacking.len() == output.inputs.len() {
+            return Ok(());
+        }
+        let problem = format!("are not in the files of {}, but in others", lacking.join(", "));
+        Err(Error::invalid(format!("statistics of `{}`", output.name), problem))
     }
 }
 

@@ -165,16 +165,17 @@ fn merge(
         .iter()
         .flat_map(|v| v.rows.iter().map(|rows| Reordered::new(&stored, rows, width)))
         .collect();
-    let inputs = models.iter().enumerate().filter_map(|(i, model)| {
+    let statistics = plan.statistics(output)?;
+    let inputs = models.iter().zip(&statistics).enumerate().filter_map(|(i, (model, known))| {
         let elements: &dyn Elements = match reordered.get(i) {
             Some(reordered) => reordered,
             None => stored.get(i)?,
         };
-        Some(Input { model, elements })
+        let known = known.as_ref().map(|s| s as &dyn Elements);
+        Some(Input::new(model, elements).with_statistics(known))
     });
     let inputs = inputs.collect();
-    let group = Group::new(&output.name, &output.shape, inputs, plan.seed);
-    let group = if spec.by_rows { group.by_rows() } else { group };
+    let group = Group::new(&output.name, &output.shape, inputs, plan.seed).cut_for(&spec);
     let group = match output.base {
         Some(base) => group.with_base(base),
         None => group,

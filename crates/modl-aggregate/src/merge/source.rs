@@ -24,6 +24,8 @@ pub struct Source {
     pub path: PathBuf,
     /// `config.json`; null where there is none.
     pub config: Value,
+    /// What else is known of its tensors, by their names: the file that a method asks for.
+    pub beside: Option<Box<Source>>,
     files: Vec<Opened>,
     tensors: BTreeMap<String, Place>,
 }
@@ -70,7 +72,8 @@ impl Source {
             }
             files.push(opened);
         }
-        Ok(Source { name: name.to_owned(), path: path.to_owned(), config, files, tensors })
+        let (name, path) = (name.to_owned(), path.to_owned());
+        Ok(Source { name, path, config, beside: None, files, tensors })
     }
 
     /// The tensors by name.
@@ -111,7 +114,13 @@ impl Source {
             let changed = f.file.metadata().and_then(|m| m.modified());
             format!("{} {} {changed:?}", f.path.display(), f.bytes)
         };
-        self.files.iter().map(one).collect()
+        let beside = self.beside.iter().flat_map(|s| &s.files);
+        self.files.iter().chain(beside).map(one).collect()
+    }
+
+    /// Where the statistics of a tensor are, if there are any.
+    pub(crate) fn statistics(&self, tensor: &str) -> Option<&Place> {
+        self.beside.as_ref()?.tensors.get(tensor)
     }
 
     fn file(&self, place: &Place) -> Result<&Opened> {

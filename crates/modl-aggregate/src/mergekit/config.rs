@@ -59,6 +59,10 @@ pub struct InputModel {
     /// Settings for this model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parameters: Option<Parameters>,
+    /// The file of statistics that the method asks for, if it does not stand beside the model under
+    /// its usual name. mergekit does not have this key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub statistics: Option<String>,
 }
 
 /// Layers of the result that come of as many layers of each source.

@@ -12,6 +12,7 @@ use super::config::{InputSlice, MergeConfig, OutputSlice, Parameters};
 use super::layers::stacks;
 use super::part::{Found, Part};
 use super::settings::known;
+use super::statistics;
 use super::tokenizer::tokens;
 use crate::merge::{MergeMethods, Plan, Source};
 
@@ -64,6 +65,9 @@ pub fn plan(config: &MergeConfig, methods: &MergeMethods, options: &Options) -> 
     let mut models = Models { sources: Vec::new() };
     for name in config.models() {
         models.open(name, options)?;
+    }
+    if let Some(kind) = spec.statistics {
+        statistics::open(&mut models.sources, kind, config, &options.folder)?;
     }
     let parts = parts(config, &models)?;
     let dtype = config.dtype.as_deref().map(dtype_of).transpose()?;

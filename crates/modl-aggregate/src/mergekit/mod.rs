@@ -6,6 +6,7 @@
 //! | `settings.rs` | values by layer, by name and by model |
 //! | `layers.rs` | which layer a tensor belongs to |
 //! | `tokenizer.rs` | which tokens the result knows, and where their embeddings come from |
+//! | `statistics.rs` | files of what else is known of the models |
 //! | `beside.rs` | what stands beside the tensors |
 //! | `expand.rs`, `part.rs` | a configuration to the tensors of a plan |
 
@@ -15,6 +16,7 @@ mod expand;
 mod layers;
 mod part;
 mod settings;
+mod statistics;
 mod tokenizer;
 
 pub use config::{InputModel, InputSlice, MergeConfig, Module, OutputSlice, read_documents};

@@ -102,7 +102,7 @@ mod tests {
         settings: Settings,
     ) -> Vec<f32> {
         let shape = [tensors[0].len()];
-        let inputs = tensors.iter().map(|t| Input { model: "m", elements: t }).collect();
+        let inputs = tensors.iter().map(|t| Input::new("m", t)).collect();
         let group = Group::new("t", &shape, inputs, Seed(0)).with_base(base);
         let dare = Dare { ties };
         let settings = settings.complete(&dare.spec(), tensors.len() - 1).unwrap();
@@ -167,7 +167,7 @@ mod tests {
         let (draws, density) = (4000, 0.3);
         let mut mean = vec![0.0; 40];
         for seed in 0..draws {
-            let inputs = [&tau, &base].map(|t| Input { model: "m", elements: t });
+            let inputs = [&tau, &base].map(|t| Input::new("m", t));
             let group = Group::new("t", &[40], inputs.into(), Seed(seed)).with_base(1);
             let settings = Settings::default()
                 .set("convention", "peft")

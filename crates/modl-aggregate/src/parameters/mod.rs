@@ -8,6 +8,7 @@ mod breadcrumbs;
 mod combination;
 mod dare;
 mod della;
+mod fisher;
 mod karcher;
 mod linear;
 mod magnitude_prune;
@@ -17,6 +18,7 @@ mod near_swap;
 mod nuslerp;
 mod passthrough;
 mod ram;
+mod reg_mean;
 mod sce;
 mod slerp;
 mod sparsity;
@@ -28,6 +30,7 @@ pub use arcee_fusion::ArceeFusion;
 pub use breadcrumbs::Breadcrumbs;
 pub use dare::Dare;
 pub use della::Della;
+pub use fisher::Fisher;
 pub use karcher::Karcher;
 pub use linear::Linear;
 pub use magnitude_prune::MagnitudePrune;
@@ -37,6 +40,7 @@ pub use near_swap::NearSwap;
 pub use nuslerp::NuSlerp;
 pub use passthrough::Passthrough;
 pub use ram::{Ram, RamPlus};
+pub use reg_mean::RegMean;
 pub use sce::Sce;
 pub use slerp::Slerp;
 pub use task_arithmetic::TaskArithmetic;
@@ -48,6 +52,8 @@ use crate::merge::MergeMethod;
 pub(crate) fn all() -> Vec<Box<dyn MergeMethod>> {
     vec![
         Box::new(Linear),
+        Box::new(Fisher),
+        Box::new(RegMean),
         Box::new(TaskArithmetic),
         Box::new(MagnitudePrune),
         Box::new(Ties),

@@ -58,7 +58,9 @@ impl MergeMethod for MultiSlerp {
         let mut mean = over(&|n| weight(n) / (norm(n) + eps));
         let mean_norm = gram.dot_of(&mean, &mean).max(0.0).sqrt();
         if mean_norm < eps {
-            if others.len() == 2 {
+            // Tensors of zeros, or that no model has changed, have no direction to cancel out.
+            let none = (0..others.len()).all(|n| norm(n) < eps);
+            if others.len() == 2 || none {
                 return Ok(finish(over(&weight)));
             }
             return Err(Error::invalid(

@@ -8,5 +8,7 @@ pub(super) fn all() -> Vec<Box<dyn Experiment>> {
         Box::new(super::mittal::Rules),
         Box::new(super::balance::Balance),
         Box::new(super::polytropon::Skills),
+        Box::new(super::merging::Merging),
+        Box::new(super::soups::Soups),
     ]
 }

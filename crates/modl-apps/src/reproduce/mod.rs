@@ -10,12 +10,16 @@ mod catalog;
 mod experiment;
 mod expert;
 mod fit;
+mod glyphs;
+mod merging;
 mod mittal;
+mod mlp;
 mod network;
 mod polytropon;
 mod report;
 mod schedule;
 mod skills;
+mod soups;
 
 use std::path::PathBuf;
 

@@ -23,8 +23,8 @@
 use modl_core::{Device, Error, Init, Kind, Result, Seed};
 use serde::Serialize;
 
-use super::hungarian::assignment;
 use super::information::{column_sums, mutual_information};
+use modl_core::assignment;
 
 /// The number of distributions of rules that `adaptation` draws.
 const DRAWS: i64 = 1000;

@@ -37,7 +37,6 @@
 //! # Ok::<(), modl_core::Error>(())
 //! ```
 
-mod hungarian;
 mod information;
 mod mittal;
 mod report;
@@ -47,9 +46,9 @@ mod trace;
 mod trace_file;
 mod units;
 
-pub use hungarian::assignment;
 pub use information::{entropy, mutual_information};
 pub use mittal::Mittal;
+pub use modl_core::assignment;
 pub use report::{RoutingReport, SiteUse};
 pub use sign::{Sign, Thresholds, overfitting, signs};
 pub use tally::Tally;

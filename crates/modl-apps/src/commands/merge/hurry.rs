@@ -17,8 +17,10 @@ pub(super) fn config(args: &MergeArgs, methods: &MergeMethods) -> Result<MergeCo
         _ => None,
     };
     let folders: Vec<String> = folders.collect();
-    let mut models: Vec<InputModel> =
-        folders.into_iter().map(|model| InputModel { model, parameters: None }).collect();
+    let mut models: Vec<InputModel> = folders
+        .into_iter()
+        .map(|model| InputModel { model, parameters: None, statistics: None })
+        .collect();
     let mut parameters = Map::new();
     // Equal shares, unless something else is said; settings that have a default keep it.
     let weight = args.weight.as_deref().or(Some("1")).filter(|_| has(&spec, "weight"));

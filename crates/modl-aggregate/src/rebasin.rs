@@ -1,0 +1,276 @@
+//! Git Re-Basin: the hidden units of one network put into the order of another's, so that their
+//! average makes sense (Ainsworth, Hayase, Srinivasa 2023, arXiv 2209.04836; survey §5.1).
+//!
+//! The units of a layer can be exchanged if everything that makes them and everything that reads them
+//! is exchanged alike; the function stays the same. [`match_weights`] looks for the orders π under
+//! which Σ ⟨θ_a, π(θ_b)⟩ over all tensors is largest: layer after layer in random order, each exactly,
+//! as an assignment with the others held, until none gains. [`match_activations`] takes the orders in
+//! which units fire together on data.
+
+use modl_core::{Device, Error, Kind, Result, Seed, Tensor, Tensors, assignment};
+
+/// Sweeps after which a search ends in any case.
+const SWEEPS: usize = 100;
+/// A gain below this share of Σ ‖θ_a‖ ‖θ_b‖ is rounding.
+const GAIN: f64 = 1e-9;
+
+/// Which axes of which tensors go by one order: for each layer of units that can be exchanged.
+#[derive(Debug, Clone, Default)]
+pub struct Permutations(Vec<Layer>);
+
+/// The axes of one layer's units.
+#[derive(Debug, Clone)]
+pub struct Layer {
+    /// What it is called, for errors.
+    pub name: String,
+    /// Tensors and the axis that the units are on.
+    pub axes: Vec<(String, usize)>,
+}
+
+impl Permutations {
+    /// Layers as they are given.
+    ///
+    /// # Errors
+    /// Where a tensor is in one layer twice: units that it makes of themselves (a residual stream) are
+    /// no assignment.
+    pub fn new(layers: Vec<Layer>) -> Result<Self> {
+        for layer in &layers {
+            for (n, (tensor, _)) in layer.axes.iter().enumerate() {
+                if layer.axes.iter().take(n).any(|(t, _)| t == tensor) {
+                    let problem = format!("has `{tensor}` on two axes");
+                    return Err(Error::invalid(format!("layer `{}`", layer.name), problem));
+                }
+            }
+        }
+        Ok(Permutations(layers))
+    }
+
+    /// Linear layers one after the other, by their names: `L.weight` `[out, in]` and `L.bias`. All
+    /// outputs but the last layer's can be exchanged.
+    pub fn mlp(layers: &[&str]) -> Self {
+        let one = |pair: &[&str]| match pair {
+            [from, to] => Some(Self::hidden(from, &[from], to)),
+            _ => None,
+        };
+        Permutations(layers.windows(2).filter_map(one).collect())
+    }
+
+    /// The feed-forward networks of a transformer, by the names of the layers that make the hidden
+    /// units (one, or a gate and another) and of the one that reads them.
+    pub fn feed_forward(blocks: &[(&[&str], &str)]) -> Self {
+        let one = |(makers, reader): &(&[&str], &str)| Self::hidden(reader, makers, reader);
+        Permutations(blocks.iter().map(one).collect())
+    }
+
+    fn hidden(name: &str, makers: &[&str], reader: &str) -> Layer {
+        let made =
+            makers.iter().flat_map(|m| [(format!("{m}.weight"), 0), (format!("{m}.bias"), 0)]);
+        let axes = made.chain([(format!("{reader}.weight"), 1)]).collect();
+        Layer { name: name.to_owned(), axes }
+    }
+
+    /// The layers.
+    pub fn layers(&self) -> &[Layer] {
+        &self.0
+    }
+
+    /// The layers' axes in a model, without tensors that it does not have (biases), and how many units
+    /// each layer has.
+    fn fitted(&self, model: &Tensors) -> Result<Vec<(Vec<(String, i64)>, usize)>> {
+        let one = |layer: &Layer| {
+            let mut axes = Vec::new();
+            let mut units = None;
+            for (tensor, axis) in &layer.axes {
+                let Some(t) = model.get(tensor) else {
+                    if tensor.ends_with(".bias") {
+                        continue;
+                    }
+                    return Err(Error::unknown("tensor", tensor, model.names()));
+                };
+                let found = t.size().get(*axis).copied();
+                let of = format!("layer `{}`", layer.name);
+                match (units, found) {
+                    (_, None) => {
+                        let problem = format!("`{tensor}` {:?} has no axis {axis}", t.size());
+                        return Err(Error::invalid(of, problem));
+                    }
+                    (Some(n), Some(m)) if n != m => {
+                        return Err(Error::invalid(
+                            of,
+                            format!("`{tensor}` has {m} units, not {n}"),
+                        ));
+                    }
+                    _ => units = found,
+                }
+                axes.push((tensor.clone(), *axis as i64));
+            }
+            Ok((axes, units.unwrap_or(0) as usize))
+        };
+        self.0.iter().map(one).collect()
+    }
+}
+
+/// Orders that were found.
+#[derive(Debug, Clone)]
+pub struct Matched {
+    /// For each layer the unit of b that stands at the place of each unit of a.
+    pub orders: Vec<Vec<usize>>,
+    /// b with its units in these orders.
+    pub model: Tensors,
+    /// Σ ⟨θ_a, π(θ_b)⟩ over the tensors of the layers: at the start, and after each gain.
+    pub objective: Vec<f64>,
+    /// Sweeps over all layers.
+    pub sweeps: usize,
+}
+
+/// Puts the units of b into the order in which its weights are most like a's. Which of several local
+/// optima is found depends on the seed.
+///
+/// # Errors
+/// Where the models do not have the layers' tensors in the same shapes.
+pub fn match_weights(
+    layers: &Permutations,
+    a: &Tensors,
+    b: &Tensors,
+    seed: Seed,
+) -> Result<Matched> {
+    let fitted = layers.fitted(a)?;
+    let float = |t: &Tensor| t.detach()?.to_kind(Kind::Float);
+    let (a, mut moved) = (a.map(|_, t| float(t))?, b.map(|_, t| float(t))?);
+    let mut names: Vec<&str> =
+        fitted.iter().flat_map(|(x, _)| x.iter().map(|(n, _)| n.as_str())).collect();
+    names.sort_unstable();
+    names.dedup();
+    let (mut value, mut scale) = (0.0, 0.0);
+    for name in names {
+        let (a, b) = (a.need(name)?, moved.need(name)?);
+        if a.size() != b.size() {
+            return Err(Error::invalid(name, format!("is {:?} and {:?}", a.size(), b.size())));
+        }
+        value += a.mul(b)?.sum()?.item()?;
+        scale += a.norm()?.item()? * b.norm()?.item()?;
+    }
+    let mut orders: Vec<Vec<usize>> = fitted.iter().map(|(_, n)| (0..*n).collect()).collect();
+    let (mut objective, mut sweeps) = (vec![value], 0);
+    // Layers that nothing has moved since they were seen last have nothing to gain.
+    let mut stale = vec![true; fitted.len()];
+    while sweeps < SWEEPS && stale.contains(&true) {
+        for k in shuffled(fitted.len(), seed.nth(sweeps as u64)) {
+            if !std::mem::take(&mut stale[k]) {
+                continue;
+            }
+            let (axes, units) = &fitted[k];
+            let alike = likeness(axes, *units, &a, &moved)?;
+            let order = best(&alike)?;
+            let gain: f64 =
+                alike.iter().zip(&order).enumerate().map(|(i, (row, j))| row[*j] - row[i]).sum();
+            if gain <= GAIN * scale {
+                continue;
+            }
+            reorder(axes, &order, &mut moved)?;
+            orders[k] = order.iter().map(|j| orders[k][*j]).collect();
+            value += gain;
+            objective.push(value);
+            for (other, (theirs, _)) in fitted.iter().enumerate() {
+                let shared = |(name, _): &(String, i64)| axes.iter().any(|(n, _)| n == name);
+                stale[other] |= other != k && theirs.iter().any(shared);
+            }
+        }
+        sweeps += 1;
+    }
+    let model = permuted(layers, b, &orders)?;
+    Ok(Matched { orders, model, objective, sweeps })
+}
+
+/// The orders in which b's units fire most like a's: for each layer the activations of both models on
+/// the same inputs, `[inputs, units]`. The correlations of matched units are largest in sum.
+///
+/// # Errors
+/// Where activations are not of the same shape.
+pub fn match_activations(a: &[Tensor], b: &[Tensor]) -> Result<Vec<Vec<usize>>> {
+    if a.len() != b.len() {
+        return Err(Error::invalid("activations", format!("{} and {} layers", a.len(), b.len())));
+    }
+    let standard = |x: &Tensor| {
+        let x = x.detach()?.to_kind(Kind::Double)?;
+        let x = x.sub(&x.mean_dims(&[0], true)?)?;
+        // A unit that never changes is like no other.
+        x.div(&x.square()?.sum_dims(&[0], true)?.sqrt()?.clamp(1e-12, f64::INFINITY)?)
+    };
+    let one = |(a, b): (&Tensor, &Tensor)| {
+        if a.size() != b.size() || a.dim() != 2 {
+            let problem = format!("are {:?} and {:?}, not [inputs, units]", a.size(), b.size());
+            return Err(Error::invalid("activations", problem));
+        }
+        best(&rows(&standard(a)?.t()?.matmul(&standard(b)?)?)?)
+    };
+    a.iter().zip(b).map(one).collect()
+}
+
+/// A model with its units in other orders: unit `order[i]` of each layer comes to place i.
+///
+/// # Errors
+/// Where an order is not one of the layer's units.
+pub fn permuted(layers: &Permutations, model: &Tensors, orders: &[Vec<usize>]) -> Result<Tensors> {
+    let fitted = layers.fitted(model)?;
+    if fitted.len() != orders.len() {
+        let problem = format!("{} for {} layers", orders.len(), fitted.len());
+        return Err(Error::invalid("orders", problem));
+    }
+    let mut moved = model.clone();
+    for ((axes, units), order) in fitted.iter().zip(orders) {
+        let mut sorted = order.clone();
+        sorted.sort_unstable();
+        if !sorted.into_iter().eq(0..*units) {
+            return Err(Error::invalid("orders", format!("one is none of 0 to {units}")));
+        }
+        reorder(axes, order, &mut moved)?;
+    }
+    Ok(moved)
+}
+
+fn reorder(axes: &[(String, i64)], order: &[usize], model: &mut Tensors) -> Result<()> {
+    let index: Vec<i64> = order.iter().map(|i| *i as i64).collect();
+    for (name, axis) in axes {
+        let t = model.need(name)?;
+        let index = Tensor::from_slice(&index, &[index.len() as i64], t.device())?;
+        let t = t.index_select(*axis, &index)?;
+        model.set(name.clone(), t);
+    }
+    Ok(())
+}
+
+/// ⟨unit i of a, unit j of b⟩ over all tensors of a layer.
+fn likeness(
+    axes: &[(String, i64)],
+    units: usize,
+    a: &Tensors,
+    b: &Tensors,
+) -> Result<Vec<Vec<f64>>> {
+    let n = units as i64;
+    let mut sum = Tensor::zeros(&[n, n], Kind::Float, Device::Cpu)?;
+    for (name, axis) in axes {
+        let flat = |t: &Tensor| t.transpose(0, *axis)?.reshape(&[n, -1]);
+        let (a, b) = (flat(a.need(name)?)?, flat(b.need(name)?)?);
+        sum = sum.add(&a.matmul(&b.t()?)?.to_device(Device::Cpu)?)?;
+    }
+    rows(&sum)
+}
+
+fn rows(matrix: &Tensor) -> Result<Vec<Vec<f64>>> {
+    let flat = matrix.to_kind(Kind::Double)?.contiguous()?.reshape(&[-1])?.to_vec::<f64>()?;
+    Ok(flat.chunks(matrix.len_of(-1).max(1) as usize).map(<[f64]>::to_vec).collect())
+}
+
+/// The assignment with the largest sum.
+fn best(alike: &[Vec<f64>]) -> Result<Vec<usize>> {
+    let cost: Vec<Vec<f64>> = alike.iter().map(|row| row.iter().map(|s| -s).collect()).collect();
+    Ok(assignment(&cost)?.into_iter().flatten().collect())
+}
+
+/// 0 to n in an order that a seed gives.
+fn shuffled(n: usize, seed: Seed) -> Vec<usize> {
+    let mut all: Vec<usize> = (0..n).collect();
+    all.sort_by_key(|i| seed.nth(*i as u64).0);
+    all
+}

@@ -1,0 +1,145 @@
+//! AdaMerging against derivatives by differences, and the trimming of its task vectors against a plain
+//! program.
+
+#![allow(clippy::unwrap_used)]
+
+use modl_core::{Device, Init, Kind, Result, Seed, Tensor, Tensors};
+use modl_train::{AdaMerging, Factors, entropy, task_vectors, trimmed};
+
+fn draw(shape: &[i64], seed: u64) -> Tensor {
+    Init::Normal(0.6).tensor(shape, Seed(seed), Kind::Double, Device::Cpu).unwrap()
+}
+
+/// x → W₁ tanh(W₀ x).
+fn model(seed: u64) -> Tensors {
+    Tensors::new().with("0", draw(&[6, 4], seed)).with("1", draw(&[3, 6], seed + 50))
+}
+
+fn loss(model: &Tensors) -> Result<Tensor> {
+    let x = draw(&[20, 4], 99).mul_scalar(2.0)?;
+    entropy(&x.linear(model.need("0")?, None)?.tanh()?.linear(model.need("1")?, None)?)
+}
+
+/// θ₀ + Σ λτ by hand.
+fn at(base: &Tensors, vectors: &[Tensors], lambda: &[[f64; 2]]) -> Tensors {
+    let mut n = 0;
+    base.map(|name, t| {
+        let mut sum = t.clone();
+        for (v, l) in vectors.iter().zip(lambda) {
+            sum = sum.add(&v.need(name)?.mul_scalar(l[n])?)?;
+        }
+        n += 1;
+        Ok(sum)
+    })
+    .unwrap()
+}
+
+#[test]
+fn the_first_step_goes_against_the_derivative_of_each_factor() -> Result<()> {
+    let base = model(1);
+    let vectors = task_vectors(&base, &[model(2), model(3)])?;
+    let lr = 1e-3;
+    let run = AdaMerging { lr, steps: 1, ..AdaMerging::default() };
+    let found = run.run(&base, &vectors, |_, m| loss(m))?;
+    let value = |l: &[[f64; 2]]| loss(&at(&base, &vectors, l)).unwrap().item().unwrap();
+    assert!((found.curve[0] - value(&[[0.3; 2]; 2])).abs() < 1e-7);
+    for t in 0..2 {
+        for l in 0..2 {
+            let moved = |by: f64| {
+                let mut all = [[0.3; 2]; 2];
+                all[t][l] += by;
+                value(&all)
+            };
+            let slope = (moved(1e-4) - moved(-1e-4)) / 2e-4;
+            assert!(slope.abs() > 1e-4, "the test would say nothing");
+            // Adam's first step is η in the direction of the sign.
+            let step = found.factors[t][l] - 0.3;
+            assert!((step + lr * slope.signum()).abs() < 1e-6, "{step} {slope}");
+        }
+    }
+    // One factor for each task: the sum of the derivatives.
+    let tasks = AdaMerging { factors: Factors::Tasks, ..run };
+    let found = tasks.run(&base, &vectors, |_, m| loss(m))?;
+    assert_eq!(found.factors.iter().map(Vec::len).collect::<Vec<_>>(), [1, 1]);
+    for t in 0..2 {
+        let moved = |by: f64| {
+            let mut all = [[0.3; 2]; 2];
+            all[t] = [0.3 + by; 2];
+            value(&all)
+        };
+        let step = found.factors[t][0] - 0.3;
+        assert!((step + lr * (moved(1e-4) - moved(-1e-4)).signum()).abs() < 1e-6);
+    }
+    Ok(())
+}
+
+#[test]
+fn the_entropy_falls_within_the_bounds_and_nothing_else_is_trained() -> Result<()> {
+    let base = model(1);
+    let before: Vec<Tensor> = base.iter().map(|(_, t)| t.copy().unwrap()).collect();
+    let vectors = task_vectors(&base, &[model(2), model(3)])?;
+    let run = AdaMerging { lr: 0.05, steps: 80, ..AdaMerging::default() };
+    let found = run.run(&base, &vectors, |_, m| loss(m))?;
+    let (first, last) = (found.curve[0], loss(&found.model)?.item()?);
+    assert!(last < 0.8 * first, "{first} {last}");
+    assert!(found.factors.iter().flatten().all(|l| (0.0..=1.0).contains(l)), "{:?}", found.factors);
+    let lambda: Vec<[f64; 2]> = found.factors.iter().map(|f| [f[0], f[1]]).collect();
+    let by_hand = at(&base, &vectors, &lambda);
+    assert!(found.model.need("1")?.max_abs_diff(by_hand.need("1")?)? < 1e-6);
+    for ((_, t), b) in base.iter().zip(&before) {
+        assert!(t.bit_equal(b)? && !t.requires_grad());
+    }
+    assert!(!found.model.need("0")?.requires_grad());
+
+    let apart = run.run(&base, &vectors, |_, _| draw(&[], 1).square()).unwrap_err().to_string();
+    assert!(!apart.is_empty());
+    assert!(run.run(&base, &[], |_, m| loss(m)).is_err());
+    let other = Tensors::new().with("0", draw(&[2, 2], 1)).with("1", draw(&[3, 6], 1));
+    assert!(run.run(&base, &[other], |_, m| loss(m)).is_err());
+    Ok(())
+}
+
+#[test]
+fn entropy_is_that_of_the_probabilities() -> Result<()> {
+    let p = [[0.5f64, 0.25, 0.25], [1.0 / 3.0, 1.0 / 3.0, 1.0 / 3.0]];
+    let flat: Vec<f64> = p.iter().flatten().map(|p| p.ln() + 3.0).collect();
+    let found = entropy(&Tensor::from_slice(&flat, &[2, 3], Device::Cpu)?)?.item()?;
+    let expected = (1.5 * 2f64.ln() + 3f64.ln()) / 2.0;
+    assert!((found - expected).abs() < 1e-12);
+    Ok(())
+}
+
+#[test]
+fn trimming_keeps_the_largest_that_have_the_elected_sign() -> Result<()> {
+    let vectors: Vec<Tensors> = (0..3)
+        .map(|s| Tensors::new().with("a", draw(&[5, 4], s)).with("b", draw(&[10], s + 20)))
+        .collect();
+    let flat = |v: &Tensors| -> Vec<f64> {
+        v.iter().flat_map(|(_, t)| t.reshape(&[-1]).unwrap().to_vec::<f64>().unwrap()).collect()
+    };
+    let whole: Vec<Vec<f64>> = vectors.iter().map(flat).collect();
+    let mut kept = whole.clone();
+    for tau in &mut kept {
+        let mut sizes: Vec<f64> = tau.iter().map(|t| t.abs()).collect();
+        sizes.sort_by(|a, b| b.total_cmp(a));
+        tau.iter_mut().for_each(|t| {
+            if t.abs() < sizes[5] {
+                *t = 0.0
+            }
+        }); // 6 of 30
+    }
+    let sums: Vec<f64> = (0..30).map(|n| kept.iter().map(|t| t[n]).sum()).collect();
+    let found = trimmed(&vectors, 0.2)?;
+    for (f, k) in found.iter().map(flat).zip(&kept) {
+        for (n, (f, k)) in f.iter().zip(k).enumerate() {
+            let expected = if k * sums[n] > 0.0 { *k } else { 0.0 };
+            assert_eq!(*f, expected, "{n}");
+        }
+    }
+    assert_eq!(found[0].need("a")?.size(), [5, 4]);
+    // All of one task is itself.
+    let alone = trimmed(&vectors[..1], 1.0)?;
+    assert_eq!(flat(&alone[0]), whole[0]);
+    assert!(trimmed(&vectors, 0.0).is_err() && trimmed(&vectors, 1.1).is_err());
+    Ok(())
+}
