@@ -81,6 +81,10 @@ impl AdaMerging {
         let mut curve = Vec::new();
         for step in 0..self.steps {
             let loss = loss(step, &self.model(base, &stacked, &lambda)?)?;
+            if !loss.requires_grad() {
+                let problem = "does not depend on the merged tensors; make the logits from them";
+                return Err(Error::invalid("loss of AdaMerging", problem));
+            }
             let value = loss.item()?;
             if !value.is_finite() {
                 let problem = format!("of step {} is {value}", step + 1);
@@ -88,10 +92,6 @@ impl AdaMerging {
             }
             curve.push(value);
             let gradients = loss.gradients(&[&lambda], false)?;
-            if gradients.iter().all(Option::is_none) {
-                let problem = "does not depend on the merged tensors; make the logits from them";
-                return Err(Error::invalid("loss of AdaMerging", problem));
-            }
             optimizer.step(&params, &gradients, &|_| self.lr)?;
         }
         let lambda = lambda.detach()?;
