@@ -186,7 +186,8 @@ impl Matching<'_> {
             let row = &self.cost[i];
             let offset = row[j] - self.price[j] - least;
             let mut found = NONE;
-            for k in reached..order.len() {
+            let farther = reached;
+            for k in farther..order.len() {
                 let j = order[k];
                 let d = row[j] - self.price[j] - offset;
                 if d < length[j] {

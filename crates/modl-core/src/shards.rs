@@ -47,6 +47,11 @@ impl ShardSize {
             n => Ok(ShardSize(n)),
         }
     }
+
+    /// The bytes.
+    pub const fn get(self) -> u64 {
+        self.0
+    }
 }
 
 impl Default for ShardSize {

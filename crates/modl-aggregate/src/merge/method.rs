@@ -241,6 +241,16 @@ impl Settings {
         Ok(self)
     }
 
+    /// Names and values, for people; those of each model in a list.
+    pub fn shown(&self) -> BTreeMap<String, String> {
+        let list = |v: &Vec<Value>| {
+            let all: Vec<String> = v.iter().map(Value::to_string).collect();
+            format!("[{}]", all.join(", "))
+        };
+        let each = self.each.iter().map(|(name, v)| (name.clone(), list(v)));
+        each.chain(self.all.iter().map(|(name, v)| (name.clone(), v.to_string()))).collect()
+    }
+
     /// A number of the merge.
     ///
     /// # Errors
@@ -282,14 +292,8 @@ impl Settings {
 
 impl std::fmt::Display for Settings {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let list = |v: &Vec<Value>| {
-            let all: Vec<String> = v.iter().map(Value::to_string).collect();
-            format!("[{}]", all.join(", "))
-        };
-        let each = self.each.iter().map(|(name, v)| format!("{name} {}", list(v)));
-        let all: Vec<String> =
-            each.chain(self.all.iter().map(|(name, v)| format!("{name} {v}"))).collect();
-        f.write_str(&all.join(", "))
+        let all = self.shown().into_iter().map(|(name, value)| format!("{name} {value}"));
+        f.write_str(&all.collect::<Vec<_>>().join(", "))
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
+use modl_core::shards::Index;
 use modl_core::{Error, Result, parse_json};
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
@@ -184,18 +185,17 @@ fn weights(dir: &Path) -> Result<Vec<PathBuf>> {
         };
         return Err(Error::file(dir, problem));
     }
-    let json = read_json(&index)?;
-    let map = json.get("weight_map").and_then(Value::as_object);
-    let map = map.ok_or_else(|| Error::file(&index, "has no `weight_map`"))?;
-    let mut names: Vec<&str> = map.values().filter_map(Value::as_str).collect();
-    names.sort_unstable();
-    names.dedup();
-    let missing: Vec<&str> = names.iter().copied().filter(|n| !dir.join(n).is_file()).collect();
+    let paths = Index::read(&index)?.files();
+    let missing: Vec<String> = paths
+        .iter()
+        .filter(|p| !p.is_file())
+        .filter_map(|p| Some(p.file_name()?.to_string_lossy().into_owned()))
+        .collect();
     if !missing.is_empty() {
         let problem = format!("names shards that are not there: {}", missing.join(", "));
         return Err(Error::file(&index, problem));
     }
-    Ok(names.into_iter().map(|n| dir.join(n)).collect())
+    Ok(paths)
 }
 
 /// A file of JSON.

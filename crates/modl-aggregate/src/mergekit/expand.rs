@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use modl_core::shards::ShardSize;
 use modl_core::{Error, Result, ResultExt, Seed};
 use safetensors::Dtype;
 
@@ -20,8 +21,8 @@ use crate::merge::{MergeMethods, Plan, Source};
 pub struct Options {
     /// Where random choices come from. Default: 0.
     pub seed: u64,
-    /// Bytes of a file at most. Default: 5 GB.
-    pub shard: u64,
+    /// The size of a file at most. Default: 50 GB.
+    pub shard: ShardSize,
     /// Whether numbers that are not finite may be in an input. Default: no.
     pub allow_nan: bool,
     /// What is done with a tensor that some models lack, or have in another shape. Default: refuse.
@@ -36,7 +37,7 @@ impl Default for Options {
     fn default() -> Self {
         Options {
             seed: 0,
-            shard: 5_000_000_000,
+            shard: ShardSize::USUAL,
             allow_nan: false,
             uneven: Uneven::Refuse,
             named: BTreeMap::new(),
@@ -109,7 +110,7 @@ pub fn plan(config: &MergeConfig, methods: &MergeMethods, options: &Options) -> 
         texts,
         copies,
         seed: Seed(options.seed),
-        shard: options.shard,
+        shard: options.shard.get(),
         allow_nan: options.allow_nan,
         notes: found.uneven,
     };

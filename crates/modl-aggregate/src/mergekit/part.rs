@@ -59,7 +59,8 @@ impl Part {
                 let problem = format!("`{base}` is the base and none of the slice's sources");
                 return Err(Error::invalid(place, problem));
             }
-            next += self.layers(config, models, slice, next, found).at(&place)?;
+            let layers = self.layers(config, models, slice, next, found);
+            next += if self.sliced { layers.at(&place)? } else { layers? };
         }
         // What belongs to no layer: as the first slice says, or the last.
         let names: BTreeSet<&String> = first

@@ -1,7 +1,7 @@
 //! Parameter aggregation: φ̄ = g(α, {φⱼ}), where φ are the parameters of whole models (survey §5.1).
 //!
 //! Each file holds a method: what it does, its formula, its paper, its settings. A method is added
-//! with a file and one line in [`all`].
+//! with a file and one line in `all`.
 
 mod arcee_fusion;
 mod breadcrumbs;

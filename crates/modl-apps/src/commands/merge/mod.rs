@@ -17,6 +17,8 @@ use modl_aggregate::merge::{MergeMethods, Plan, Step, run as merge};
 use modl_aggregate::mergekit::{self, MergeConfig, Options};
 
 use super::adapter::is_adapter;
+use modl_core::shards::ShardSize;
+
 use crate::progress::bar;
 
 /// Arguments of `modl merge`.
@@ -69,7 +71,7 @@ pub(crate) struct MergeArgs {
     seed: u64,
     /// The size of a file at most: `5GB`, `500MB`, or bytes.
     #[arg(long, value_name = "SIZE", default_value = "5GB")]
-    max_shard_size: String,
+    max_shard_size: ShardSize,
     /// Let numbers through that are not finite.
     #[arg(long)]
     allow_nan: bool,
@@ -96,7 +98,7 @@ pub(crate) fn run(args: &MergeArgs) -> Result<()> {
     let (configs, folder) = configs(args, &methods)?;
     let mut options = Options {
         seed: args.seed,
-        shard: bytes(&args.max_shard_size)?,
+        shard: args.max_shard_size,
         allow_nan: args.allow_nan,
         uneven: match args.uneven {
             Uneven::Refuse => mergekit::Uneven::Refuse,
@@ -226,21 +228,4 @@ fn do_it(plan: &Plan, methods: &MergeMethods, out: &Path) -> Result<()> {
     })?;
     bar.finish_and_clear();
     Ok(())
-}
-
-/// `5GB`, `500MB`, `100KB`, or bytes.
-fn bytes(text: &str) -> Result<u64> {
-    let upper = text.trim().to_uppercase();
-    let split = upper.find(|c: char| !c.is_ascii_digit()).unwrap_or(upper.len());
-    let (number, unit) = upper.split_at(split);
-    let factor = match unit.trim() {
-        "" | "B" => 1,
-        "KB" => 1_000,
-        "MB" => 1_000_000,
-        "GB" => 1_000_000_000,
-        _ => anyhow::bail!("--max-shard-size {text}: is to be a number with KB, MB or GB"),
-    };
-    let n: u64 = number.parse().with_context(|| format!("--max-shard-size {text}"))?;
-    anyhow::ensure!(n > 0, "--max-shard-size {text}: a file has room for something at least");
-    Ok(n * factor)
 }

@@ -45,13 +45,28 @@ pub(super) fn show(plan: &Plan, methods: &MergeMethods, out: &Path, all: bool) -
     Ok(())
 }
 
-/// Tensors that are alike but for the layer and are merged with the same settings, in one row.
+/// Tensors that are alike but for the layer and are merged with the same settings, in one row. What is
+/// the same for all tensors is said once, in front.
 fn tensors(plan: &Plan) -> Table {
+    let mut settings: Vec<BTreeMap<String, String>> =
+        plan.outputs.iter().filter_map(|o| Some(o.settings.as_ref()?.shown())).collect();
+    let mut common = settings.pop().unwrap_or_default();
+    common.retain(|name, value| settings.iter().all(|s| s.get(name) == Some(value)));
+    let line = |all: &BTreeMap<String, String>| {
+        all.iter().map(|(name, value)| format!("{name} {value}")).collect::<Vec<_>>().join(", ")
+    };
+    if !common.is_empty() {
+        println!("for all tensors: {}", line(&common));
+    }
     let mut rows: BTreeMap<(String, String), Vec<&Output>> = BTreeMap::new();
     for output in &plan.outputs {
         let how = match &output.settings {
             None => "copied".to_owned(),
-            Some(settings) => settings.to_string(),
+            Some(settings) => {
+                let mut own = settings.shown();
+                own.retain(|name, _| !common.contains_key(name));
+                line(&own)
+            }
         };
         let pattern = output.name.split('.').map(|part| {
             let number = !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
