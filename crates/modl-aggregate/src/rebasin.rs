@@ -27,6 +27,9 @@ pub struct Layer {
     pub axes: Vec<(String, usize)>,
 }
 
+/// A layer's axes in a model, and how many units it has.
+type Fitted = (Vec<(String, i64)>, usize);
+
 impl Permutations {
     /// Layers as they are given.
     ///
@@ -76,7 +79,7 @@ impl Permutations {
 
     /// The layers' axes in a model, without tensors that it does not have (biases), and how many units
     /// each layer has.
-    fn fitted(&self, model: &Tensors) -> Result<Vec<(Vec<(String, i64)>, usize)>> {
+    fn fitted(&self, model: &Tensors) -> Result<Vec<Fitted>> {
         let one = |layer: &Layer| {
             let mut axes = Vec::new();
             let mut units = None;

@@ -69,7 +69,7 @@ fn objective(keep: bool, steps: u64) -> Vec<f64> {
 fn least() -> f64 {
     let (model, data) = (model(), data(10));
     let batch = data.batch(&(0..20).collect::<Vec<_>>(), Device::Cpu).unwrap();
-    let mut best = vec![f64::INFINITY; 20];
+    let mut best = [f64::INFINITY; 20];
     let mut met = std::collections::BTreeSet::new();
     for draw in 0..400 {
         let cx = batch.describe(Context::train(Seed(1000 + draw), 0)).unwrap();
