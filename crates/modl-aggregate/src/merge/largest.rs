@@ -111,12 +111,19 @@ fn by_sample(group: &Group, k: &[u64], rank: &impl Ranked) -> Result<Vec<Option<
         let one = |(r, (low, high)): (usize, &(u32, u32))| {
             rank(chunk, r, &mut values);
             let (mut above, mut between) = (0u64, Vec::with_capacity(chunk.len() / 16));
+            // Magnitudes as signed numbers, which a processor compares many at a time.
+            let [low, high] = [*low, *high].map(|b| b.min(i32::MAX as u32) as i32);
             for values in values.chunks(64) {
-                above +=
-                    values.iter().map(|x| u32::from(magnitude(*x) > *high)).sum::<u32>() as u64;
-                let inside = |x: &f32| (magnitude(*x) >= *low) & (magnitude(*x) <= *high);
-                if values.iter().fold(false, |any, x| any | inside(x)) {
-                    between.extend(values.iter().filter(|x| inside(x)).map(|x| magnitude(*x)));
+                let (mut more, mut any) = (0, 0);
+                for x in values {
+                    let bits = magnitude(*x) as i32;
+                    more += i32::from(bits > high);
+                    any |= i32::from(bits >= low) & i32::from(bits <= high);
+                }
+                above += more as u64;
+                if any != 0 {
+                    let bits = values.iter().map(|x| magnitude(*x));
+                    between.extend(bits.filter(|b| (low..=high).contains(&(*b as i32))));
                 }
             }
             (above, between)
