@@ -2,39 +2,20 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod modl;
+
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use modl_core::checkpoint::{self, Checkpoint};
 use modl_core::{Device, Init, Kind, Seed, Tensor};
 
+use modl::{modl, refuse, succeed};
+
 const MODELS: &str = "../modl-aggregate/tests/fixtures/mergekit/models";
-
-fn modl(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_modl"));
-    command.args(["--threads", "1"]).args(args);
-    command
-}
-
-fn run(args: &[&str]) -> Output {
-    modl(args).output().unwrap()
-}
-
-fn succeed(args: &[&str]) -> String {
-    let out = run(args);
-    assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
-    String::from_utf8_lossy(&out.stdout).into_owned()
-}
-
-fn refuse(args: &[&str], part: &str) {
-    let out = run(args);
-    let error = String::from_utf8_lossy(&out.stderr).into_owned();
-    assert_eq!(out.status.code(), Some(1), "{args:?}: {error}");
-    assert!(error.contains(part) && !error.contains("panicked"), "{args:?}: {error}");
-}
 
 fn model(name: &str) -> String {
     format!("{MODELS}/{name}")

@@ -2,34 +2,19 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod modl;
+
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
 
 use modl_core::checkpoint::Checkpoint;
 use modl_core::{Device, Tensor};
 
+use modl::{refuse, succeed};
+
 const FIXTURES: &str = "../modl-compute/tests/fixtures";
 const LLAMA: &str = "../modl-compute/tests/fixtures/deterministic_llama";
 const PEFT: &str = "tests/fixtures/peft_merges.safetensors";
-
-fn run(args: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_modl"));
-    command.args(["--threads", "1"]).args(args).output().unwrap()
-}
-
-fn succeed(args: &[&str]) -> String {
-    let out = run(args);
-    assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
-    String::from_utf8_lossy(&out.stdout).into_owned()
-}
-
-fn refuse(args: &[&str], part: &str) {
-    let out = run(args);
-    let error = String::from_utf8_lossy(&out.stderr).into_owned();
-    assert_eq!(out.status.code(), Some(1), "{args:?}: {error}");
-    assert!(error.contains(part) && !error.contains("panicked"), "{args:?}: {error}");
-}
 
 fn adapter(name: &str) -> String {
     format!("{LLAMA}/{name}")

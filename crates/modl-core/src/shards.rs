@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -46,11 +47,6 @@ impl ShardSize {
             0 => Err(Error::invalid("max_shard_size", "is to be at least 1 byte")),
             n => Ok(ShardSize(n)),
         }
-    }
-
-    /// The bytes.
-    pub const fn get(self) -> u64 {
-        self.0
     }
 }
 
@@ -113,14 +109,13 @@ pub fn save<'a>(
         }
     }
     let (index, whole) = (index_path(dir, stem), dir.join(format!("{stem}.safetensors")));
-    let shards = divide(&all, max);
+    let all: Vec<(&str, &Tensor)> = all.into_iter().collect();
+    let shards = divide(all.iter().map(|(_, t)| size(t)), max);
     let count = shards.len();
-    let name = |n: usize| match count {
-        1 => format!("{stem}.safetensors"),
-        _ => format!("{stem}-{:05}-of-{count:05}.safetensors", n + 1),
-    };
+    let name = |n: usize| file_name(stem, n, count);
     let (mut pending, mut weight_map) = (Vec::new(), BTreeMap::new());
-    for (n, shard) in shards.iter().enumerate() {
+    for (n, shard) in shards.into_iter().enumerate() {
+        let shard = all.get(shard).unwrap_or_default();
         let path = dir.join(name(n));
         let bytes = encode(&path, shard.iter().map(|(n, t)| (*n, *t)), metadata.clone())?;
         pending.push(Pending::write(&path, &bytes)?);
@@ -132,12 +127,10 @@ pub fn save<'a>(
     }
     pending.into_iter().try_for_each(Pending::put)?;
     if count > 1 {
-        let total_size: u64 = all.values().map(|t| size(t)).sum();
-        let total_parameters: usize = all.values().map(|t| t.numel()).sum();
+        let total_size: u64 = all.iter().map(|(_, t)| size(t)).sum();
+        let total_parameters: usize = all.iter().map(|(_, t)| t.numel()).sum();
         let metadata = json!({"total_parameters": total_parameters, "total_size": total_size});
-        let text = json!({"metadata": metadata, "weight_map": weight_map});
-        let text = serde_json::to_string_pretty(&text).map_err(|e| Error::file(&index, e))?;
-        write_whole(&index, (text + "\n").as_bytes())?;
+        write_index(dir, stem, &metadata, &weight_map)?;
         remove(&whole)?;
     } else {
         remove(&index)?;
@@ -149,27 +142,45 @@ pub fn save<'a>(
     Ok(())
 }
 
-/// Tensors one after the other, a new shard where the next one does not fit; one shard at least.
-fn divide<'a>(
-    all: &BTreeMap<&'a str, &'a Tensor>,
-    max: ShardSize,
-) -> Vec<Vec<(&'a str, &'a Tensor)>> {
-    let mut shards = vec![Vec::new()];
-    let mut filled = 0u64;
-    for (name, tensor) in all {
-        let own = size(tensor);
-        match shards.last_mut() {
-            Some(last) if last.is_empty() || filled.saturating_add(own) <= max.0 => {
-                last.push((*name, *tensor));
-                filled = filled.saturating_add(own);
-            }
-            _ => {
-                shards.push(vec![(*name, *tensor)]);
-                filled = own;
-            }
+/// Tensors of these sizes one after the other, a new shard where the next one does not fit; one shard at
+/// least.
+pub fn divide(sizes: impl IntoIterator<Item = u64>, max: ShardSize) -> Vec<Range<usize>> {
+    let mut shards = Vec::new();
+    let (mut start, mut end, mut filled) = (0, 0, 0u64);
+    for own in sizes {
+        if end > start && filled.saturating_add(own) > max.0 {
+            shards.push(start..end);
+            (start, filled) = (end, 0);
         }
+        filled = filled.saturating_add(own);
+        end += 1;
     }
+    shards.push(start..end);
     shards
+}
+
+/// The name of the `n`th of `count` shards, from 0; of one, that of a whole file.
+pub fn file_name(stem: &str, n: usize, count: usize) -> String {
+    match count {
+        1 => format!("{stem}.safetensors"),
+        _ => format!("{stem}-{:05}-of-{count:05}.safetensors", n + 1),
+    }
+}
+
+/// Writes the index of shards: in which file each tensor is.
+///
+/// # Errors
+/// Where the disk refuses.
+pub fn write_index(
+    dir: &Path,
+    stem: &str,
+    metadata: &Value,
+    weight_map: &BTreeMap<&str, String>,
+) -> Result<()> {
+    let path = index_path(dir, stem);
+    let text = json!({"metadata": metadata, "weight_map": weight_map});
+    let text = serde_json::to_string_pretty(&text).map_err(|e| Error::file(&path, e))?;
+    write_whole(&path, (text + "\n").as_bytes())
 }
 
 fn size(t: &Tensor) -> u64 {

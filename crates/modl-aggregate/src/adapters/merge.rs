@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::change::result_kind;
 use super::truncate::{Truncated, truncate_product, truncate_whole};
 use super::{Change, Delta, SiteChanges, Way};
-use crate::merge::{Base, Elements, Group, Input, MergeMethod, Settings, Spec, merge_group};
+use crate::merge::{Base, Elements, Group, Input, MergeMethod, Settings, merge_group};
 
 /// The merged change of one site.
 #[derive(Debug, Clone)]
@@ -59,16 +59,12 @@ fn check(names: &[String], weights: &[f64], way: &Way) -> Result<()> {
     }
     if let Way::OfChanges { method, .. } | Way::OfFactors { method, .. } = way {
         let spec = method.spec();
-        if !has(&spec, "weight") && weights.iter().any(|w| *w != 1.0) {
+        if !spec.has("weight") && weights.iter().any(|w| *w != 1.0) {
             let problem = format!("`{}` has none; leave them out", spec.name);
             return Err(Error::invalid("weights", problem));
         }
     }
     Ok(())
-}
-
-fn has(spec: &Spec, setting: &str) -> bool {
-    spec.settings.iter().any(|s| s.name == setting)
 }
 
 #[derive(Clone, Copy)]
@@ -251,9 +247,8 @@ impl Merging<'_> {
         if base.is_some() {
             inputs.push(Input::new("base", &nothing));
         }
-        let group = Group::new(name, &sizes, inputs, self.seed);
-        let group = base.into_iter().fold(group, Group::with_base);
-        let settings = match has(&spec, "weight") {
+        let group = Group::new(name, &sizes, inputs, self.seed).with_base(base);
+        let settings = match spec.has("weight") {
             true => settings.clone().set_each("weight", weights.iter().copied()),
             false => settings.clone(),
         };

@@ -4,7 +4,9 @@ use std::path::Path;
 
 use modl_core::{Device, Kind, Result, ResultExt, Tensor};
 
-use super::{Gram, Group, Input, Plan, Source};
+use crate::adapters::effective_rank;
+
+use super::{Group, Input, Plan, Source};
 
 /// Matrices with at most so many numbers have their effective rank worked out.
 const RANKED: usize = 1 << 21;
@@ -29,8 +31,7 @@ pub struct TensorDiagnosis {
     pub gram: Vec<Vec<f64>>,
     /// Of the numbers that two models or more have changed, the share where they disagree on the sign.
     pub conflicts: f64,
-    /// exp of the entropy of the normalised singular values of each model's difference (Roy and Vetterli
-    /// 2007); `None` for what is no matrix or is a large one.
+    /// The [`effective_rank`] of each model's difference; `None` for what is no matrix or is a large one.
     pub ranks: Option<Vec<f64>>,
 }
 
@@ -44,6 +45,13 @@ impl TensorDiagnosis {
     pub fn cosine(&self, i: usize, j: usize) -> f64 {
         let norms = self.norm(i) * self.norm(j);
         if norms > 0.0 { self.dot(i, j) / norms } else { 0.0 }
+    }
+
+    /// How much of what a model alone would have changed is in the result, along its own direction:
+    /// ⟨τᵢ, τ⟩ ⁄ ‖τᵢ‖²; 1 where it is there as a whole.
+    pub fn kept(&self, i: usize) -> f64 {
+        let (own, result) = (self.dot(i, i), self.gram.len().saturating_sub(1));
+        if own > 0.0 { self.dot(i, result) / own } else { 0.0 }
     }
 
     fn dot(&self, i: usize, j: usize) -> f64 {
@@ -61,14 +69,6 @@ impl Diagnosis {
         let weighed = |t: &TensorDiagnosis| t.conflicts * t.numbers as f64;
         let conflicts = self.tensors.iter().map(weighed).sum::<f64>() / numbers.max(1) as f64;
         TensorDiagnosis { name: "all".into(), numbers, gram, conflicts, ranks: None }
-    }
-
-    /// How much of what a model alone would have changed is in the result, along its own direction:
-    /// ⟨τᵢ, τ⟩ ⁄ ‖τᵢ‖²; 1 where it is there as a whole.
-    pub fn kept(&self, i: usize) -> f64 {
-        let whole = self.whole();
-        let own = whole.dot(i, i);
-        if own > 0.0 { whole.dot(i, self.models.len()) / own } else { 0.0 }
     }
 }
 
@@ -99,11 +99,8 @@ pub fn diagnose(plan: &Plan, result: &Path) -> Result<Diagnosis> {
         }
         stored.push(("result", result.elements(&output.name, None)?));
         let inputs = stored.iter().map(|(model, elements)| Input::new(model, elements)).collect();
-        let group = Group::new(&output.name, &output.shape, inputs, plan.seed);
-        let group = match output.base {
-            Some(base) => group.with_base(base),
-            None => group,
-        };
+        let group =
+            Group::new(&output.name, &output.shape, inputs, plan.seed).with_base(output.base);
         let others = group.others();
         let gram = group.gram(true)?;
         let row = |i: &usize| others.iter().map(|j| gram.dot(*i, *j)).collect();
@@ -113,7 +110,7 @@ pub fn diagnose(plan: &Plan, result: &Path) -> Result<Diagnosis> {
             numbers: group.len(),
             gram: others.iter().map(row).collect(),
             conflicts: conflicts(&group, compared)?,
-            ranks: ranks(&group, compared, &gram).at(&output.name)?,
+            ranks: ranks(&group, compared).at(&output.name)?,
         });
     }
     Ok(found)
@@ -147,7 +144,7 @@ fn conflicts(group: &Group, compared: &[usize]) -> Result<f64> {
 }
 
 /// The effective rank of each model's difference.
-fn ranks(group: &Group, compared: &[usize], gram: &Gram) -> Result<Option<Vec<f64>>> {
+fn ranks(group: &Group, compared: &[usize]) -> Result<Option<Vec<f64>>> {
     let [rows, columns] = group.shape else { return Ok(None) };
     if group.len() > RANKED {
         return Ok(None);
@@ -162,20 +159,13 @@ fn ranks(group: &Group, compared: &[usize], gram: &Gram) -> Result<Option<Vec<f6
     let base = group.base.map(read).transpose()?;
     let mut all = Vec::new();
     for i in compared {
-        if gram.norm(*i) == 0.0 {
-            all.push(0.0);
-            continue;
-        }
         let mut values = read(*i)?;
         for (x, b) in values.iter_mut().zip(base.iter().flatten()) {
             *x -= b;
         }
         let matrix = Tensor::from_slice(&values, &[*rows as i64, *columns as i64], Device::Cpu)?;
         let singular: Vec<f64> = matrix.svd()?.1.to_kind(Kind::Double)?.to_vec()?;
-        let total: f64 = singular.iter().sum();
-        let entropy: f64 =
-            singular.iter().map(|s| s / total).filter(|p| *p > 0.0).map(|p| -p * p.ln()).sum();
-        all.push(entropy.exp());
+        all.push(effective_rank(&singular));
     }
     Ok(Some(all))
 }

@@ -1,6 +1,5 @@
 //! Tensors as sequences of numbers that are read piece by piece, wherever they are.
 
-use std::borrow::Cow;
 use std::fmt::Debug;
 use std::fs::File;
 use std::path::Path;
@@ -68,7 +67,7 @@ impl Elements for Stored<'_> {
                 let mut raw = vec![0u16; out.len()];
                 read_at(self.file, self.path, bytemuck::cast_slice_mut(&mut raw), offset)?;
                 if self.dtype == Dtype::BF16 {
-                    widen(&raw, out);
+                    bytemuck::cast_slice::<u16, bf16>(&raw).convert_to_f32_slice(out);
                 } else {
                     bytemuck::cast_slice::<u16, f16>(&raw).convert_to_f32_slice(out);
                 }
@@ -87,13 +86,6 @@ impl Elements for Stored<'_> {
     }
 }
 
-/// bf16 is the upper half of f32.
-fn widen(raw: &[u16], out: &mut [f32]) {
-    for (x, r) in out.iter_mut().zip(raw) {
-        *x = f32::from_bits(u32::from(*r) << 16);
-    }
-}
-
 /// Bytes of a float of this type; `None` for anything else.
 pub(crate) fn width(dtype: Dtype) -> Option<usize> {
     Some(match dtype {
@@ -104,20 +96,24 @@ pub(crate) fn width(dtype: Dtype) -> Option<usize> {
     })
 }
 
-/// The numbers as bytes of this type.
-pub(crate) fn to_bytes(values: &[f32], dtype: Dtype) -> Cow<'_, [u8]> {
+/// Calls `work` with the numbers as bytes of this type.
+pub(crate) fn with_bytes<T>(values: &[f32], dtype: Dtype, work: impl FnOnce(&[u8]) -> T) -> T {
     match dtype {
         Dtype::BF16 => {
-            let narrow: Vec<bf16> = values.iter().map(|x| bf16::from_f32(*x)).collect();
-            Cow::Owned(bytemuck::cast_slice(&narrow).to_vec())
+            let mut narrow = vec![bf16::ZERO; values.len()];
+            narrow.convert_from_f32_slice(values);
+            work(bytemuck::cast_slice(&narrow))
         }
         Dtype::F16 => {
             let mut narrow = vec![f16::ZERO; values.len()];
             narrow.convert_from_f32_slice(values);
-            Cow::Owned(bytemuck::cast_slice(&narrow).to_vec())
+            work(bytemuck::cast_slice(&narrow))
         }
-        Dtype::F64 => Cow::Owned(values.iter().flat_map(|x| f64::from(*x).to_le_bytes()).collect()),
-        _ => Cow::Borrowed(bytemuck::cast_slice(values)),
+        Dtype::F64 => {
+            let wide: Vec<f64> = values.iter().map(|x| f64::from(*x)).collect();
+            work(bytemuck::cast_slice(&wide))
+        }
+        _ => work(bytemuck::cast_slice(values)),
     }
 }
 

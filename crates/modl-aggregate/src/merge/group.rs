@@ -118,9 +118,9 @@ impl<'a> Group<'a> {
         Group { name, shape, inputs, base: None, seed, by_rows: false, with_statistics: false }
     }
 
-    /// Names one of the inputs as the base.
-    pub fn with_base(self, base: usize) -> Self {
-        Group { base: Some(base), ..self }
+    /// Names one of the inputs, or none, as the base.
+    pub fn with_base(self, base: impl Into<Option<usize>>) -> Self {
+        Group { base: base.into(), ..self }
     }
 
     /// With chunks as a method wants them: of whole rows, with statistics.

@@ -102,6 +102,11 @@ impl Spec {
         Spec { models: (*models.start(), *models.end()), ..self }
     }
 
+    /// Whether it has a setting of this name.
+    pub fn has(&self, setting: &str) -> bool {
+        self.settings.iter().any(|s| s.name == setting)
+    }
+
     /// With pieces of whole rows.
     pub const fn by_rows(self) -> Self {
         Spec { by_rows: true, ..self }
@@ -219,7 +224,7 @@ impl Settings {
     /// Where something unknown is set, or something that has no default is not.
     pub fn complete(mut self, spec: &Spec, models: usize) -> Result<Self> {
         for name in self.all.keys().chain(self.each.keys()) {
-            if !spec.settings.iter().any(|s| s.name == name) {
+            if !spec.has(name) {
                 let known = spec.settings.iter().map(|s| s.name);
                 return Err(Error::unknown(format!("setting of `{}`", spec.name), name, known));
             }

@@ -3,12 +3,16 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use modl_core::shards::{self, ShardSize};
 use modl_core::{Error, Result, ResultExt, Seed};
 use safetensors::Dtype;
 use sha2::{Digest, Sha256};
 
 use super::elements::{Stored, width};
 use super::{Group, Input, MergeMethods, Settings, Source, Statistics, Vocabulary};
+
+/// How the files with tensors are called.
+pub(super) const STEM: &str = "model";
 
 /// A merge: which tensors come of which, and how.
 #[derive(Debug)]
@@ -25,8 +29,8 @@ pub struct Plan {
     pub copies: Vec<PathBuf>,
     /// Where random choices come from.
     pub seed: Seed,
-    /// Bytes of a file at most.
-    pub shard: u64,
+    /// The size of a file at most.
+    pub shard: ShardSize,
     /// Whether numbers that are not finite may be in an input.
     pub allow_nan: bool,
     /// What a reader should know: tensors that were left out or taken from one model, and why.
@@ -85,25 +89,10 @@ pub struct Cost {
 impl Plan {
     /// The files of the result, in which tensors stand in their order.
     pub fn shards(&self) -> Vec<Shard> {
-        let mut ends = Vec::new();
-        let (mut start, mut bytes) = (0, 0);
-        for (i, output) in self.outputs.iter().enumerate() {
-            if i > start && bytes + output.bytes() > self.shard {
-                ends.push(start..i);
-                (start, bytes) = (i, 0);
-            }
-            bytes += output.bytes();
-        }
-        ends.push(start..self.outputs.len());
-        let of = ends.len();
-        let name = |(n, outputs)| {
-            let file = match of {
-                1 => "model.safetensors".to_owned(),
-                _ => format!("model-{:05}-of-{of:05}.safetensors", n + 1),
-            };
-            Shard { file, outputs }
-        };
-        ends.into_iter().enumerate().map(name).collect()
+        let cut = shards::divide(self.outputs.iter().map(Output::bytes), self.shard);
+        let of = cut.len();
+        let name = |(n, outputs)| Shard { file: shards::file_name(STEM, n, of), outputs };
+        cut.into_iter().enumerate().map(name).collect()
     }
 
     /// Bytes read and written, and the bound of memory for so many threads.

@@ -11,13 +11,14 @@ use std::path::{Path, PathBuf};
 use modl_core::checkpoint::write_whole;
 use modl_core::{Error, Result, ResultExt};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::json;
 
-use super::elements::to_bytes;
+use super::elements::with_bytes;
+use super::plan::STEM;
 use super::shard::{ShardFile, Sum};
 use super::source::read_json;
 use super::vocabulary::Reordered;
-use super::{Elements, Group, Input, MergeMethods, Output, Plan, Shard};
+use super::{Elements, Group, Input, MergeMethod, MergeMethods, Output, Plan, Shard};
 
 /// Bytes that are copied together.
 const COPIED: u64 = 1 << 20;
@@ -51,23 +52,24 @@ pub fn run(
     mut progress: impl FnMut(Step),
 ) -> Result<()> {
     plan.check(methods)?;
+    let (method, shards) = (methods.find(&plan.method)?, plan.shards());
     if out.exists() {
         return Err(Error::file(out, "is there already; name a new folder"));
     }
     let work = work_folder(out)?;
     let state_file = work.join("merge.json");
     let mut state = started(plan, &work, &state_file)?;
-    for shard in plan.shards() {
+    for shard in &shards {
         let path = work.join(&shard.file);
         if state.shards.get(&shard.file).is_some_and(|sum| sum.holds(&path)) {
             progress(Step::Kept(&shard.file));
             continue;
         }
-        let sum = write(plan, methods, &shard, path, &mut progress)?;
-        state.shards.insert(shard.file, sum);
+        let sum = write(plan, method, shard, path, &mut progress)?;
+        state.shards.insert(shard.file.clone(), sum);
         save(&state, &state_file)?;
     }
-    finish(plan, &work, &state_file, out)
+    finish(plan, &shards, &work, &state_file, out)
 }
 
 /// Where a merge into `out` is made.
@@ -107,7 +109,7 @@ fn save(state: &State, path: &Path) -> Result<()> {
 /// Makes one file.
 fn write(
     plan: &Plan,
-    methods: &MergeMethods,
+    method: &dyn MergeMethod,
     shard: &Shard,
     path: PathBuf,
     progress: &mut impl FnMut(Step),
@@ -118,7 +120,7 @@ fn write(
     for output in outputs {
         let pieces = match &output.settings {
             None => copy(plan, output, &file, at)?,
-            Some(_) => merge(plan, methods, output, &file, at).at(&output.name)?,
+            Some(_) => merge(plan, method, output, &file, at).at(&output.name)?,
         };
         file.sum(pieces);
         at += output.bytes();
@@ -146,13 +148,11 @@ fn copy(plan: &Plan, output: &Output, file: &ShardFile, at: u64) -> Result<Piece
 /// Merges one tensor.
 fn merge(
     plan: &Plan,
-    methods: &MergeMethods,
+    method: &dyn MergeMethod,
     output: &Output,
     file: &ShardFile,
     at: u64,
 ) -> Result<Pieces> {
-    let method = methods.find(&plan.method)?;
-    let spec = method.spec();
     let (mut models, mut stored) = (Vec::new(), Vec::new());
     for (source, name) in &output.inputs {
         let source = plan.source(*source)?;
@@ -175,11 +175,9 @@ fn merge(
         Some(Input::new(model, elements).with_statistics(known))
     });
     let inputs = inputs.collect();
-    let group = Group::new(&output.name, &output.shape, inputs, plan.seed).cut_for(&spec);
-    let group = match output.base {
-        Some(base) => group.with_base(base),
-        None => group,
-    };
+    let group = Group::new(&output.name, &output.shape, inputs, plan.seed)
+        .cut_for(&method.spec())
+        .with_base(output.base);
     let Some(settings) = &output.settings else { return Ok(Vec::new()) };
     let blend = method.prepare(&group, settings)?;
     let size = (output.dtype.bitsize() / 8) as u64;
@@ -191,9 +189,9 @@ fn merge(
         }
         let mut values = vec![0.0; chunk.len()];
         blend(chunk, &mut values);
-        let bytes = to_bytes(&values, output.dtype);
-        let crc = file.write(&bytes, at + chunk.start as u64 * size)?;
-        Ok((crc, bytes.len() as u64))
+        with_bytes(&values, output.dtype, |bytes| {
+            Ok((file.write(bytes, at + chunk.start as u64 * size)?, bytes.len() as u64))
+        })
     })
 }
 
@@ -217,20 +215,19 @@ fn finite(model: &str, values: &[f32], start: usize) -> Result<()> {
 }
 
 /// Writes what belongs beside the tensors, and gives the folder its name.
-fn finish(plan: &Plan, work: &Path, state_file: &Path, out: &Path) -> Result<()> {
-    let shards = plan.shards();
+fn finish(plan: &Plan, shards: &[Shard], work: &Path, state_file: &Path, out: &Path) -> Result<()> {
     if shards.len() > 1 {
-        let mut map = Map::new();
-        for shard in &shards {
-            for output in plan.outputs.get(shard.outputs.clone()).unwrap_or_default() {
-                map.insert(output.name.clone(), shard.file.clone().into());
-            }
-        }
+        let files = shards.iter().flat_map(|shard| {
+            let outputs = plan.outputs.get(shard.outputs.clone()).unwrap_or_default();
+            outputs.iter().map(|o| (o.name.as_str(), shard.file.clone()))
+        });
         let total: u64 = plan.outputs.iter().map(Output::bytes).sum();
-        let index: Value = json!({ "metadata": { "total_size": total }, "weight_map": map });
-        let path = work.join("model.safetensors.index.json");
-        let text = serde_json::to_string_pretty(&index).map_err(|e| Error::file(&path, e))?;
-        write_whole(path, (text + "\n").as_bytes())?;
+        modl_core::shards::write_index(
+            work,
+            STEM,
+            &json!({ "total_size": total }),
+            &files.collect(),
+        )?;
     }
     for path in &plan.copies {
         let Some(name) = path.file_name() else { continue };

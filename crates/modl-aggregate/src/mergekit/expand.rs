@@ -110,7 +110,7 @@ pub fn plan(config: &MergeConfig, methods: &MergeMethods, options: &Options) -> 
         texts,
         copies,
         seed: Seed(options.seed),
-        shard: options.shard.get(),
+        shard: options.shard,
         allow_nan: options.allow_nan,
         notes: found.uneven,
     };

@@ -66,7 +66,7 @@ impl Scopes<'_> {
 /// Refuses settings that the method does not have.
 pub(super) fn known(spec: &Spec, parameters: Option<&Parameters>) -> Result<()> {
     for name in parameters.into_iter().flat_map(Map::keys) {
-        if !spec.settings.iter().any(|s| s.name == name) {
+        if !spec.has(name) {
             let names = spec.settings.iter().map(|s| s.name);
             return Err(Error::unknown(format!("parameter of `{}`", spec.name), name, names));
         }

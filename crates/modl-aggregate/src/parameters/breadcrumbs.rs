@@ -42,14 +42,8 @@ impl MergeMethod for Breadcrumbs {
     fn prepare<'a>(&self, group: &'a Group, settings: &Settings) -> Result<Blend<'a>> {
         let densities = settings.each("density")?;
         let keep = without_outliers(group, &densities, &settings.each("gamma")?)?;
-        let rescale = if settings.flag("rescale")? { Rescale::L1 } else { Rescale::No };
-        TaskVectors {
-            kept: sparse(group, keep, rescale, &densities)?,
-            weights: settings.each("weight")?,
-            election: if self.ties { Election::Weighted } else { Election::None },
-            divisor: if settings.flag("normalize")? { Divisor::Weights } else { Divisor::One },
-            lambda: settings.number("lambda")?,
-        }
-        .blend(group)
+        let kept = sparse(group, keep, Rescale::of(settings)?, &densities)?;
+        let election = if self.ties { Election::Weighted } else { Election::None };
+        TaskVectors::of(settings, kept, (election, Divisor::of(settings)?))?.blend(group)
     }
 }

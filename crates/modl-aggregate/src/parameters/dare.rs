@@ -9,7 +9,7 @@
 
 use modl_core::Result;
 
-use super::sparsity::random;
+use super::sparsity::{Sparse, random};
 use super::task_vectors::{
     CONVENTION, Convention, DENSITY, Divisor, Election, INT8_MASK, LAMBDA, Rescale, TaskVectors,
     WEIGHT, convention, normalize, rescale, sparse,
@@ -44,16 +44,12 @@ impl MergeMethod for Dare {
 }
 
 impl Dare {
-    fn merge(self, kept: Vec<super::sparsity::Sparse>, settings: &Settings) -> Result<TaskVectors> {
-        let (election, divisor) = if self.ties {
-            consensus(settings)?
-        } else if settings.flag("normalize")? {
-            (Election::None, Divisor::Weights)
-        } else {
-            (Election::None, Divisor::One)
+    fn merge(self, kept: Vec<Sparse>, settings: &Settings) -> Result<TaskVectors> {
+        let mixed = match self.ties {
+            true => consensus(settings)?,
+            false => (Election::None, Divisor::of(settings)?),
         };
-        let (weights, lambda) = (settings.each("weight")?, settings.number("lambda")?);
-        Ok(TaskVectors { kept, weights, election, divisor, lambda })
+        TaskVectors::of(settings, kept, mixed)
     }
 }
 

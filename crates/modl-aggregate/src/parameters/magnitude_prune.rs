@@ -23,13 +23,7 @@ impl MergeMethod for MagnitudePrune {
 
     fn prepare<'a>(&self, group: &'a Group, settings: &Settings) -> Result<Blend<'a>> {
         let densities = settings.each("density")?;
-        TaskVectors {
-            kept: sparse(group, trimmed(group, &densities)?, Rescale::No, &densities)?,
-            weights: settings.each("weight")?,
-            election: Election::None,
-            divisor: if settings.flag("normalize")? { Divisor::Weights } else { Divisor::One },
-            lambda: settings.number("lambda")?,
-        }
-        .blend(group)
+        let kept = sparse(group, trimmed(group, &densities)?, Rescale::No, &densities)?;
+        TaskVectors::of(settings, kept, (Election::None, Divisor::of(settings)?))?.blend(group)
     }
 }

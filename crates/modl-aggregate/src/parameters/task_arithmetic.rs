@@ -27,14 +27,7 @@ impl MergeMethod for TaskArithmetic {
     }
 
     fn prepare<'a>(&self, group: &'a Group, settings: &Settings) -> Result<Blend<'a>> {
-        let weights = settings.each("weight")?;
-        TaskVectors {
-            kept: weights.iter().map(|_| Sparse { keep: Keep::All, scale: 1.0 }).collect(),
-            weights,
-            election: Election::None,
-            divisor: if settings.flag("normalize")? { Divisor::Weights } else { Divisor::One },
-            lambda: settings.number("lambda")?,
-        }
-        .blend(group)
+        let all = group.others().iter().map(|_| Sparse { keep: Keep::All, scale: 1.0 }).collect();
+        TaskVectors::of(settings, all, (Election::None, Divisor::of(settings)?))?.blend(group)
     }
 }

@@ -90,6 +90,20 @@ pub(super) enum Rescale {
     Density,
 }
 
+impl Divisor {
+    /// What the setting `normalize` says.
+    pub(super) fn of(settings: &Settings) -> Result<Self> {
+        Ok(if settings.flag("normalize")? { Divisor::Weights } else { Divisor::One })
+    }
+}
+
+impl Rescale {
+    /// What the setting `rescale` says, as mergekit means it.
+    pub(super) fn of(settings: &Settings) -> Result<Self> {
+        Ok(if settings.flag("rescale")? { Rescale::L1 } else { Rescale::No })
+    }
+}
+
 /// What is kept of each task vector, with its factor.
 pub(super) fn sparse(
     group: &Group,
@@ -135,6 +149,16 @@ fn absolute(x: &[f32]) -> f64 {
 }
 
 impl TaskVectors {
+    /// What is kept, mixed as the settings `weight` and `lambda` say.
+    pub(super) fn of(
+        settings: &Settings,
+        kept: Vec<Sparse>,
+        (election, divisor): (Election, Divisor),
+    ) -> Result<Self> {
+        let (weights, lambda) = (settings.each("weight")?, settings.number("lambda")?);
+        Ok(TaskVectors { kept, weights, election, divisor, lambda })
+    }
+
     /// The formula for the pieces of a group.
     pub(super) fn blend<'a>(self, group: &'a Group) -> Result<Blend<'a>> {
         let (base, others) = (group.need_base()?, group.others());

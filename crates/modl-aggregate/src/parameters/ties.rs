@@ -38,24 +38,16 @@ impl MergeMethod for Ties {
 
     fn prepare<'a>(&self, group: &'a Group, settings: &Settings) -> Result<Blend<'a>> {
         let densities = settings.each("density")?;
-        let rescale = if settings.flag("rescale")? { Rescale::L1 } else { Rescale::No };
-        let (election, divisor) = consensus(settings)?;
-        TaskVectors {
-            kept: sparse(group, trimmed(group, &densities)?, rescale, &densities)?,
-            weights: settings.each("weight")?,
-            election,
-            divisor,
-            lambda: settings.number("lambda")?,
-        }
-        .blend(group)
+        let keep = trimmed(group, &densities)?;
+        let kept = sparse(group, keep, Rescale::of(settings)?, &densities)?;
+        TaskVectors::of(settings, kept, consensus(settings)?)?.blend(group)
     }
 }
 
 /// How signs are elected and what sums are divided by.
 pub(super) fn consensus(settings: &Settings) -> Result<(Election, Divisor)> {
-    let weights = if settings.flag("normalize")? { Divisor::Weights } else { Divisor::One };
     Ok(match convention(settings)? {
-        Convention::Mergekit => (Election::Weighted, weights),
+        Convention::Mergekit => (Election::Weighted, Divisor::of(settings)?),
         Convention::Peft => {
             let election = match settings.word("majority_sign_method", &["total", "frequency"])? {
                 "frequency" => Election::Frequency,

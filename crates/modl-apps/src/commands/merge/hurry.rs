@@ -23,7 +23,7 @@ pub(super) fn config(args: &MergeArgs, methods: &MergeMethods) -> Result<MergeCo
         .collect();
     let mut parameters = Map::new();
     // Equal shares, unless something else is said; settings that have a default keep it.
-    let weight = args.weight.as_deref().or(Some("1")).filter(|_| has(&spec, "weight"));
+    let weight = args.weight.as_deref().or(Some("1")).filter(|_| spec.has("weight"));
     for (name, values) in [("weight", weight), ("density", args.density.as_deref())] {
         if let Some(values) = values {
             each(&spec, name, values, &mut models)?;
@@ -55,13 +55,9 @@ pub(super) fn config(args: &MergeArgs, methods: &MergeMethods) -> Result<MergeCo
     })
 }
 
-fn has(spec: &Spec, name: &str) -> bool {
-    spec.settings.iter().any(|s| s.name == name)
-}
-
 /// Gives each model its value of a setting: `0.5,0.3`, or one for all.
 fn each(spec: &Spec, name: &str, values: &str, models: &mut [InputModel]) -> Result<()> {
-    anyhow::ensure!(has(spec, name), "--{name}: `{}` has no such setting", spec.name);
+    anyhow::ensure!(spec.has(name), "--{name}: `{}` has no such setting", spec.name);
     let numbers: Vec<f64> = values
         .split(',')
         .map(|v| v.trim().parse().with_context(|| format!("--{name} {values}: {v} is no number")))

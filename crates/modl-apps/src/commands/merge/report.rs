@@ -65,7 +65,7 @@ fn models(found: &Diagnosis) -> Table {
         table.row([
             short(model),
             format!("{:.4}", whole.norm(i)),
-            format!("{:.2}", found.kept(i)),
+            format!("{:.2}", whole.kept(i)),
             format!("{:.3}", whole.cosine(i, result)),
         ]);
     }
