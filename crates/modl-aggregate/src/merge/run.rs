@@ -83,6 +83,7 @@ fn work_folder(out: &Path) -> Result<PathBuf> {
 /// The state that an earlier merge of the same plan has left, or a new one.
 fn started(plan: &Plan, work: &Path, state_file: &Path) -> Result<State> {
     let fingerprint = plan.fingerprint();
+    fs::create_dir_all(work).map_err(|e| Error::file(work, format!("cannot be made: {e}")))?;
     if state_file.is_file() {
         let state: State = serde_json::from_value(read_json(state_file)?)
             .map_err(|e| Error::file(state_file, format!("cannot be understood: {e}")))?;
@@ -93,12 +94,27 @@ fn started(plan: &Plan, work: &Path, state_file: &Path) -> Result<State> {
                  remove it to start anew, or name another folder",
             ));
         }
+        clear(work)?;
         return Ok(state);
     }
-    fs::create_dir_all(work).map_err(|e| Error::file(work, format!("cannot be made: {e}")))?;
+    clear(work)?;
     let state = State { plan: fingerprint, shards: BTreeMap::new() };
     save(&state, state_file)?;
     Ok(state)
+}
+
+/// Removes what a killed merge has left under temporary names: it would go into the result.
+fn clear(work: &Path) -> Result<()> {
+    let clear = || -> std::io::Result<()> {
+        for entry in fs::read_dir(work)? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|e| e == "tmp") {
+                fs::remove_file(path)?;
+            }
+        }
+        Ok(())
+    };
+    clear().map_err(|e| Error::file(work, format!("cannot be cleared of temporary files: {e}")))
 }
 
 fn save(state: &State, path: &Path) -> Result<()> {
