@@ -6,7 +6,6 @@
 //! residual stream or in attention keeps its order.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 
 use modl_core::{Error, Result};
 
@@ -182,9 +181,8 @@ fn natural(name: &str) -> Vec<Part> {
         let digit = bytes.get(start).is_some_and(u8::is_ascii_digit);
         let alike = |b: &&u8| b.is_ascii_digit() == digit;
         let end = start + bytes.get(start..).unwrap_or_default().iter().take_while(alike).count();
-        let Range { start: from, end: to } = start..end;
         // Digits are ASCII, so that no letter is cut.
-        let text = name.get(from..to).unwrap_or_default();
+        let text = name.get(start..end).unwrap_or_default();
         parts.push(match text.parse() {
             Ok(n) if digit => Part::Number(n),
             _ => Part::Text(text.to_owned()),

@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::merge::{Source, read_json};
 
 /// Formats by mergekit's names for them, written anew: they give the texts that mergekit's templates give,
-/// with what those have of spaces and lines of their own (`tests/python/test_chat_templates.py`).
+/// with what those have of spaces and lines of their own (`tests/python/chat_templates_are_mergekits.py`).
 const NAMED: [(&str, &str); 5] = [
     ("alpaca", include_str!("templates/alpaca.jinja")),
     ("chatml", include_str!("templates/chatml.jinja")),

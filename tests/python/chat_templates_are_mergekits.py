@@ -1,6 +1,6 @@
 """The chat templates that `chat_template: NAME` writes give the texts that mergekit's of these names give.
 
-usage: python test_chat_templates.py   (needs jinja2, mergekit==0.1.5)
+usage: python chat_templates_are_mergekits.py   (needs jinja2, mergekit==0.1.5)
 """
 
 import importlib.resources
