@@ -7,6 +7,7 @@
 //! equal magnitudes those are taken that come first (or last), as a stable sort would.
 
 use modl_core::Result;
+use rayon::prelude::*;
 
 use super::{Chunk, Group};
 
@@ -57,30 +58,29 @@ pub fn largest(group: &Group, k: &[usize], ties: Ties, rank: impl Ranked) -> Res
     if places.iter().zip(&k).any(|(place, k)| *k > 0 && place.is_none()) {
         places = by_counts(group, &k, &rank)?;
     }
-    let mut all = Vec::with_capacity(k.len());
-    for (r, place) in places.into_iter().enumerate() {
-        let Some(Kth { bits, left, equal }) = place else {
-            all.push(Largest { bits: 0, taken: 0..0, before: Vec::new(), none: true });
-            continue;
-        };
-        let taken = match ties {
-            Ties::First => 0..left,
-            Ties::Last => equal - left..equal,
-        };
-        let before = if left == equal { Vec::new() } else { before(group, r, &rank, bits)? };
-        all.push(Largest { bits, taken, before, none: false });
-    }
-    Ok(all)
+    let one = |place: Option<Kth>| match place {
+        None => Largest { bits: 0, taken: 0..0, before: Vec::new(), none: true },
+        Some(Kth { bits, left, equal, before }) => {
+            let taken = match ties {
+                Ties::First => 0..left,
+                Ties::Last => equal - left..equal,
+            };
+            Largest { bits, taken, before, none: false }
+        }
+    };
+    Ok(places.into_iter().map(one).collect())
 }
 
 /// The k-th largest magnitude.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 struct Kth {
     bits: u32,
     /// How many of this magnitude are among the k.
     left: u64,
     /// How many there are of this magnitude.
     equal: u64,
+    /// How many of this magnitude come before each piece; empty where all of them are among the k.
+    before: Vec<u64>,
 }
 
 /// The k-th of each ranking out of those that lie where a sample says that it is; `None` where it does
@@ -95,15 +95,19 @@ fn by_sample(group: &Group, k: &[u64], rank: &impl Ranked) -> Result<Vec<Option<
         ranked.collect::<Vec<Vec<u32>>>()
     })?;
     let ranges: Vec<(u32, u32)> = k
-        .iter()
+        .par_iter()
         .enumerate()
         .map(|(r, k)| {
             let mut bits: Vec<u32> =
                 sampled.iter().filter_map(|s| s.get(r)).flatten().copied().collect();
-            bits.sort_unstable_by(|a, b| b.cmp(a));
             let (share, n) = (*k as f64 / group.len().max(1) as f64, bits.len() as f64);
             let around = AROUND.max(DEVIATIONS * 0.5 / n.max(1.0).sqrt());
-            let at = |share: f64| bits.get((share * n) as usize).copied();
+            let mut at = |share: f64| {
+                let place = (share * n) as usize;
+                let found =
+                    (place < bits.len()).then(|| bits.select_nth_unstable_by(place, larger));
+                found.map(|(_, found, _)| *found)
+            };
             let high = if share < around { None } else { at(share - around) };
             (at(share + around).unwrap_or(0), high.unwrap_or(u32::MAX))
         })
@@ -111,42 +115,57 @@ fn by_sample(group: &Group, k: &[u64], rank: &impl Ranked) -> Result<Vec<Option<
     // Of each piece: how many lie above, and those that lie between.
     let parts = group.each(|chunk| {
         let mut values = vec![0.0; chunk.len()];
+        let mut between = vec![0; chunk.len()];
         let one = |(r, (low, high)): (usize, &(u32, u32))| {
             rank(chunk, r, &mut values);
-            let (mut above, mut between) = (0u64, Vec::with_capacity(chunk.len() / 16));
-            // Magnitudes as signed numbers, which a processor compares many at a time.
-            let [low, high] = [*low, *high].map(|b| b.min(i32::MAX as u32) as i32);
-            for values in values.chunks(64) {
-                let (mut more, mut any) = (0, 0);
-                for x in values {
-                    let bits = magnitude(*x) as i32;
-                    more += i32::from(bits > high);
-                    any |= i32::from(bits >= low) & i32::from(bits <= high);
+            let (mut above, mut found) = (0, 0);
+            let width = high.wrapping_sub(*low);
+            // Every number is written where the next one of those between belongs: a branch for the
+            // few in a hundred would be guessed wrongly too often.
+            for x in &values {
+                let bits = magnitude(*x);
+                above += u64::from(bits > *high);
+                if let Some(next) = between.get_mut(found) {
+                    *next = bits;
                 }
-                above += more as u64;
-                if any != 0 {
-                    let bits = values.iter().map(|x| magnitude(*x));
-                    between.extend(bits.filter(|b| (low..=high).contains(&(*b as i32))));
-                }
+                found += usize::from(bits.wrapping_sub(*low) <= width);
             }
-            (above, between)
+            (above, between.get(..found).unwrap_or_default().to_vec())
         };
         Ok(ranges.iter().enumerate().map(one).collect::<Vec<_>>())
     })?;
-    let found = k.iter().enumerate().map(|(r, k)| {
+    let found = k.par_iter().enumerate().map(|(r, k)| {
         let parts = parts.iter().filter_map(|p| p.get(r));
         let above: u64 = parts.clone().map(|(above, _)| above).sum();
-        let mut between: Vec<u32> = parts.flat_map(|(_, between)| between).copied().collect();
+        let mut between: Vec<u32> =
+            parts.clone().flat_map(|(_, between)| between).copied().collect();
         let left = k.checked_sub(above).filter(|left| *left > 0)?;
         let at = usize::try_from(left - 1).ok().filter(|at| *at < between.len())?;
-        let (larger, bits, others) = between.select_nth_unstable_by(at, |a, b| b.cmp(a));
+        let (first, bits, others) = between.select_nth_unstable_by(at, larger);
         let bits = *bits;
-        let strictly = larger.iter().filter(|b| **b > bits).count() as u64;
-        let same = larger.len() as u64 - strictly + 1;
-        let equal = same + others.iter().filter(|b| **b == bits).count() as u64;
-        Some(Kth { bits, left: same, equal })
+        let same = |all: &[u32]| all.iter().filter(|b| **b == bits).count() as u64;
+        let left = same(first) + 1;
+        let equal = left + same(others);
+        let before =
+            if left == equal { Vec::new() } else { sums(parts.map(|(_, between)| same(between))) };
+        Some(Kth { bits, left, equal, before })
     });
     Ok(found.collect())
+}
+
+/// The order from large to small.
+fn larger(a: &u32, b: &u32) -> std::cmp::Ordering {
+    b.cmp(a)
+}
+
+/// How much comes before each.
+fn sums(counts: impl Iterator<Item = u64>) -> Vec<u64> {
+    let mut total = 0;
+    let before = counts.map(|n| {
+        total += n;
+        total - n
+    });
+    before.collect()
 }
 
 /// The k-th of each ranking by counting.
@@ -159,13 +178,15 @@ fn by_counts(group: &Group, k: &[u64], rank: &impl Ranked) -> Result<Vec<Option<
         let half = halves.get(r).copied().flatten().map(|(half, _)| half as u32);
         (half == Some(bits >> 16)).then_some(bits & 0xFFFF)
     })?;
-    let found = halves.into_iter().zip(&lower).map(|(half, counts)| {
-        let (half, left) = half?;
+    let found = halves.into_iter().zip(&lower).enumerate().map(|(r, (half, counts))| {
+        let Some((half, left)) = half else { return Ok(None) };
         let (low, left) = kth(counts, left);
         let equal = counts.get(low).copied().unwrap_or_default();
-        Some(Kth { bits: (half as u32) << 16 | low as u32, left, equal })
+        let bits = (half as u32) << 16 | low as u32;
+        let before = if left == equal { Vec::new() } else { before(group, r, rank, bits)? };
+        Ok(Some(Kth { bits, left, equal, before }))
     });
-    Ok(found.collect())
+    found.collect()
 }
 
 /// The bucket of the k-th largest, and how many of that bucket are among the k.
@@ -206,19 +227,12 @@ fn count(
 
 /// How many numbers of exactly these bits come before each piece.
 fn before(group: &Group, r: usize, rank: &impl Ranked, bits: u32) -> Result<Vec<u64>> {
-    let mut total = 0;
     let counts = group.each(|chunk| {
         let mut values = vec![0.0; chunk.len()];
         rank(chunk, r, &mut values);
         Ok(values.iter().filter(|x| magnitude(**x) == bits).count() as u64)
     })?;
-    Ok(counts
-        .into_iter()
-        .map(|n| {
-            total += n;
-            total - n
-        })
-        .collect())
+    Ok(sums(counts.into_iter()))
 }
 
 fn magnitude(x: f32) -> u32 {
@@ -333,7 +347,7 @@ mod tests {
             let mut missed = 0;
             for k in [1, 3, 1000, n / 2, n - 1, n] {
                 let counted = by_counts(&group, &[k as u64], &rank).unwrap();
-                assert_eq!(f32::from_bits(counted[0].unwrap().bits), sorted[k - 1]);
+                assert_eq!(f32::from_bits(counted[0].as_ref().unwrap().bits), sorted[k - 1]);
                 let sampled = by_sample(&group, &[k as u64], &rank).unwrap();
                 missed += usize::from(sampled[0].is_none());
                 assert!(sampled == counted || sampled[0].is_none());

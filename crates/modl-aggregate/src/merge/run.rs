@@ -138,7 +138,7 @@ fn write(
             None => copy(plan, output, &file, at)?,
             Some(_) => merge(plan, method, output, &file, at).at(&output.name)?,
         };
-        file.sum(pieces);
+        file.sum(pieces)?;
         at += output.bytes();
         progress(Step::Tensor(output));
     }

@@ -22,9 +22,8 @@ impl Adapters {
     /// `work` is `merge:COMBINATION`, with PEFT's name of it.
     pub fn new(work: &str) -> Result<Self> {
         let combination = work.trim_start_matches("merge:").to_owned();
-        let normal = |shape: &[i64], seed| {
-            Init::Normal(0.02).tensor(shape, seed, Kind::Float, Device::Cpu)
-        };
+        let normal =
+            |shape: &[i64], seed| Init::Normal(0.02).tensor(shape, seed, Kind::Float, Device::Cpu);
         let change = |site: u64, j: u64| -> modl_core::Result<Option<Change>> {
             let seed = Seed(site).nth(j);
             let down: Tensor = normal(&[RANK, WIDTH], seed.child("down"))?;
