@@ -48,9 +48,11 @@ impl<F: Fn(&Chunk, usize, &mut [f32]) + Send + Sync> Ranked for F {}
 
 /// Numbers of a piece that are in the sample, at least; rows are whole.
 const SAMPLED: usize = 512;
-/// How far around its place in the sample the k-th is looked for, as a share of all numbers. Numbers of
-/// one row are alike, so that a sample of rows says less than its size promises.
+/// How far around its place in the sample the k-th is looked for, as a share of all numbers: so much at
+/// least, since numbers of one row are alike, so that a sample of rows says less than its size promises,
+/// and so many deviations of a place in a sample of n, of which ½ ⁄ √n is the largest.
 const AROUND: f64 = 0.02;
+const DEVIATIONS: f64 = 4.0;
 
 /// The `k` largest for each of some rankings of a group's places.
 ///
@@ -127,14 +129,15 @@ fn by_sample(group: &Group, k: &[u64], rank: &impl Ranked) -> Result<Vec<Option<
             let mut bits: Vec<u32> =
                 sampled.iter().filter_map(|s| s.get(r)).flatten().copied().collect();
             let (share, n) = (*k as f64 / group.len().max(1) as f64, bits.len() as f64);
+            let around = AROUND.max(DEVIATIONS * 0.5 / n.max(1.0).sqrt());
             let mut at = |share: f64| {
                 let place = (share * n) as usize;
                 let found =
                     (place < bits.len()).then(|| bits.select_nth_unstable_by(place, larger));
                 found.map(|(_, found, _)| *found)
             };
-            let high = if share < AROUND { None } else { at(share - AROUND) };
-            (at(share + AROUND).unwrap_or(0), high.unwrap_or(u32::MAX))
+            let high = if share < around { None } else { at(share - around) };
+            (at(share + around).unwrap_or(0), high.unwrap_or(u32::MAX))
         })
         .collect();
     // Of each piece: how many lie above, and those that lie between.

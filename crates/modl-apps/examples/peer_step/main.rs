@@ -4,14 +4,17 @@
 //! usage: peer_step MODEL WORK f32|bf16 DROPOUT THREADS
 //!
 //! WORK is `forward` (the backbone alone), `lora` or `dora` (forward with one such module), `train`
-//! (a step of training a LoRA) or `checkpointed` (the same with activation checkpointing); or
-//! `mixture:EXPERTS:INNER:TOKENS:train|infer`, a mixture of experts without a backbone.
+//! (a step of training a LoRA) or `checkpointed` (the same with activation checkpointing); or,
+//! without a backbone, `mixture:EXPERTS:INNER:TOKENS:train|infer`, a mixture of experts, or
+//! `merge:COMBINATION`, eight LoRAs merged into one.
 
+mod adapters;
 mod mixture;
 
 use std::io::{BufRead, Write};
 use std::time::Instant;
 
+use adapters::Adapters;
 use anyhow::{Context as _, Result, bail};
 use mixture::Mixture;
 use modl_aggregate::WeightedSum;
@@ -142,6 +145,10 @@ fn main() -> Result<()> {
             let bf16 = args.get(2).is_some_and(|dtype| dtype == "bf16");
             let mixture = Mixture::new(work, if bf16 { Kind::BFloat16 } else { Kind::Float })?;
             Box::new(move || mixture.run())
+        }
+        Some(work) if work.starts_with("merge:") => {
+            let adapters = Adapters::new(work)?;
+            Box::new(move || adapters.run())
         }
         _ => {
             let mut work = Work::new(&args, batches)?;
