@@ -139,7 +139,7 @@ pub fn match_weights(
 ) -> Result<Matched> {
     let fitted = layers.fitted(a)?;
     let float = |t: &Tensor| t.detach()?.to_kind(Kind::Float);
-    let (a, mut moved) = (a.map(|_, t| float(t))?, b.map(|_, t| float(t))?);
+    let (a, moved) = (a.map(|_, t| float(t))?, b.map(|_, t| float(t))?);
     let mut names: Vec<&str> =
         fitted.iter().flat_map(|(x, _)| x.iter().map(|(n, _)| n.as_str())).collect();
     names.sort_unstable();

@@ -75,6 +75,14 @@ fn evolution_finds_the_optimum_of_a_bent_bowl_within_bounds_and_out_of_them() ->
         assert!((found.loss - 1.0).abs() < 1e-6, "{found:?}");
         assert!(found.weights.iter().all(|w| (-1.0..=1.5).contains(w)));
     }
+    // Long after the optimum: no weight is ever no number, and the search ends by itself.
+    let (mut measured, long) = (0, Evolution { evaluations: 60_000, ..Evolution::default() });
+    let found = long.minimize(&[0.0; 3], |w| {
+        measured += 1;
+        assert!(w.iter().all(|w| w.is_finite()), "{w:?} after {measured}");
+        bowl(w)
+    })?;
+    assert!(found.loss < 1e-20 && measured < 60_000, "{found:?} {measured}");
     let none = Evolution::default().minimize(&[], |_| Ok(0.0));
     assert!(none.unwrap_err().to_string().contains("no weight"));
     assert!(Evolution::default().minimize(&[0.0], |_| Ok(f64::NAN)).is_err());
