@@ -7,7 +7,7 @@ use modl_core::{Error, Result, Seed};
 use rayon::prelude::*;
 
 use super::gram::{Gram, inner};
-use super::{Elements, Spec, Statistics};
+use super::{Elements, Largest, Spec, Statistics};
 
 /// Numbers that are worked on together. Few enough that those of some models stay in a core's cache;
 /// the same for any number of threads, so that sums are rounded alike.
@@ -26,6 +26,9 @@ pub struct Group<'a> {
     pub base: Option<usize>,
     /// Where random choices in this tensor come from.
     pub seed: Seed,
+    /// For each input that is not the base: which of its numbers are among the largest of the whole
+    /// model. Known where the method has asked for it.
+    pub among: Option<Vec<Largest>>,
     /// Whether chunks hold whole rows.
     by_rows: bool,
     /// Whether chunks hold the inputs' statistics.
@@ -115,7 +118,8 @@ impl Chunk<'_> {
 impl<'a> Group<'a> {
     /// Tensors without a base, whose chunks need not hold whole rows.
     pub fn new(name: &'a str, shape: &'a [usize], inputs: Vec<Input<'a>>, seed: Seed) -> Self {
-        Group { name, shape, inputs, base: None, seed, by_rows: false, with_statistics: false }
+        let (by_rows, with_statistics) = (false, false);
+        Group { name, shape, inputs, base: None, seed, among: None, by_rows, with_statistics }
     }
 
     /// Names one of the inputs, or none, as the base.

@@ -7,11 +7,10 @@
 //! equal magnitudes those are taken that come first (or last), as a stable sort would.
 
 use modl_core::Result;
+use rayon::prelude::*;
 
+use super::counting::{BUCKETS, by_counts, sums};
 use super::{Chunk, Group};
-
-/// Buckets of a pass: one for each half of the bits.
-const BUCKETS: usize = 1 << 16;
 
 /// Which numbers are among the k largest.
 #[derive(Debug, Clone)]
@@ -35,6 +34,14 @@ pub enum Ties {
     Last,
 }
 
+/// Bytes of memory at most for some rankings of so many numbers, beside the pieces that are ranked: a
+/// table for each and each thread, or twice what lies between the bounds that a sample gives.
+pub(super) fn bytes(len: usize, rankings: usize, threads: usize) -> u64 {
+    let tables = 2 * (threads + 1) * BUCKETS * 8;
+    let between = (len as f64 * 2.0 * AROUND) as usize * 2 * 4;
+    (rankings * (tables + between)) as u64
+}
+
 /// What is ranked: writes the magnitudes of a piece, for one of several rankings.
 pub trait Ranked: Fn(&Chunk, usize, &mut [f32]) + Send + Sync {}
 impl<F: Fn(&Chunk, usize, &mut [f32]) + Send + Sync> Ranked for F {}
@@ -53,32 +60,51 @@ pub fn largest(group: &Group, k: &[usize], ties: Ties, rank: impl Ranked) -> Res
     let k: Vec<u64> = k.iter().map(|k| (*k).min(group.len()) as u64).collect();
     let mut places = by_sample(group, &k, &rank)?;
     if places.iter().zip(&k).any(|(place, k)| *k > 0 && place.is_none()) {
-        places = by_counts(group, &k, &rank)?;
+        places = by_counts(&[group], &k, &|_: &Group, c: &Chunk, r, out: &mut [f32]| {
+            rank(c, r, out);
+        })?;
     }
-    let mut all = Vec::with_capacity(k.len());
-    for (r, place) in places.into_iter().enumerate() {
-        let Some(Kth { bits, left, equal }) = place else {
-            all.push(Largest { bits: 0, taken: 0..0, before: Vec::new(), none: true });
-            continue;
+    Ok(places.into_iter().map(|place| Largest::of(place, ties)).collect())
+}
+
+/// The `k` largest of all groups together, as if they were one after the other; for each group those
+/// of each ranking. Little is kept, however large they are, and all is read two or three times.
+///
+/// # Errors
+/// Where a tensor cannot be read.
+pub fn largest_over(
+    groups: &[&Group],
+    k: &[usize],
+    ties: Ties,
+    rank: impl Fn(&Group, &Chunk, usize, &mut [f32]) + Send + Sync,
+) -> Result<Vec<Vec<Largest>>> {
+    let len: usize = groups.iter().map(|g| g.len()).sum();
+    let k: Vec<u64> = k.iter().map(|k| (*k).min(len) as u64).collect();
+    let places = by_counts(groups, &k, &rank)?;
+    let all: Vec<Largest> = places.into_iter().map(|place| Largest::of(place, ties)).collect();
+    let mut piece = 0;
+    let one = |group: &&Group| {
+        let pieces = piece..piece + group.chunks();
+        piece = pieces.end;
+        let own = |largest: &Largest| {
+            let before = largest.before.get(pieces.clone()).unwrap_or_default().to_vec();
+            Largest { before, ..largest.clone() }
         };
-        let taken = match ties {
-            Ties::First => 0..left,
-            Ties::Last => equal - left..equal,
-        };
-        let before = if left == equal { Vec::new() } else { before(group, r, &rank, bits)? };
-        all.push(Largest { bits, taken, before, none: false });
-    }
-    Ok(all)
+        all.iter().map(own).collect()
+    };
+    Ok(groups.iter().map(one).collect())
 }
 
 /// The k-th largest magnitude.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Kth {
-    bits: u32,
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Kth {
+    pub(super) bits: u32,
     /// How many of this magnitude are among the k.
-    left: u64,
+    pub(super) left: u64,
     /// How many there are of this magnitude.
-    equal: u64,
+    pub(super) equal: u64,
+    /// How many of this magnitude come before each piece; empty where all of them are among the k.
+    pub(super) before: Vec<u64>,
 }
 
 /// The k-th of each ranking out of those that lie where a sample says that it is; `None` where it does
@@ -93,14 +119,18 @@ fn by_sample(group: &Group, k: &[u64], rank: &impl Ranked) -> Result<Vec<Option<
         ranked.collect::<Vec<Vec<u32>>>()
     })?;
     let ranges: Vec<(u32, u32)> = k
-        .iter()
+        .par_iter()
         .enumerate()
         .map(|(r, k)| {
             let mut bits: Vec<u32> =
                 sampled.iter().filter_map(|s| s.get(r)).flatten().copied().collect();
-            bits.sort_unstable_by(|a, b| b.cmp(a));
             let (share, n) = (*k as f64 / group.len().max(1) as f64, bits.len() as f64);
-            let at = |share: f64| bits.get((share * n) as usize).copied();
+            let mut at = |share: f64| {
+                let place = (share * n) as usize;
+                let found =
+                    (place < bits.len()).then(|| bits.select_nth_unstable_by(place, larger));
+                found.map(|(_, found, _)| *found)
+            };
             let high = if share < AROUND { None } else { at(share - AROUND) };
             (at(share + AROUND).unwrap_or(0), high.unwrap_or(u32::MAX))
         })
@@ -108,121 +138,65 @@ fn by_sample(group: &Group, k: &[u64], rank: &impl Ranked) -> Result<Vec<Option<
     // Of each piece: how many lie above, and those that lie between.
     let parts = group.each(|chunk| {
         let mut values = vec![0.0; chunk.len()];
+        let mut between = vec![0; chunk.len()];
         let one = |(r, (low, high)): (usize, &(u32, u32))| {
             rank(chunk, r, &mut values);
-            let (mut above, mut between) = (0u64, Vec::with_capacity(chunk.len() / 16));
-            // Magnitudes as signed numbers, which a processor compares many at a time.
-            let [low, high] = [*low, *high].map(|b| b.min(i32::MAX as u32) as i32);
-            for values in values.chunks(64) {
-                let (mut more, mut any) = (0, 0);
-                for x in values {
-                    let bits = magnitude(*x) as i32;
-                    more += i32::from(bits > high);
-                    any |= i32::from(bits >= low) & i32::from(bits <= high);
+            let (mut above, mut found) = (0, 0);
+            let width = high.wrapping_sub(*low);
+            // Every number is written where the next one of those between belongs: a branch for the
+            // few in a hundred would be guessed wrongly too often.
+            for x in &values {
+                let bits = magnitude(*x);
+                above += u64::from(bits > *high);
+                if let Some(next) = between.get_mut(found) {
+                    *next = bits;
                 }
-                above += more as u64;
-                if any != 0 {
-                    let bits = values.iter().map(|x| magnitude(*x));
-                    between.extend(bits.filter(|b| (low..=high).contains(&(*b as i32))));
-                }
+                found += usize::from(bits.wrapping_sub(*low) <= width);
             }
-            (above, between)
+            (above, between.get(..found).unwrap_or_default().to_vec())
         };
         Ok(ranges.iter().enumerate().map(one).collect::<Vec<_>>())
     })?;
-    let found = k.iter().enumerate().map(|(r, k)| {
+    let found = k.par_iter().enumerate().map(|(r, k)| {
         let parts = parts.iter().filter_map(|p| p.get(r));
         let above: u64 = parts.clone().map(|(above, _)| above).sum();
-        let mut between: Vec<u32> = parts.flat_map(|(_, between)| between).copied().collect();
+        let mut between: Vec<u32> =
+            parts.clone().flat_map(|(_, between)| between).copied().collect();
         let left = k.checked_sub(above).filter(|left| *left > 0)?;
         let at = usize::try_from(left - 1).ok().filter(|at| *at < between.len())?;
-        let (larger, bits, others) = between.select_nth_unstable_by(at, |a, b| b.cmp(a));
+        let (first, bits, others) = between.select_nth_unstable_by(at, larger);
         let bits = *bits;
-        let strictly = larger.iter().filter(|b| **b > bits).count() as u64;
-        let same = larger.len() as u64 - strictly + 1;
-        let equal = same + others.iter().filter(|b| **b == bits).count() as u64;
-        Some(Kth { bits, left: same, equal })
+        let same = |all: &[u32]| all.iter().filter(|b| **b == bits).count() as u64;
+        let left = same(first) + 1;
+        let equal = left + same(others);
+        let before =
+            if left == equal { Vec::new() } else { sums(parts.map(|(_, between)| same(between))) };
+        Some(Kth { bits, left, equal, before })
     });
     Ok(found.collect())
 }
 
-/// The k-th of each ranking by counting.
-fn by_counts(group: &Group, k: &[u64], rank: &impl Ranked) -> Result<Vec<Option<Kth>>> {
-    let wanted: Vec<usize> = (0..k.len()).collect();
-    let upper = count(group, &wanted, rank, |_, bits| Some(bits >> 16))?;
-    let halves = upper.iter().zip(k).map(|(counts, k)| (*k > 0).then(|| kth(counts, *k)));
-    let halves: Vec<Option<(usize, u64)>> = halves.collect();
-    let lower = count(group, &wanted, rank, |r, bits| {
-        let half = halves.get(r).copied().flatten().map(|(half, _)| half as u32);
-        (half == Some(bits >> 16)).then_some(bits & 0xFFFF)
-    })?;
-    let found = halves.into_iter().zip(&lower).map(|(half, counts)| {
-        let (half, left) = half?;
-        let (low, left) = kth(counts, left);
-        let equal = counts.get(low).copied().unwrap_or_default();
-        Some(Kth { bits: (half as u32) << 16 | low as u32, left, equal })
-    });
-    Ok(found.collect())
+/// The order from large to small.
+fn larger(a: &u32, b: &u32) -> std::cmp::Ordering {
+    b.cmp(a)
 }
 
-/// The bucket of the k-th largest, and how many of that bucket are among the k.
-fn kth(counts: &[u64], k: u64) -> (usize, u64) {
-    let mut left = k;
-    for (bucket, count) in counts.iter().enumerate().rev() {
-        if *count >= left {
-            return (bucket, left);
-        }
-        left -= count;
-    }
-    (0, left)
-}
-
-/// How many places of each ranking have each bucket.
-fn count(
-    group: &Group,
-    wanted: &[usize],
-    rank: &impl Ranked,
-    bucket: impl Fn(usize, u32) -> Option<u32> + Send + Sync,
-) -> Result<Vec<Vec<u64>>> {
-    group
-        .counts(wanted.len() * BUCKETS, |chunk, counts, scratch| {
-            scratch.resize(chunk.len(), 0.0);
-            for (r, counts) in counts.chunks_exact_mut(BUCKETS).enumerate() {
-                rank(chunk, r, scratch);
-                for x in scratch.iter() {
-                    if let Some(c) =
-                        bucket(r, magnitude(*x)).and_then(|b| counts.get_mut(b as usize))
-                    {
-                        *c += 1;
-                    }
-                }
-            }
-        })
-        .map(|counts| counts.chunks(BUCKETS).map(<[u64]>::to_vec).collect())
-}
-
-/// How many numbers of exactly these bits come before each piece.
-fn before(group: &Group, r: usize, rank: &impl Ranked, bits: u32) -> Result<Vec<u64>> {
-    let mut total = 0;
-    let counts = group.each(|chunk| {
-        let mut values = vec![0.0; chunk.len()];
-        rank(chunk, r, &mut values);
-        Ok(values.iter().filter(|x| magnitude(**x) == bits).count() as u64)
-    })?;
-    Ok(counts
-        .into_iter()
-        .map(|n| {
-            total += n;
-            total - n
-        })
-        .collect())
-}
-
-fn magnitude(x: f32) -> u32 {
+pub(super) fn magnitude(x: f32) -> u32 {
     x.to_bits() & 0x7FFF_FFFF
 }
 
 impl Largest {
+    fn of(place: Option<Kth>, ties: Ties) -> Self {
+        let Some(Kth { bits, left, equal, before }) = place else {
+            return Largest { bits: 0, taken: 0..0, before: Vec::new(), none: true };
+        };
+        let taken = match ties {
+            Ties::First => 0..left,
+            Ties::Last => equal - left..equal,
+        };
+        Largest { bits, taken, before, none: false }
+    }
+
     /// The smallest magnitude that is among them.
     pub fn least(&self) -> f32 {
         f32::from_bits(self.bits)
@@ -273,6 +247,11 @@ mod tests {
     use super::*;
     use crate::merge::Input;
 
+    /// The numbers of the first input.
+    fn first(_: &Group, c: &Chunk, _: usize, out: &mut [f32]) {
+        out.copy_from_slice(c.of(0));
+    }
+
     proptest! {
         /// A stable sort is the reference.
         #[test]
@@ -287,10 +266,10 @@ mod tests {
             let inputs = vec![Input::new("m", &values)];
             let group = Group::new("t", &shape, inputs, Seed(0));
             let ties = if last { Ties::Last } else { Ties::First };
-            let rank = |c: &Chunk, _: usize, out: &mut [f32]| out.copy_from_slice(c.of(0));
+            let rank = |c: &Chunk, r: usize, out: &mut [f32]| first(&group, c, r, out);
             let found = largest(&group, &[k], ties, rank).unwrap();
             let wanted = [k.min(values.len()) as u64];
-            let counted = by_counts(&group, &wanted, &rank).unwrap();
+            let counted = by_counts(&[&group], &wanted, &first).unwrap();
             prop_assert_eq!(by_sample(&group, &wanted, &rank).unwrap(), counted);
 
             let k = k.min(values.len());
@@ -324,13 +303,13 @@ mod tests {
             let shape = [n];
             let inputs = || vec![Input::new("m", &values)];
             let group = Group::new("t", &shape, inputs(), Seed(0));
-            let rank = |c: &Chunk, _: usize, out: &mut [f32]| out.copy_from_slice(c.of(0));
+            let rank = |c: &Chunk, r: usize, out: &mut [f32]| first(&group, c, r, out);
             let mut sorted: Vec<f32> = values.iter().map(|x| x.abs()).collect();
             sorted.sort_by(|a, b| b.total_cmp(a));
             let mut missed = 0;
             for k in [1, 3, 1000, n / 2, n - 1, n] {
-                let counted = by_counts(&group, &[k as u64], &rank).unwrap();
-                assert_eq!(f32::from_bits(counted[0].unwrap().bits), sorted[k - 1]);
+                let counted = by_counts(&[&group], &[k as u64], &first).unwrap();
+                assert_eq!(f32::from_bits(counted[0].as_ref().unwrap().bits), sorted[k - 1]);
                 let sampled = by_sample(&group, &[k as u64], &rank).unwrap();
                 missed += usize::from(sampled[0].is_none());
                 assert!(sampled == counted || sampled[0].is_none());

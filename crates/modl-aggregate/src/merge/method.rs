@@ -8,7 +8,7 @@ use std::ops::RangeInclusive;
 use modl_core::{Error, Result};
 use serde_json::Value;
 
-use super::{Chunk, Group};
+use super::{Chunk, Group, Largest};
 
 /// A way to make one model of several, tensor by tensor.
 ///
@@ -24,6 +24,15 @@ pub trait MergeMethod: Debug + Send + Sync {
     /// # Errors
     /// Where the settings do not fit the tensors.
     fn prepare<'a>(&self, group: &'a Group, settings: &Settings) -> Result<Blend<'a>>;
+
+    /// Looks at all tensors together, before any is prepared: what it finds of each comes back to it in
+    /// [`Group::among`]. Most methods look at each tensor alone.
+    ///
+    /// # Errors
+    /// Where the settings do not fit.
+    fn over_model(&self, _tensors: &[(&Group, &Settings)]) -> Result<Option<Vec<Vec<Largest>>>> {
+        Ok(None)
+    }
 }
 
 /// The formula of a prepared group: writes the merged numbers of a piece, all of `out`.
@@ -46,6 +55,8 @@ pub struct Spec {
     pub models: (usize, usize),
     /// Whether pieces are to hold whole rows (the last dimension).
     pub by_rows: bool,
+    /// Whether it selects the largest of a tensor's numbers, which takes memory.
+    pub selects: bool,
     /// What it reads beside the tensors of each model.
     pub statistics: Option<Statistics>,
 }
@@ -83,8 +94,8 @@ impl Spec {
     pub const fn new(name: &'static str, title: &'static str, citation: &'static str) -> Self {
         let (settings, base): (&[Setting], _) = (&[], Base::Input);
         let models = (1, usize::MAX);
-        let (by_rows, statistics) = (false, None);
-        Spec { name, title, citation, settings, base, models, by_rows, statistics }
+        let (by_rows, selects, statistics) = (false, false, None);
+        Spec { name, title, citation, settings, base, models, by_rows, selects, statistics }
     }
 
     /// With these settings.
@@ -110,6 +121,11 @@ impl Spec {
     /// With pieces of whole rows.
     pub const fn by_rows(self) -> Self {
         Spec { by_rows: true, ..self }
+    }
+
+    /// With a selection of the largest numbers.
+    pub const fn selects(self) -> Self {
+        Spec { selects: true, ..self }
     }
 
     /// With such a file beside each model.

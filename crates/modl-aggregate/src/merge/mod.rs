@@ -7,6 +7,7 @@
 //! | `group.rs` | the tensors of all models that become one, in pieces |
 //! | `gram.rs` | inner products of whole tensors |
 //! | `largest.rs` | the k largest of many numbers, without sorting |
+//! | `counting.rs` | the same by counting, over several tensors, too |
 //! | `elements.rs` | numbers in memory or in a file |
 //! | `methods.rs` | names to methods |
 //! | `source.rs` | a model on disk: where each tensor is |
@@ -15,6 +16,7 @@
 //! | `diagnose.rs` | how models get on with each other, and what the result keeps |
 //! | `run.rs`, `shard.rs` | the engine: writes the result, and goes on where it was stopped |
 
+mod counting;
 mod diagnose;
 mod elements;
 mod gram;
@@ -33,7 +35,7 @@ pub use elements::{Elements, Stored};
 pub use gram::Gram;
 pub(crate) use gram::inner;
 pub use group::{Chunk, Group, Input, uniform};
-pub use largest::{Largest, Ranked, Ties, largest};
+pub use largest::{Largest, Ranked, Ties, largest, largest_over};
 pub use method::{Base, Blend, MergeMethod, Of, Scalar, Setting, Settings, Spec, Statistics};
 pub use methods::{MergeMethods, merge_group};
 pub use plan::{Cost, Output, Plan, Shard};

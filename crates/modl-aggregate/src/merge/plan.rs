@@ -9,7 +9,8 @@ use safetensors::Dtype;
 use sha2::{Digest, Sha256};
 
 use super::elements::{Stored, width};
-use super::{Group, Input, MergeMethods, Settings, Source, Statistics, Vocabulary};
+use super::vocabulary::Reordered;
+use super::{Group, Input, MergeMethods, Settings, Source, Statistics, Vocabulary, largest};
 
 /// How the files with tensors are called.
 pub(super) const STEM: &str = "model";
@@ -64,6 +65,13 @@ impl Output {
         let n: u64 = self.shape.iter().map(|n| *n as u64).product();
         n * self.dtype.bitsize() as u64 / 8
     }
+
+    /// Its tensors in the order of its vocabulary; none where it has none.
+    pub(crate) fn reordered<'a>(&'a self, stored: &'a [Stored<'a>]) -> Vec<Reordered<'a>> {
+        let width = self.shape.iter().skip(1).product();
+        let rows = self.vocabulary.iter().flat_map(|v| &v.rows);
+        rows.map(|rows| Reordered::new(stored, rows, width)).collect()
+    }
 }
 
 /// A file of the result.
@@ -110,12 +118,16 @@ impl Plan {
             let inputs = output.inputs.iter().map(|_| Input::new("", &NONE)).collect();
             let group = Group::new(&output.name, &output.shape, inputs, self.seed).cut_for(&spec);
             // A thread holds a piece of each input, as much again for what a method makes of them,
-            // and the bytes that go out; selections hold a table for each model and thread.
-            let tables = 3 * (output.inputs.len() as u64) * 8 * (1 << 16);
-            let pieces = threads as u64 * (3 * group.chunk_bytes() as u64 + tables);
+            // and the bytes that go out.
+            let pieces = threads as u64 * 3 * group.chunk_bytes() as u64;
+            let selection = if spec.selects {
+                largest::bytes(group.len(), output.inputs.len() + 1, threads)
+            } else {
+                0
+            };
             let (more, whole) = self.statistics_cost(output, spec.statistics)?;
             read += more;
-            memory = memory.max(pieces + whole);
+            memory = memory.max(pieces + selection + whole);
         }
         let written = self.outputs.iter().map(Output::bytes).sum();
         Ok(Cost { read, written, memory })
@@ -150,6 +162,13 @@ impl Plan {
         self.texts.iter().for_each(|t| add(format!("{t:?}")));
         let digest = hash.finalize();
         digest.iter().map(|b| format!("{b:02x}")).collect()
+    }
+
+    /// The tensors that one comes of, as they are stored.
+    pub(crate) fn stored(&self, output: &Output) -> Result<Vec<Stored<'_>>> {
+        let one =
+            |(source, name): &(usize, String)| self.source(*source)?.elements(name, output.rounded);
+        output.inputs.iter().map(one).collect()
     }
 
     /// The statistics of each input of a tensor, where there are any.

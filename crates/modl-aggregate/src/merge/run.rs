@@ -10,15 +10,18 @@ use std::path::{Path, PathBuf};
 
 use modl_core::checkpoint::write_whole;
 use modl_core::{Error, Result, ResultExt};
+use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::elements::with_bytes;
+use super::elements::{Stored, with_bytes};
 use super::plan::STEM;
 use super::shard::{ShardFile, Sum};
 use super::source::read_json;
 use super::vocabulary::Reordered;
-use super::{Elements, Group, Input, MergeMethod, MergeMethods, Output, Plan, Shard};
+use super::{
+    Blend, Elements, Group, Input, MergeMethod, MergeMethods, Output, Plan, Settings, Shard, Spec,
+};
 
 /// Bytes that are copied together.
 const COPIED: u64 = 1 << 20;
@@ -59,17 +62,75 @@ pub fn run(
     let work = work_folder(out)?;
     let state_file = work.join("merge.json");
     let mut state = started(plan, &work, &state_file)?;
-    for shard in &shards {
-        let path = work.join(&shard.file);
-        if state.shards.get(&shard.file).is_some_and(|sum| sum.holds(&path)) {
-            progress(Step::Kept(&shard.file));
-            continue;
+    with_groups(plan, &method.spec(), |groups| {
+        let done = |state: &State, shard: &Shard| {
+            let sum = state.shards.get(&shard.file);
+            sum.is_some_and(|sum| sum.holds(&work.join(&shard.file)))
+        };
+        let kept: Vec<bool> = shards.iter().map(|shard| done(&state, shard)).collect();
+        if kept.contains(&false) {
+            look_over_model(plan, method, groups)?;
         }
-        let sum = write(plan, method, shard, path, &mut progress)?;
-        state.shards.insert(shard.file.clone(), sum);
-        save(&state, &state_file)?;
-    }
+        for (shard, kept) in shards.iter().zip(kept) {
+            if kept {
+                progress(Step::Kept(&shard.file));
+                continue;
+            }
+            let path = work.join(&shard.file);
+            let sum = write(plan, method, shard, groups, path, &mut progress)?;
+            state.shards.insert(shard.file.clone(), sum);
+            save(&state, &state_file)?;
+        }
+        Ok(())
+    })?;
     finish(plan, &shards, &work, &state_file, out)
+}
+
+/// Calls `work` with the tensors that each output comes of.
+fn with_groups(
+    plan: &Plan,
+    spec: &Spec,
+    work: impl FnOnce(&mut [Group]) -> Result<()>,
+) -> Result<()> {
+    let stored = plan.outputs.iter().map(|output| plan.stored(output));
+    let stored: Vec<Vec<Stored>> = stored.collect::<Result<_>>()?;
+    let reordered: Vec<Vec<Reordered>> =
+        plan.outputs.iter().zip(&stored).map(|(o, stored)| o.reordered(stored)).collect();
+    let statistics = plan.outputs.iter().map(|output| plan.statistics(output));
+    let statistics: Vec<Vec<Option<Stored>>> = statistics.collect::<Result<_>>()?;
+    let mut groups = Vec::with_capacity(plan.outputs.len());
+    for (n, output) in plan.outputs.iter().enumerate() {
+        let of = |i: usize| -> Option<&dyn Elements> {
+            match reordered.get(n).and_then(|all| all.get(i)) {
+                Some(reordered) => Some(reordered),
+                None => stored.get(n)?.get(i).map(|s| s as &dyn Elements),
+            }
+        };
+        let known = |i: usize| {
+            let known = statistics.get(n).and_then(|all| all.get(i)?.as_ref());
+            known.map(|s| s as &dyn Elements)
+        };
+        let mut inputs = Vec::with_capacity(output.inputs.len());
+        for (i, (source, _)) in output.inputs.iter().enumerate() {
+            let Some(elements) = of(i) else { continue };
+            let model = plan.source(*source)?.name.as_str();
+            inputs.push(Input::new(model, elements).with_statistics(known(i)));
+        }
+        let group = Group::new(&output.name, &output.shape, inputs, plan.seed);
+        groups.push(group.cut_for(spec).with_base(output.base));
+    }
+    work(&mut groups)
+}
+
+/// Lets a method look at all tensors that it is going to merge.
+fn look_over_model(plan: &Plan, method: &dyn MergeMethod, groups: &mut [Group]) -> Result<()> {
+    let merged = || plan.outputs.iter().map(|output| output.settings.as_ref());
+    let tensors: Vec<(&Group, &Settings)> =
+        groups.iter().zip(merged()).filter_map(|(group, s)| Some((group, s?))).collect();
+    let Some(found) = method.over_model(&tensors)? else { return Ok(()) };
+    let groups = groups.iter_mut().zip(merged()).filter(|(_, settings)| settings.is_some());
+    groups.zip(found).for_each(|((group, _), among)| group.among = Some(among));
+    Ok(())
 }
 
 /// Where a merge into `out` is made.
@@ -127,18 +188,23 @@ fn write(
     plan: &Plan,
     method: &dyn MergeMethod,
     shard: &Shard,
+    groups: &[Group],
     path: PathBuf,
     progress: &mut impl FnMut(Step),
 ) -> Result<Sum> {
     let outputs = plan.outputs.get(shard.outputs.clone()).unwrap_or_default();
+    let groups = groups.get(shard.outputs.clone()).unwrap_or_default();
     let mut file = ShardFile::create(path, outputs)?;
     let mut at = 0;
-    for output in outputs {
+    for (output, group) in outputs.iter().zip(groups) {
         let pieces = match &output.settings {
             None => copy(plan, output, &file, at)?,
-            Some(_) => merge(plan, method, output, &file, at).at(&output.name)?,
+            Some(settings) => {
+                let blend = method.prepare(group, settings).at(&output.name)?;
+                merge(plan, group, &blend, output.dtype, &file, at).at(&output.name)?
+            }
         };
-        file.sum(pieces);
+        file.sum(pieces)?;
         at += output.bytes();
         progress(Step::Tensor(output));
     }
@@ -164,48 +230,22 @@ fn copy(plan: &Plan, output: &Output, file: &ShardFile, at: u64) -> Result<Piece
 /// Merges one tensor.
 fn merge(
     plan: &Plan,
-    method: &dyn MergeMethod,
-    output: &Output,
+    group: &Group,
+    blend: &Blend,
+    dtype: Dtype,
     file: &ShardFile,
     at: u64,
 ) -> Result<Pieces> {
-    let (mut models, mut stored) = (Vec::new(), Vec::new());
-    for (source, name) in &output.inputs {
-        let source = plan.source(*source)?;
-        models.push(source.name.as_str());
-        stored.push(source.elements(name, output.rounded)?);
-    }
-    let width = output.shape.iter().skip(1).product();
-    let reordered: Vec<Reordered> = output
-        .vocabulary
-        .iter()
-        .flat_map(|v| v.rows.iter().map(|rows| Reordered::new(&stored, rows, width)))
-        .collect();
-    let statistics = plan.statistics(output)?;
-    let inputs = models.iter().zip(&statistics).enumerate().filter_map(|(i, (model, known))| {
-        let elements: &dyn Elements = match reordered.get(i) {
-            Some(reordered) => reordered,
-            None => stored.get(i)?,
-        };
-        let known = known.as_ref().map(|s| s as &dyn Elements);
-        Some(Input::new(model, elements).with_statistics(known))
-    });
-    let inputs = inputs.collect();
-    let group = Group::new(&output.name, &output.shape, inputs, plan.seed)
-        .cut_for(&method.spec())
-        .with_base(output.base);
-    let Some(settings) = &output.settings else { return Ok(Vec::new()) };
-    let blend = method.prepare(&group, settings)?;
-    let size = (output.dtype.bitsize() / 8) as u64;
+    let size = (dtype.bitsize() / 8) as u64;
     group.each(|chunk| {
         if !plan.allow_nan {
-            for (i, model) in models.iter().enumerate() {
-                finite(model, chunk.of(i), chunk.start)?;
+            for (i, input) in group.inputs.iter().enumerate() {
+                finite(input.model, chunk.of(i), chunk.start)?;
             }
         }
         let mut values = vec![0.0; chunk.len()];
         blend(chunk, &mut values);
-        with_bytes(&values, output.dtype, |bytes| {
+        with_bytes(&values, dtype, |bytes| {
             Ok((file.write(bytes, at + chunk.start as u64 * size)?, bytes.len() as u64))
         })
     })

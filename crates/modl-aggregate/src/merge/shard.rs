@@ -1,7 +1,9 @@
 //! One file of a result: its header first, then tensors from all threads, each at its place.
 
 use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
 
 use modl_core::{Error, Result};
 use serde_json::{Map, Value, json};
@@ -20,7 +22,13 @@ pub(crate) struct ShardFile {
     crc: crc32fast::Hasher,
     /// Bytes whose sum is in `crc`.
     summed: u64,
+    /// Bytes up to which the file has been sent to the disk, or is being sent.
+    sent: u64,
+    sending: Option<JoinHandle<io::Result<()>>>,
 }
+
+/// Bytes that are sent to the disk together, while others are computed.
+const SENT: u64 = 32 << 20;
 
 /// What tells a finished file: its length and CRC-32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -44,7 +52,7 @@ impl ShardFile {
         write_at(&file, &temporary, &header, 0)?;
         let mut crc = crc32fast::Hasher::new();
         crc.update(&header);
-        Ok(ShardFile { path, temporary, file, start, crc, summed: start })
+        Ok(ShardFile { path, temporary, file, start, crc, summed: start, sent: 0, sending: None })
     }
 
     /// Writes bytes of the data section from `at` on, from any thread; gives their sum.
@@ -55,26 +63,53 @@ impl ShardFile {
         Ok(crc)
     }
 
-    /// Adds the sums of pieces, in their order.
-    pub(crate) fn sum(&mut self, pieces: impl IntoIterator<Item = (crc32fast::Hasher, u64)>) {
+    /// Adds the sums of pieces that are written, in their order.
+    pub(crate) fn sum(
+        &mut self,
+        pieces: impl IntoIterator<Item = (crc32fast::Hasher, u64)>,
+    ) -> Result<()> {
         for (crc, bytes) in pieces {
             self.crc.combine(&crc);
             self.summed += bytes;
         }
+        let idle = self.sending.as_ref().is_none_or(JoinHandle::is_finished);
+        if self.summed - self.sent < SENT || !idle {
+            return Ok(());
+        }
+        let mut send = || -> io::Result<()> {
+            sent(self.sending.take())?;
+            let file = self.file.try_clone()?;
+            self.sending = Some(std::thread::spawn(move || file.sync_data()));
+            Ok(())
+        };
+        self.sent = self.summed;
+        send().map_err(|e| unfinished(&self.path, &e))
     }
 
     /// Lets the file appear under its name, once it is on the disk.
     pub(crate) fn finish(self) -> Result<Sum> {
-        let finish = || -> std::io::Result<()> {
+        let finish = || -> io::Result<()> {
+            sent(self.sending)?;
             self.file.sync_all()?;
             fs::rename(&self.temporary, &self.path)
         };
-        finish().map_err(|e| {
-            let problem = format!("cannot be finished: {e}; make room and start again to go on");
-            Error::file(&self.path, problem)
-        })?;
+        finish().map_err(|e| unfinished(&self.path, &e))?;
         Ok(Sum { bytes: self.summed, crc32: self.crc.finalize() })
     }
+}
+
+/// Waits for what is being sent: its error is told once, and not again when the whole file is sent.
+fn sent(sending: Option<JoinHandle<io::Result<()>>>) -> io::Result<()> {
+    match sending.map(JoinHandle::join) {
+        Some(Err(_)) => Err(io::Error::other("the thread that sends it to the disk has ended")),
+        Some(Ok(sent)) => sent,
+        None => Ok(()),
+    }
+}
+
+fn unfinished(path: &Path, e: &io::Error) -> Error {
+    let problem = format!("cannot be finished: {e}; make room and start again to go on");
+    Error::file(path, problem)
 }
 
 impl Sum {

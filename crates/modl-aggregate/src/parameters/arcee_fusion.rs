@@ -18,6 +18,7 @@ impl MergeMethod for ArceeFusion {
         Spec::new("arcee_fusion", "Takes the changes that matter most", "arcee.ai")
             .base(Base::Required)
             .models(1..=1)
+            .selects()
             .by_rows()
     }
 

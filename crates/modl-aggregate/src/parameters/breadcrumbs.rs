@@ -36,7 +36,10 @@ impl MergeMethod for Breadcrumbs {
             true => ("breadcrumbs_ties", "Without outliers, then elect signs"),
             false => ("breadcrumbs", "Without outliers and small changes"),
         };
-        Spec::new(name, title, "Davari & Belilovsky 2024").settings(SETTINGS).base(Base::Required)
+        Spec::new(name, title, "Davari & Belilovsky 2024")
+            .settings(SETTINGS)
+            .base(Base::Required)
+            .selects()
     }
 
     fn prepare<'a>(&self, group: &'a Group, settings: &Settings) -> Result<Blend<'a>> {

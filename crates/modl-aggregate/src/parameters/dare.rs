@@ -3,7 +3,7 @@
 //! τ̃ = m ⊙ τ · s with m ~ Bernoulli(density); then the sum (`dare_linear`) or the election of signs
 //! (`dare_ties`) (Yu et al. 2024, arXiv 2311.03099). The paper, and PEFT, take s = 1 ⁄ density, so that
 //! E[τ̃] = τ; mergekit takes s = ‖τ‖₁ ⁄ ‖m ⊙ τ‖₁ of the tensor, which is near it where magnitudes are
-//! alike. `convention: peft` takes the former, and elects as PEFT's TIES.
+//! alike. `convention: peft` and `convention: paper` take the former, and elect as PEFT's TIES.
 //!
 //! What is dropped depends on the seed, the tensor's name and the model's place alone.
 
@@ -57,7 +57,7 @@ fn rescaling(settings: &Settings) -> Result<Rescale> {
     Ok(match (settings.flag("rescale")?, convention(settings)?) {
         (false, _) => Rescale::No,
         (true, Convention::Mergekit) => Rescale::L1,
-        (true, Convention::Peft) => Rescale::Density,
+        (true, Convention::Peft | Convention::Paper) => Rescale::Density,
     })
 }
 

@@ -19,6 +19,7 @@ impl MergeMethod for MagnitudePrune {
         Spec::new("magnitude_prune", "Sum of trimmed task vectors", "PEFT")
             .settings(SETTINGS)
             .base(Base::Required)
+            .selects()
     }
 
     fn prepare<'a>(&self, group: &'a Group, settings: &Settings) -> Result<Blend<'a>> {

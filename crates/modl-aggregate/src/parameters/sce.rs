@@ -25,6 +25,7 @@ impl MergeMethod for Sce {
         Spec::new("sce", "Select, calculate, erase", "Wan et al. 2024")
             .settings(SETTINGS)
             .base(Base::Required)
+            .selects()
     }
 
     fn prepare<'a>(&self, group: &'a Group, settings: &Settings) -> Result<Blend<'a>> {

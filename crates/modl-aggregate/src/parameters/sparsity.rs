@@ -2,7 +2,7 @@
 
 use modl_core::{Error, Result, Seed};
 
-use crate::merge::{Chunk, Group, Largest, Ties, largest, uniform};
+use crate::merge::{Chunk, Group, Largest, Ties, largest, largest_over, uniform};
 
 /// What is kept of one task vector, and the factor of what is kept.
 #[derive(Debug)]
@@ -100,24 +100,52 @@ pub(super) fn task_vector(chunk: &Chunk, input: usize, base: usize, tau: &mut [f
 /// The share of the largest magnitudes of each task vector; at least one number is kept.
 pub(super) fn trimmed(group: &Group, densities: &[f64]) -> Result<Vec<Keep>> {
     let (n, places) = (group.len(), ranked(group)?);
-    let k: Vec<usize> = densities
-        .iter()
-        .map(|d| if *d >= 1.0 || *d <= 0.0 { 0 } else { ((d * n as f64) as usize).max(1) })
-        .collect();
+    let k: Vec<usize> = densities.iter().map(|d| share_of(*d, n)).collect();
     let found =
         if k.iter().all(|k| *k == 0) { Vec::new() } else { rank(group, &k, Ties::First, places)? };
+    Ok(shares(found, densities))
+}
+
+/// The same of the numbers of all tensors together.
+pub(super) fn trimmed_over_model(group: &Group, densities: &[f64]) -> Result<Vec<Keep>> {
+    let none = || {
+        let problem = "keeps the largest numbers of a whole model, and this is one tensor; \
+                       choose `mergekit` or `peft`";
+        Error::invalid("convention paper", problem)
+    };
+    Ok(shares(group.among.clone().ok_or_else(none)?, densities))
+}
+
+fn shares(found: Vec<Largest>, densities: &[f64]) -> Vec<Keep> {
     let mut found = found.into_iter();
-    densities
-        .iter()
-        .map(|d| {
-            let largest = found.next();
-            Ok(match largest {
-                _ if *d >= 1.0 => Keep::All,
-                Some(largest) if *d > 0.0 => Keep::Largest(largest),
-                _ => Keep::None,
-            })
-        })
-        .collect()
+    let one = |d: &f64| match found.next() {
+        _ if *d >= 1.0 => Keep::All,
+        Some(largest) if *d > 0.0 => Keep::Largest(largest),
+        _ => Keep::None,
+    };
+    densities.iter().map(one).collect()
+}
+
+/// The share of the largest magnitudes of each task vector over all these tensors, at least one number:
+/// for each tensor what is among them.
+pub(super) fn largest_of_model(groups: &[&Group], densities: &[f64]) -> Result<Vec<Vec<Largest>>> {
+    let n = groups.iter().map(|g| g.len()).sum();
+    let k: Vec<usize> = densities.iter().map(|d| share_of(*d, n)).collect();
+    largest_over(
+        groups,
+        &k,
+        Ties::First,
+        |group: &Group, chunk: &Chunk, r: usize, out: &mut [f32]| {
+            if let (Some(base), Some(input)) = (group.base, group.others().get(r)) {
+                task_vector(chunk, *input, base, out);
+            }
+        },
+    )
+}
+
+/// How many numbers a share of so many is that is neither all nor none of them.
+fn share_of(density: f64, of: usize) -> usize {
+    if density >= 1.0 || density <= 0.0 { 0 } else { ((density * of as f64) as usize).max(1) }
 }
 
 /// What is left without the share `gamma` of the largest magnitudes and without the smallest ones,

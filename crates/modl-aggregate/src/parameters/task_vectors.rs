@@ -25,6 +25,8 @@ pub(super) const fn rescale(default: bool) -> Setting {
 /// Whose reading of a paper it is, where they differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Convention {
+    /// What the paper says.
+    Paper,
     /// What mergekit computes.
     Mergekit,
     /// What PEFT's `add_weighted_adapter` computes.
@@ -32,12 +34,13 @@ pub(super) enum Convention {
 }
 
 pub(super) const CONVENTION: Setting =
-    Setting::word("convention", "mergekit", "whose reading: mergekit or peft");
+    Setting::word("convention", "mergekit", "whose reading: mergekit, peft or paper");
 
 /// The setting `convention`.
 pub(super) fn convention(settings: &Settings) -> Result<Convention> {
-    Ok(match settings.word("convention", &["mergekit", "peft"])? {
+    Ok(match settings.word("convention", &["mergekit", "peft", "paper"])? {
         "peft" => Convention::Peft,
+        "paper" => Convention::Paper,
         _ => Convention::Mergekit,
     })
 }
