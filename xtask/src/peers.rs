@@ -9,8 +9,8 @@ use crate::project::Project;
 use crate::python::Venv;
 use crate::{cargo, disk};
 
-const PACKAGES: [&str; 5] =
-    ["torch==2.13.0", "transformers==5.24.0", "peft==0.21.2", "safetensors", "numpy"];
+const PACKAGES: [&str; 6] =
+    ["torch==2.13.0", "transformers==5.24.0", "peft==0.21.2", "safetensors", "numpy", "scipy"];
 
 /// What torch takes with the CUDA parts that its wheel asks for.
 const BYTES: u64 = 8_000_000_000;
