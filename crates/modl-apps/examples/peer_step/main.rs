@@ -4,14 +4,19 @@
 //! usage: peer_step MODEL WORK f32|bf16 DROPOUT THREADS
 //!
 //! WORK is `forward` (the backbone alone), `lora` or `dora` (forward with one such module), `train`
-//! (a step of training a LoRA) or `checkpointed` (the same with activation checkpointing); or
-//! `mixture:EXPERTS:INNER:TOKENS:train|infer`, a mixture of experts without a backbone.
+//! (a step of training a LoRA) or `checkpointed` (the same with activation checkpointing); or,
+//! without a backbone, `mixture:EXPERTS:INNER:TOKENS:train|infer`, a mixture of experts,
+//! `merge:COMBINATION`, eight LoRAs merged into one, or `rebasin:FILE`, Git Re-Basin of the networks
+//! `a.*` and `b.*` in a file of tensors.
 
+mod adapters;
 mod mixture;
+mod rebasin;
 
 use std::io::{BufRead, Write};
 use std::time::Instant;
 
+use adapters::Adapters;
 use anyhow::{Context as _, Result, bail};
 use mixture::Mixture;
 use modl_aggregate::WeightedSum;
@@ -24,6 +29,7 @@ use modl_models::LoadOptions;
 use modl_route::Fixed;
 use modl_train::optim::{AdamW, AdamWConfig};
 use modl_train::{Batch, Optimizer};
+use rebasin::Pair;
 
 const CLASSES: i64 = 4;
 
@@ -142,6 +148,14 @@ fn main() -> Result<()> {
             let bf16 = args.get(2).is_some_and(|dtype| dtype == "bf16");
             let mixture = Mixture::new(work, if bf16 { Kind::BFloat16 } else { Kind::Float })?;
             Box::new(move || mixture.run())
+        }
+        Some(work) if work.starts_with("merge:") => {
+            let adapters = Adapters::new(work)?;
+            Box::new(move || adapters.run())
+        }
+        Some(work) if work.starts_with("rebasin:") => {
+            let mut pair = Pair::open(work.trim_start_matches("rebasin:"))?;
+            Box::new(move || pair.run())
         }
         _ => {
             let mut work = Work::new(&args, batches)?;
