@@ -72,11 +72,15 @@ fn enough(wanted: u64, free: u64, work: &Path) -> Result<()> {
     if wanted <= free {
         return Ok(());
     }
-    let gb = |bytes: u64| format!("{:.2} GB", bytes as f64 / 1e9);
+    let size = |bytes: u64| match bytes as f64 {
+        b if b >= 1e9 => format!("{:.2} GB", b / 1e9),
+        b if b >= 1e6 => format!("{:.2} MB", b / 1e6),
+        b => format!("{:.0} kB", (b / 1e3).ceil()),
+    };
     let problem = format!(
         "needs {} and its disk has {} free; make room, or name a folder on another disk",
-        gb(wanted),
-        gb(free)
+        size(wanted),
+        size(free)
     );
     Err(Error::file(work, problem))
 }
@@ -112,5 +116,7 @@ mod tests {
         enough(5, 5, work).unwrap();
         let error = enough(3_000_000_000, 1_500_000_000, work).unwrap_err().to_string();
         assert!(error.contains("needs 3.00 GB") && error.contains("1.50 GB free"), "{error}");
+        let error = enough(78_001, 32_000, work).unwrap_err().to_string();
+        assert!(error.contains("needs 79 kB") && error.contains("32 kB free"), "{error}");
     }
 }
