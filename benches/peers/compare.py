@@ -63,6 +63,13 @@ ROWS |= {
     # Eager, each expert's gradient is as large as all of them: a step takes minutes.
     if (work, how) != (MANY, "eager")
 }
+# PEFT's `add_weighted_adapter` of eight LoRAs of rank 8 at query and value, into one of rank 8 (density
+# 0.5 where it trims), against the same arithmetic in modl. PEFT's call also hangs the result into the
+# model, which is what its `cat` takes but for two copies.
+ROWS |= {
+    f"merge 8 LoRAs, {combination}": (f"merge:{combination}", False, 0.0, False, None)
+    for combination in ("cat", "ties", "svd", "ties_svd")
+}
 # Two networks, matched by a plain program with scipy's assignment, and by modl. A step takes seconds.
 ROWS["Git Re-Basin, 4 x 1,024"] = ("rebasin", False, 0.0, False, "scipy")
 MEMORY = {
@@ -123,6 +130,30 @@ def mixture(work, bf16, how):
     return step
 
 
+def merge(work):
+    """One merge of eight adapters by PEFT."""
+    combination = work.removeprefix("merge:")
+    names = [f"a{i}" for i in range(8)]
+    torch.manual_seed(0)
+    model = get_peft_model(BertModel.from_pretrained(MODEL), lora(), names[0])
+    for name in names[1:]:
+        model.add_adapter(name, lora())
+    for name, p in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(p.data, std=0.02)
+    density = dict(density=0.5) if "ties" in combination else {}
+
+    def step():
+        model.add_weighted_adapter(names, [1 / 8] * 8, "merged", combination_type=combination, **density)
+
+    step.after = lambda: model.delete_adapter("merged")
+    return step
+
+
+def lora(**more):
+    return LoraConfig(r=8, lora_alpha=16, target_modules=["query", "value"], **more)
+
+
 @functools.cache
 def networks():
     """Two networks with four hidden layers of 1,024 units, trained a little on one task from starts of
@@ -174,8 +205,10 @@ def peer(work, bf16, dropout, texts, how=None):
     """One step of transformers (forward) or PEFT (all else; training under autocast for bf16)."""
     if work == "rebasin":
         return rebasin()
-    if how:
+    if work.startswith("mixture:"):
         return mixture(work, bf16, how)
+    if work.startswith("merge:"):
+        return merge(work)
     torch.manual_seed(0)
     model = BertModel.from_pretrained(
         MODEL, dtype=torch.float32, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout
@@ -183,9 +216,8 @@ def peer(work, bf16, dropout, texts, how=None):
     turn = itertools.cycle(
         [dict(input_ids=ids, attention_mask=(ids != 0).long()) for ids in batches(texts)]
     )
-    lora = LoraConfig(r=8, lora_alpha=16, target_modules=["query", "value"], use_dora=work == "dora")
     if work in ("lora", "dora"):
-        model = get_peft_model(model, lora)
+        model = get_peft_model(model, lora(use_dora=work == "dora"))
     if work in ("forward", "lora", "dora"):
         model = model.eval().to(torch.bfloat16 if bf16 else torch.float32)
 
@@ -196,7 +228,7 @@ def peer(work, bf16, dropout, texts, how=None):
         return forward
     if work == "checkpointed":
         model.gradient_checkpointing_enable(dict(use_reentrant=False))
-    model = get_peft_model(model, lora)
+    model = get_peft_model(model, lora())
     model.train()
     head = torch.nn.Linear(384, CLASSES)
     y = torch.arange(BATCH) % CLASSES
@@ -224,7 +256,7 @@ class Modl:
             os.environ["MODL_PEER_STEP"], MODEL, work, "bf16" if bf16 else "f32", str(dropout), str(threads),
         ]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for ids in [] if how else batches(texts):
+        for ids in [] if ":" in work else batches(texts):
             line = f"batch {ids.shape[0]} " + " ".join(str(i) for i in ids.flatten().tolist())
             self.process.stdin.write(line + "\n")
         self.exchange("begin")
@@ -314,15 +346,18 @@ def main():
             continue
         texts = row[3]
         theirs, ours = peer(*row), modl(row, a.threads)
+        after = getattr(theirs, "after", lambda: None)
         # Each shape once, before the clock runs.
         slow = row[0] == "rebasin"
         for _ in range(1 if slow else 2 if len(row) > 4 else max(2, len(batches(texts)))):
-            theirs(), ours.step()
+            theirs(), after(), ours.step()
         pairs = []
         for _ in range(max(3, a.n // 3) if slow else a.n):
             start = time.perf_counter()
             theirs()
-            pairs.append(((time.perf_counter() - start) * 1e3, ours.step()))
+            took = (time.perf_counter() - start) * 1e3
+            after()
+            pairs.append((took, ours.step()))
         ours.close()
         p, m = (statistics.median(side) for side in zip(*pairs))
         mid, low, high = summary(p / m for p, m in pairs)

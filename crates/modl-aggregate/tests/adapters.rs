@@ -9,7 +9,7 @@ use modl_aggregate::adapters::{
     merge, product_of_scalings, report, scalings_around_one, truncate_product, truncate_whole,
     weighted_sum,
 };
-use modl_aggregate::merge::{MergeMethods, Settings};
+use modl_aggregate::merge::{Elements, Group, Input, MergeMethods, Settings, merge_group};
 use modl_core::checkpoint::Checkpoint;
 use modl_core::{Device, Init, Kind, LowRank, Result, Seed, Tensor};
 use proptest::prelude::*;
@@ -313,6 +313,44 @@ fn the_best_product_of_a_large_matrix_is_found_without_all_singular_values() {
     let found = truncate_whole(&b.matmul(&a).unwrap(), 5).unwrap();
     assert!(found.lost < 1e-12, "{}", found.lost);
     assert!(truncate_product(&b, &a, 2).unwrap().lost < 1e-12);
+}
+
+/// What TIES leaves of eight products: a spectrum that hardly falls where it is cut. All singular values
+/// in f64 are the reference.
+#[test]
+fn the_best_product_of_what_ties_leaves_is_that_of_the_whole_decomposition() {
+    let methods = MergeMethods::default();
+    for (seed, rank) in [(5, 8i64), (6, 3)] {
+        let sum = (0..8).map(|j| {
+            let part = |n, shape: &[i64]| normal(shape, Seed(seed).nth(j).child(n));
+            part("up", &[320, 8]).matmul(&part("down", &[8, 288])).unwrap()
+        });
+        let sum: Vec<Vec<f32>> = sum.map(|t| t.to_vec().unwrap()).collect();
+        let nothing = vec![0f32; 320 * 288];
+        let inputs = sum
+            .iter()
+            .map(|t| Input::new("m", t as &dyn Elements))
+            .chain([Input::new("base", &nothing)]);
+        let shape = [320, 288];
+        let group = Group::new("t", &shape, inputs.collect(), Seed(0)).with_base(8);
+        let settings =
+            Settings::default().set_each("density", [0.5; 8]).set_each("weight", [0.1; 8]);
+        let merged = merge_group(methods.find("ties").unwrap(), group, settings).unwrap();
+        let m = Tensor::from_slice(&merged, &[320, 288], Device::Cpu).unwrap();
+        for m in [m.to_kind(Kind::Double).unwrap(), m.t().unwrap().to_kind(Kind::Double).unwrap()] {
+            let (u, s, vt) = m.svd().unwrap();
+            let values: Vec<f64> = s.to_vec().unwrap();
+            let u = u.narrow(1, 0, rank).unwrap().mul(&s.narrow(0, 0, rank).unwrap()).unwrap();
+            let best = u.matmul(&vt.narrow(0, 0, rank).unwrap()).unwrap();
+            let found = truncate_whole(&m, rank).unwrap();
+            let off = found.factors.weight().unwrap().sub(&best).unwrap().norm().unwrap();
+            let off = off.item().unwrap() / best.norm().unwrap().item().unwrap();
+            assert!(off < 1e-6, "{off}");
+            let square = |s: &[f64]| s.iter().map(|s| s * s).sum::<f64>();
+            let cut = (square(&values[rank as usize..]) / square(&values)).sqrt();
+            assert!((found.lost - cut).abs() < 1e-12, "{} {cut}", found.lost);
+        }
+    }
 }
 
 #[test]

@@ -56,6 +56,8 @@ fn every_command_that_it_names_exists() {
         ("forward", "Forward"),
         ("convert", "Convert"),
         ("upcycle", "Upcycle"),
+        ("align", "Align"),
+        ("barrier", "Barrier"),
         ("diff", "Diff"),
         ("inspect", "Inspect"),
         ("route-report", "RouteReport"),

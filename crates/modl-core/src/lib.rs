@@ -105,7 +105,7 @@ pub use residents::Residents;
 pub use router::{Outcome, Router, RouterConfig, Shared};
 pub use routing::{ASSIGNED, Level, Routing, Weights};
 pub use scope::Scope;
-pub use side_by_side::{Branch, Work, side_by_side, suits_side_by_side};
+pub use side_by_side::{Branch, Work, on_threads, side_by_side, suits_side_by_side};
 pub use site::{Host, HostFn, STACK_DOWN, STACK_UP, Signal, Site, SiteKind};
 pub use targets::{Names, Targets};
 pub use tensor::{Device, Kind, Tensor, is_float, no_grad, with_grad};

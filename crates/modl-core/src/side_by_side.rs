@@ -60,31 +60,18 @@ pub fn side_by_side(x: &Tensor, branches: Vec<Branch>) -> Result<Tensor> {
         let part = leaf(part, x)?;
         let phi: Vec<Tensor> =
             branch.phi.iter().map(|t| leaf(t.detach()?, t)).collect::<Result<_>>()?;
-        tasks.push(Mutex::new(Some(((branch.f)(phi.clone())?, part.clone()))));
+        tasks.push((branch.rows, (branch.f)(phi.clone())?, part.clone()));
         xs.push(part);
         params.push(branch.phi);
         owns.push(phi);
     }
-    let mut order: Vec<usize> = (0..rows.len()).collect();
-    order.sort_by_key(|i| std::cmp::Reverse(rows.get(*i)));
-    let results: Vec<Mutex<Option<std::thread::Result<Result<Tensor>>>>> =
-        rows.iter().map(|_| Mutex::new(None)).collect();
-    ffi::on_threads(rows.len(), &|at| {
-        let Some(&i) = order.get(at) else { return };
-        let task = tasks.get(i).and_then(taken);
-        if let (Some((f, x)), Some(result)) = (task, results.get(i)) {
-            // A panic must not pass through C++; it goes on where this function was called.
-            let y = catch_unwind(AssertUnwindSafe(|| f(x)));
-            *result.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(y);
-        }
-    })?;
+    let mut order: Vec<_> = tasks.into_iter().enumerate().collect();
+    order.sort_by_key(|(_, (rows, ..))| std::cmp::Reverse(*rows));
+    let mut results = on_threads(order, |(i, (_, f, x))| Ok((i, f(x))))?;
+    results.sort_unstable_by_key(|(i, _)| *i);
     let mut ys = Vec::with_capacity(rows.len());
-    for (result, rows) in results.iter().zip(&rows) {
-        let y = match taken(result) {
-            Some(Ok(y)) => y?,
-            Some(Err(panic)) => resume_unwind(panic),
-            None => return Err(Error::invalid("side_by_side", "a branch was left out")),
-        };
+    for ((_, y), rows) in results.into_iter().zip(&rows) {
+        let y = y?;
         if y.dim() == 0 || y.len_of(0) != *rows {
             let problem = format!("a branch with {rows} rows gives {y:?}");
             return Err(Error::invalid("side_by_side", problem));
@@ -99,6 +86,34 @@ pub fn side_by_side(x: &Tensor, branches: Vec<Branch>) -> Result<Tensor> {
         ffi::join(&y, x, &ffi::Joined { xs, ys, rows, params, owns })?;
     }
     Ok(y)
+}
+
+/// f of each item on libtorch's threads, each of which takes the next and computes alone, so that the
+/// results have the same bits for any number of threads.
+///
+/// # Errors
+/// The first item's that failed.
+pub fn on_threads<I: Send, T: Send>(
+    items: Vec<I>,
+    f: impl Fn(I) -> Result<T> + Sync,
+) -> Result<Vec<T>> {
+    let items: Vec<_> = items.into_iter().map(|item| Mutex::new(Some(item))).collect();
+    let results: Vec<Mutex<Option<std::thread::Result<Result<T>>>>> =
+        items.iter().map(|_| Mutex::new(None)).collect();
+    // A single item would have all threads; beside another one, if an empty one, it has its own.
+    ffi::on_threads(items.len().max(2), &|i| {
+        if let (Some(item), Some(result)) = (items.get(i).and_then(taken), results.get(i)) {
+            // A panic must not pass through C++; it goes on where this function was called.
+            let y = catch_unwind(AssertUnwindSafe(|| f(item)));
+            *result.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(y);
+        }
+    })?;
+    let result = |cell: &_| match taken(cell) {
+        Some(Ok(y)) => y,
+        Some(Err(panic)) => resume_unwind(panic),
+        None => Err(Error::invalid("on_threads", "an item was left out")),
+    };
+    results.iter().map(result).collect()
 }
 
 fn taken<T>(cell: &Mutex<Option<T>>) -> Option<T> {

@@ -346,6 +346,13 @@ impl Tensor {
         Ok((Tensor(u), Tensor(s), Tensor(v).t()?))
     }
 
+    /// A symmetric self `[n, n]` = V diag(λ) Vᵀ, as λ `[n]` from the largest on, and V `[n, n]`. Only
+    /// the lower half of self is read.
+    pub fn symmetric_eigen(&self) -> Result<(Tensor, Tensor)> {
+        let all = self.0.f_linalg_eigh("L").and_then(|(l, v)| Ok((l.f_flip([0])?, v.f_flip([1])?)));
+        self.pair("symmetric_eigen", all)
+    }
+
     /// self ⁄ √(mean of squares over the last dimension + eps) · weight, where the mean is taken in
     /// f32 at least.
     pub fn rms_norm(&self, weight: &Tensor, eps: f64) -> Result<Tensor> {

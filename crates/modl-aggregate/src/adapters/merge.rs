@@ -3,8 +3,9 @@
 //! The sum is exact: with A = [A₁; …; Aₖ] and B = [w₁s₁B₁ … wₖsₖBₖ], B A = Σ wⱼsⱼBⱼAⱼ. One adapter of
 //! weight 1 is given back as it is, whatever the others are that have the weight 0.
 
-use modl_core::{Device, Error, Kind, LowRank, Result, ResultExt, Seed, Tensor, no_grad};
-use rayon::prelude::*;
+use modl_core::{
+    Device, Error, Kind, LowRank, Result, ResultExt, Seed, Tensor, no_grad, on_threads,
+};
 
 use super::change::result_kind;
 use super::truncate::{Truncated, truncate_product, truncate_whole};
@@ -37,11 +38,11 @@ pub fn merge(
     seed: Seed,
 ) -> Result<Vec<MergedSite>> {
     check(names, weights, way)?;
-    let one = |site: SiteChanges| {
-        let path = site.path.clone();
-        no_grad(|| Merging { names, weights, seed }.site(site, way)).at(&path)
-    };
-    let merged: Result<Vec<Option<MergedSite>>> = sites.into_par_iter().map(one).collect();
+    let merged = no_grad(|| {
+        on_threads(sites, |site: SiteChanges| {
+            Merging { names, weights, seed }.site(&site, way).at(&site.path)
+        })
+    });
     let merged: Vec<MergedSite> = merged?.into_iter().flatten().collect();
     match merged.is_empty() {
         true => Err(Error::invalid("weights", "are all 0, or no adapter stands anywhere")),
@@ -75,7 +76,7 @@ struct Merging<'a> {
 }
 
 impl Merging<'_> {
-    fn site(self, site: SiteChanges, way: &Way) -> Result<Option<MergedSite>> {
+    fn site(self, site: &SiteChanges, way: &Way) -> Result<Option<MergedSite>> {
         if site.changes.len() != self.names.len() {
             let problem = format!("{} for {} adapters", site.changes.len(), self.names.len());
             return Err(Error::invalid("changes", problem));
@@ -111,9 +112,9 @@ impl Merging<'_> {
             }
             Way::OfChanges { method, settings, rank } => {
                 let wanted = parts.iter().map(|(_, c)| c.weight.rank()).max().unwrap_or(1);
-                let merged = self.of_changes(&site, shape, *method, settings)?;
+                let merged = self.of_changes(site, shape, *method, settings)?;
                 let found = truncate_whole(&merged, rank.unwrap_or(wanted))?;
-                let bias = self.of_biases(&site, shape, *method, settings)?;
+                let bias = self.of_biases(site, shape, *method, settings)?;
                 let Truncated { factors, lost } = found;
                 (cast(factors, kind)?, bias, lost)
             }
@@ -121,7 +122,7 @@ impl Merging<'_> {
                 (self.of_factors(&site.path, &parts, *method, settings)?, None, 0.0)
             }
         };
-        Ok(Some(MergedSite { path: site.path, factors, bias, lost }))
+        Ok(Some(MergedSite { path: site.path.clone(), factors, bias, lost }))
     }
 
     fn weight(self, j: usize) -> f64 {

@@ -2,8 +2,7 @@
 //!
 //! Inner products of products need no whole matrices: ⟨sB A, s'B'A'⟩ = ss' Σ (BᵀB') ⊙ (A A'ᵀ).
 
-use modl_core::{Error, Kind, LowRank, Result, ResultExt, Tensor, no_grad};
-use rayon::prelude::*;
+use modl_core::{Error, Kind, LowRank, Result, ResultExt, Tensor, no_grad, on_threads};
 
 use super::merge::{joined, whole_sum};
 use super::{Change, Delta, MergedSite, SiteChanges};
@@ -70,10 +69,11 @@ pub fn report(
         let own = own.ok_or_else(|| Error::invalid(&made.path, "was not merged from these"))?;
         pairs.push((own, made.clone()));
     }
-    let one = |(site, made): (SiteChanges, MergedSite)| {
-        no_grad(|| of_site(&site, weights, &made)).at(&made.path)
-    };
-    pairs.into_par_iter().map(one).collect()
+    no_grad(|| {
+        on_threads(pairs, |(site, made): (SiteChanges, MergedSite)| {
+            of_site(&site, weights, &made).at(&made.path)
+        })
+    })
 }
 
 fn of_site(site: &SiteChanges, weights: &[f64], made: &MergedSite) -> Result<SiteReport> {

@@ -19,7 +19,7 @@ pub struct Largest {
     bits: u32,
     /// The equal ones that are among them, by their number in the order of the tensor.
     taken: std::ops::Range<u64>,
-    /// How many equal ones come before each piece; empty where all of them are taken.
+    /// How many equal ones come before each piece, and before the end; empty where all are taken.
     before: Vec<u64>,
     /// None at all.
     none: bool,
@@ -48,9 +48,11 @@ impl<F: Fn(&Chunk, usize, &mut [f32]) + Send + Sync> Ranked for F {}
 
 /// Numbers of a piece that are in the sample, at least; rows are whole.
 const SAMPLED: usize = 512;
-/// How far around its place in the sample the k-th is looked for, as a share of all numbers. Numbers of
-/// one row are alike, so that a sample of rows says less than its size promises.
+/// How far around its place in the sample the k-th is looked for, as a share of all numbers: so much at
+/// least, since numbers of one row are alike, so that a sample of rows says less than its size promises,
+/// and so many deviations of a place in a sample of n, of which ½ ⁄ √n is the largest.
 const AROUND: f64 = 0.02;
+const DEVIATIONS: f64 = 4.0;
 
 /// The `k` largest for each of some rankings of a group's places.
 ///
@@ -87,7 +89,8 @@ pub fn largest_over(
         let pieces = piece..piece + group.chunks();
         piece = pieces.end;
         let own = |largest: &Largest| {
-            let before = largest.before.get(pieces.clone()).unwrap_or_default().to_vec();
+            let before = largest.before.get(pieces.start..=pieces.end);
+            let before = before.unwrap_or_default().to_vec();
             Largest { before, ..largest.clone() }
         };
         all.iter().map(own).collect()
@@ -103,7 +106,8 @@ pub(super) struct Kth {
     pub(super) left: u64,
     /// How many there are of this magnitude.
     pub(super) equal: u64,
-    /// How many of this magnitude come before each piece; empty where all of them are among the k.
+    /// How many of this magnitude come before each piece, and before the end; empty where all of them
+    /// are among the k.
     pub(super) before: Vec<u64>,
 }
 
@@ -125,14 +129,15 @@ fn by_sample(group: &Group, k: &[u64], rank: &impl Ranked) -> Result<Vec<Option<
             let mut bits: Vec<u32> =
                 sampled.iter().filter_map(|s| s.get(r)).flatten().copied().collect();
             let (share, n) = (*k as f64 / group.len().max(1) as f64, bits.len() as f64);
+            let around = AROUND.max(DEVIATIONS * 0.5 / n.max(1.0).sqrt());
             let mut at = |share: f64| {
                 let place = (share * n) as usize;
                 let found =
                     (place < bits.len()).then(|| bits.select_nth_unstable_by(place, larger));
                 found.map(|(_, found, _)| *found)
             };
-            let high = if share < AROUND { None } else { at(share - AROUND) };
-            (at(share + AROUND).unwrap_or(0), high.unwrap_or(u32::MAX))
+            let high = if share < around { None } else { at(share - around) };
+            (at(share + around).unwrap_or(0), high.unwrap_or(u32::MAX))
         })
         .collect();
     // Of each piece: how many lie above, and those that lie between.
@@ -202,15 +207,29 @@ impl Largest {
         f32::from_bits(self.bits)
     }
 
-    /// Whether only some of equal magnitudes are among them, so that their order counts.
-    pub(crate) fn has_order(&self) -> bool {
-        !self.before.is_empty()
+    /// The bits from which on all magnitudes of a piece are among them, and no smaller ones; `None` where
+    /// only some of equal ones are, so that their order counts.
+    fn threshold(&self, piece: usize) -> Option<u32> {
+        if self.none {
+            return Some(u32::MAX);
+        }
+        let (Some(from), Some(to)) = (self.before.get(piece), self.before.get(piece + 1)) else {
+            return Some(self.bits);
+        };
+        if from >= to || (self.taken.start <= *from && *to <= self.taken.end) {
+            return Some(self.bits);
+        }
+        (*to <= self.taken.start || self.taken.end <= *from).then_some(self.bits + 1)
+    }
+
+    /// Whether the order of a piece's numbers counts.
+    pub(crate) fn has_order(&self, piece: usize) -> bool {
+        self.threshold(piece).is_none()
     }
 
     /// Sets to 0 what is not among them. The values are those of one piece, as they were ranked.
     pub fn keep(&self, chunk: &Chunk, values: &mut [f32]) {
-        if self.before.is_empty() && !self.none {
-            let least = self.bits;
+        if let Some(least) = self.threshold(chunk.index) {
             values.iter_mut().for_each(|x| *x = if magnitude(*x) >= least { *x } else { 0.0 });
             return;
         }
@@ -220,11 +239,8 @@ impl Largest {
 
     /// Which values of a piece are among them.
     pub fn among(&self, chunk: &Chunk, values: &[f32]) -> Vec<bool> {
-        if self.none {
-            return vec![false; values.len()];
-        }
-        if self.before.is_empty() {
-            return values.iter().map(|x| magnitude(*x) >= self.bits).collect();
+        if let Some(least) = self.threshold(chunk.index) {
+            return values.iter().map(|x| magnitude(*x) >= least).collect();
         }
         let mut equal = self.before.get(chunk.index).copied().unwrap_or_default();
         let one = |x: &f32| {

@@ -4,16 +4,19 @@
 //! usage: peer_step MODEL WORK f32|bf16 DROPOUT THREADS
 //!
 //! WORK is `forward` (the backbone alone), `lora` or `dora` (forward with one such module), `train`
-//! (a step of training a LoRA) or `checkpointed` (the same with activation checkpointing); or
-//! `mixture:EXPERTS:INNER:TOKENS:train|infer`, a mixture of experts without a backbone, or
-//! `rebasin:FILE`, Git Re-Basin of the networks `a.*` and `b.*` in a file of tensors.
+//! (a step of training a LoRA) or `checkpointed` (the same with activation checkpointing); or,
+//! without a backbone, `mixture:EXPERTS:INNER:TOKENS:train|infer`, a mixture of experts,
+//! `merge:COMBINATION`, eight LoRAs merged into one, or `rebasin:FILE`, Git Re-Basin of the networks
+//! `a.*` and `b.*` in a file of tensors.
 
+mod adapters;
 mod mixture;
 mod rebasin;
 
 use std::io::{BufRead, Write};
 use std::time::Instant;
 
+use adapters::Adapters;
 use anyhow::{Context as _, Result, bail};
 use mixture::Mixture;
 use modl_aggregate::WeightedSum;
@@ -145,6 +148,10 @@ fn main() -> Result<()> {
             let bf16 = args.get(2).is_some_and(|dtype| dtype == "bf16");
             let mixture = Mixture::new(work, if bf16 { Kind::BFloat16 } else { Kind::Float })?;
             Box::new(move || mixture.run())
+        }
+        Some(work) if work.starts_with("merge:") => {
+            let adapters = Adapters::new(work)?;
+            Box::new(move || adapters.run())
         }
         Some(work) if work.starts_with("rebasin:") => {
             let mut pair = Pair::open(work.trim_start_matches("rebasin:"))?;

@@ -36,6 +36,16 @@ struct Asked<'a> {
     model: Option<&'a Path>,
     out: &'a Path,
     seed: u64,
+    /// Whether nothing is told: it is a candidate among many.
+    quiet: bool,
+}
+
+impl Asked<'_> {
+    fn say(&self, text: impl std::fmt::Display) {
+        if !self.quiet {
+            println!("{text}");
+        }
+    }
 }
 
 pub(super) fn run(args: &MergeArgs, methods: &MergeMethods) -> Result<()> {
@@ -81,6 +91,7 @@ pub(super) fn run(args: &MergeArgs, methods: &MergeMethods) -> Result<()> {
         model: args.model.as_deref(),
         out: &args.out,
         seed: args.seed,
+        quiet: args.quiet,
     };
     merge_adapters(&asked, methods)
 }
@@ -125,7 +136,7 @@ fn merge_adapters(asked: &Asked, methods: &MergeMethods) -> Result<()> {
     {
         // Whatever it is, it is itself.
         peft::write_folder(asked.out, only, only.fields().clone(), only.tensors())?;
-        println!("one adapter of weight 1 is itself");
+        asked.say("one adapter of weight 1 is itself");
         return said(asked);
     }
     let kind = |f: &Folder| f.config().module.kind().to_owned();
@@ -210,7 +221,7 @@ fn weight_changes(
     for (j, name) in names.iter().enumerate() {
         let shared = |s: &&SiteChanges| s.present().any(|(i, _)| i == j) && s.present().count() > 1;
         if names.len() > 1 && !sites.iter().any(|s| shared(&s)) {
-            println!("note: `{name}` stands at no site of another adapter");
+            asked.say(format_args!("note: `{name}` stands at no site of another adapter"));
         }
     }
     let made = merge(sites.clone(), &names, weights, &way, Seed(asked.seed))?;
@@ -225,6 +236,9 @@ fn weight_changes(
         })
         .collect();
     write_lora(asked.out, folders, &written)?;
+    if asked.quiet {
+        return Ok(());
+    }
     let found = report(sites, weights, &made)?;
     println!("{}", tables::of_sites(&found).text());
     if names.len() > 1 {
@@ -277,6 +291,6 @@ fn copy(from: &Path, to: &Path, names: &[&str]) -> Result<()> {
 }
 
 fn said(asked: &Asked) -> Result<()> {
-    println!("written to {}", asked.out.display());
+    asked.say(format_args!("written to {}", asked.out.display()));
     Ok(())
 }

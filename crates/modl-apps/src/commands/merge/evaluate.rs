@@ -1,4 +1,4 @@
-//! A user's own evaluation of the models before and of the result after.
+//! A user's own evaluation of a model.
 
 use std::path::Path;
 use std::process::Command;
@@ -11,10 +11,15 @@ use crate::report::Table;
 /// Runs the command for each model and for the result, and shows the last line that it prints.
 pub(super) fn run(command: &str, plan: &Plan, out: &Path) -> Result<()> {
     let mut table = Table::new(["model", "evaluation"]).left();
-    let models = plan.sources.iter().map(|s| (s.name.clone(), s.path.as_path()));
-    for (name, path) in models.chain([("result".to_owned(), out)]) {
-        table.row([name, of(command, path)?]);
+    for source in &plan.sources {
+        // There is no folder with the adapter merged in.
+        let said = match source.is_adapted() {
+            true => "–".to_owned(),
+            false => of(command, &source.path)?,
+        };
+        table.row([source.name.clone(), said]);
     }
+    table.row(["result".to_owned(), of(command, out)?]);
     println!("{}", table.text());
     Ok(())
 }
@@ -35,4 +40,15 @@ fn of(command: &str, model: &Path) -> Result<String> {
     );
     let text = String::from_utf8_lossy(&output.stdout);
     Ok(text.lines().rfind(|l| !l.trim().is_empty()).unwrap_or_default().trim().to_owned())
+}
+
+/// The number that the command says of one folder.
+pub(super) fn number(command: &str, model: &Path) -> Result<f64> {
+    let line = of(command, model)?;
+    line.parse().map_err(|_| {
+        anyhow::anyhow!(
+            "--eval {command}: for {} its last line is to be a number and nothing else, not {line:?}",
+            model.display()
+        )
+    })
 }

@@ -69,7 +69,7 @@ pub(super) fn scalings(asked: &Asked, folders: &[Folder], weights: &[f64]) -> Re
         fields.insert("feedforward_modules".into(), json!(before));
     }
     peft::write_folder(asked.out, first, fields, &tensors)?;
-    println!("{} scalings of {} adapters by `{method}`", sites.len(), folders.len());
+    asked.say(format_args!("{} scalings of {} adapters by `{method}`", sites.len(), folders.len()));
     said(asked)
 }
 
@@ -114,7 +114,7 @@ pub(super) fn prompts(asked: &Asked, folders: &[Folder], weights: &[f64]) -> Res
              Σ w p ⁄ Σ w, or by `linear`, Σ w p"
         ),
     };
-    println!("{method} of {} prompts: {:?}", all.len(), merged.size());
+    asked.say(format_args!("{method} of {} prompts: {:?}", all.len(), merged.size()));
     peft::write_folder(asked.out, first, fields, &[(PROMPT.to_owned(), merged)])?;
     said(asked)
 }
@@ -184,6 +184,10 @@ pub(super) fn bottlenecks(asked: &Asked, weights: &[f64]) -> Result<()> {
     let tensors = merged.iter().map(|(key, t)| (*key, t));
     checkpoint::save(asked.out.join(HUB_WEIGHTS), tensors, HashMap::new())?;
     copy(first, asked.out, &["README.md", HUB_CONFIG])?;
-    println!("{method} of {} adapters: {} tensors, called `{name}`", each.len(), merged.len());
+    asked.say(format_args!(
+        "{method} of {} adapters: {} tensors, called `{name}`",
+        each.len(),
+        merged.len()
+    ));
     said(asked)
 }
