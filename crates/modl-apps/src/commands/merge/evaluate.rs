@@ -1,19 +1,21 @@
-//! A user's own evaluation of the models before and of the result after.
+//! A user's own evaluation of the models, or adapters, before and of the result after.
 
 use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context as _, Result};
-use modl_aggregate::merge::Plan;
 
 use crate::report::Table;
 
 /// Runs the command for each model and for the result, and shows the last line that it prints.
-pub(super) fn run(command: &str, plan: &Plan, out: &Path) -> Result<()> {
+pub(super) fn run<'a>(
+    command: &str,
+    models: impl Iterator<Item = (&'a str, &'a Path)>,
+    out: &'a Path,
+) -> Result<()> {
     let mut table = Table::new(["model", "evaluation"]).left();
-    let models = plan.sources.iter().map(|s| (s.name.clone(), s.path.as_path()));
-    for (name, path) in models.chain([("result".to_owned(), out)]) {
-        table.row([name, of(command, path)?]);
+    for (name, path) in models.chain([("result", out)]) {
+        table.row([name.to_owned(), of(command, path)?]);
     }
     println!("{}", table.text());
     Ok(())

@@ -210,7 +210,8 @@ fn one(
         report::write(&planned, out, folder)?;
     }
     if let Some(command) = args.and_then(|a| a.eval.as_deref()) {
-        evaluate::run(command, &planned, out)?;
+        let models = planned.sources.iter().map(|s| (s.name.as_str(), s.path.as_path()));
+        evaluate::run(command, models, out)?;
     }
     Ok(())
 }
