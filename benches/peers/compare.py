@@ -9,6 +9,7 @@ usage: compare.py [--n 15 | --quick] [--rows TEXT] [--threads N] [--json FILE]
 environment: MODL_ROOT (the workspace), MODL_PEER_STEP (the built example `peer_step`)
 """
 import argparse
+import functools
 import itertools
 import json
 import os
@@ -16,10 +17,14 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
+import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import save_file
+from scipy.optimize import linear_sum_assignment
 from transformers import AutoTokenizer, BertModel, MixtralConfig, logging
 from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 
@@ -65,6 +70,8 @@ ROWS |= {
     f"merge 8 LoRAs, {combination}": (f"merge:{combination}", False, 0.0, False, None)
     for combination in ("cat", "ties", "svd", "ties_svd")
 }
+# Two networks, matched by a plain program with scipy's assignment, and by modl. A step takes seconds.
+ROWS["Git Re-Basin, 4 x 1,024"] = ("rebasin", False, 0.0, False, "scipy")
 MEMORY = {
     "memory f32, dropout 0.1": ("train", False, 0.1, False),
     "memory bf16, dropout 0.1": ("train", True, 0.1, False),
@@ -147,8 +154,57 @@ def lora(**more):
     return LoraConfig(r=8, lora_alpha=16, target_modules=["query", "value"], **more)
 
 
+@functools.cache
+def networks():
+    """Two networks with four hidden layers of 1,024 units, trained a little on one task from starts of
+    their own, each as [(weight, bias)]; and the file that modl reads them from."""
+    widths = [256, 1024, 1024, 1024, 1024, 10]
+    teacher = torch.randn(widths[0], widths[-1], generator=torch.Generator().manual_seed(0))
+    both, file = {}, os.path.join(tempfile.mkdtemp(), "networks.safetensors")
+    for seed, name in ((1, "a"), (2, "b")):
+        torch.manual_seed(seed)
+        layers = [torch.nn.Linear(*pair) for pair in itertools.pairwise(widths)]
+        net = torch.nn.Sequential(*itertools.chain.from_iterable((l, torch.nn.ReLU()) for l in layers))[:-1]
+        optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+        for _ in range(60):
+            x = torch.randn(64, widths[0])
+            torch.nn.functional.cross_entropy(net(x), (x @ teacher).argmax(1)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        both[name] = [(l.weight.detach(), l.bias.detach()) for l in layers]
+    save_file(
+        {f"{m}.{i}.{p}": t.contiguous() for m in both for i, l in enumerate(both[m]) for p, t in zip(("weight", "bias"), l)},
+        file,
+    )
+    return both["a"], both["b"], file
+
+
+def rebasin():
+    """Weight matching as the paper's algorithm 1 says it, in torch and scipy."""
+    a, start, _ = networks()
+    seeds = itertools.count(1)
+
+    def step():
+        b, gained = list(start), True
+        order_of = np.random.default_rng(next(seeds)).permutation
+        while gained:
+            gained = False
+            for k in order_of(len(a) - 1):
+                (wa, ba), (wb, bb), (na, _), (nb, last) = a[k], b[k], a[k + 1], b[k + 1]
+                alike = (wa @ wb.T + torch.outer(ba, bb) + na.T @ nb).numpy()
+                _, order = linear_sum_assignment(alike, maximize=True)
+                if alike[np.arange(len(order)), order].sum() > np.trace(alike) + 1e-6:
+                    gained = True
+                    order = torch.from_numpy(order)
+                    b[k], b[k + 1] = (wb[order], bb[order]), (nb[:, order], last)
+
+    return step
+
+
 def peer(work, bf16, dropout, texts, how=None):
     """One step of transformers (forward) or PEFT (all else; training under autocast for bf16)."""
+    if work == "rebasin":
+        return rebasin()
     if work.startswith("mixture:"):
         return mixture(work, bf16, how)
     if work.startswith("merge:"):
@@ -195,6 +251,7 @@ class Modl:
     """The same step in modl: a process that runs one for each line that it is sent."""
 
     def __init__(self, work, bf16, dropout, texts, threads, how=None):
+        work = f"rebasin:{networks()[-1]}" if work == "rebasin" else work
         command = [
             os.environ["MODL_PEER_STEP"], MODEL, work, "bf16" if bf16 else "f32", str(dropout), str(threads),
         ]
@@ -291,10 +348,11 @@ def main():
         theirs, ours = peer(*row), modl(row, a.threads)
         after = getattr(theirs, "after", lambda: None)
         # Each shape once, before the clock runs.
-        for _ in range(2 if len(row) > 4 else max(2, len(batches(texts)))):
+        slow = row[0] == "rebasin"
+        for _ in range(1 if slow else 2 if len(row) > 4 else max(2, len(batches(texts)))):
             theirs(), after(), ours.step()
         pairs = []
-        for _ in range(a.n):
+        for _ in range(max(3, a.n // 3) if slow else a.n):
             start = time.perf_counter()
             theirs()
             took = (time.perf_counter() - start) * 1e3

@@ -3,7 +3,8 @@
 
 usage: python make_merge_golden.py OUT   (needs torch, transformers 5, mergekit==0.1.5)
 
-Writes OUT/NAME/{config.yml, merged.safetensors} and, for dare, masks.safetensors: `MODEL.TENSOR`.
+Writes OUT/NAME/{config.yml, merged.safetensors} and, for dare, masks.safetensors: `MODEL.TENSOR`; those
+of della come from make_merge_della_golden.py.
 Paths in config.yml are relative to OUT/models.
 """
 
@@ -89,12 +90,18 @@ CONFIGS = {
     "task_arithmetic": dict(
         merge_method="task_arithmetic", parameters={"lambda": 0.7}, **TASKS
     ),
+    "task_arithmetic_plain": dict(
+        merge_method="task_arithmetic", base_model="base", models=models(*ALL, weight=WEIGHT)
+    ),
     "task_arithmetic_normalized": dict(
         merge_method="task_arithmetic", parameters={"normalize": True}, **TASKS
     ),
     "ties": dict(merge_method="ties", **TASKS),
     "ties_unnormalized": dict(
         merge_method="ties", parameters={"normalize": False, "lambda": 1.3}, **TASKS
+    ),
+    "ties_unnormalized_plain": dict(
+        merge_method="ties", parameters={"normalize": False}, **TASKS
     ),
     "ties_rescaled": dict(merge_method="ties", parameters={"rescale": True}, **TASKS),
     "ties_negative": dict(
@@ -109,6 +116,7 @@ CONFIGS = {
         base_model="base",
         models=models(*ALL, weight=WEIGHT, density=DENSITY, gamma=[0.02, 0.1, 0.6]),
     ),
+    "breadcrumbs_alike": dict(merge_method="breadcrumbs", parameters={"gamma": 0.02}, **TASKS),
     "breadcrumbs_ties": dict(merge_method="breadcrumbs_ties", **TASKS),
     "della": dict(merge_method="della", parameters={"epsilon": 0.1}, **TASKS),
     "della_linear": dict(merge_method="della_linear", **TASKS),

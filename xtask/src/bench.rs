@@ -117,16 +117,22 @@ fn revision(root: &Path) -> String {
 }
 
 fn compare(project: &Project, args: &Args, threads: usize) -> Result<()> {
-    let script = project.path("benches/peers/compare.py");
-    if !script.exists() {
-        bail!("{} is missing: restore it with git", project.show(&script));
-    }
     crate::assets::ensure(project)?;
-    let step = peers::build_peer_step(project)?;
+    let sides = [
+        ("compare.py", "MODL_PEER_STEP", peers::build_peer_step(project)?),
+        ("merging.py", "MODL", peers::build_fast_modl(project)?),
+    ];
     let python = peers::ensure(project)?;
-    let mut command = peers::script(project, &python, "MODL_PEER_STEP", &step)?;
-    command.arg(&script).args(args.quick.then_some("--quick")).args(&args.args);
-    command.args(["--threads", &threads.to_string()]);
-    command.env("OMP_NUM_THREADS", threads.to_string());
-    cargo::run(&mut command, "the comparison", "see the errors above")
+    for (script, variable, program) in sides {
+        let script = project.path("benches/peers").join(script);
+        if !script.exists() {
+            bail!("{} is missing: restore it with git", project.show(&script));
+        }
+        let mut command = peers::script(project, &python, variable, &program)?;
+        command.arg(&script).args(args.quick.then_some("--quick")).args(&args.args);
+        command.args(["--threads", &threads.to_string()]);
+        command.env("OMP_NUM_THREADS", threads.to_string());
+        cargo::run(&mut command, "the comparison", "see the errors above")?;
+    }
+    Ok(())
 }

@@ -9,8 +9,15 @@ use crate::project::Project;
 use crate::python::Venv;
 use crate::{cargo, disk};
 
-const PACKAGES: [&str; 5] =
-    ["torch==2.13.0", "transformers==5.24.0", "peft==0.21.2", "safetensors", "numpy"];
+const PACKAGES: [&str; 7] = [
+    "torch==2.13.0",
+    "transformers==5.24.0",
+    "peft==0.21.2",
+    "mergekit==0.1.5",
+    "safetensors",
+    "numpy",
+    "scipy",
+];
 
 /// What torch takes with the CUDA parts that its wheel asks for.
 const BYTES: u64 = 8_000_000_000;
@@ -34,6 +41,12 @@ pub fn ensure(project: &Project) -> Result<PathBuf> {
 pub fn build_modl(project: &Project) -> Result<PathBuf> {
     build(project, &["--bin", "modl"])?;
     Ok(project.target().join("debug/modl"))
+}
+
+/// Builds the `modl` program for measurements, optimised; its path.
+pub fn build_fast_modl(project: &Project) -> Result<PathBuf> {
+    build(project, &["--release", "--bin", "modl"])?;
+    Ok(project.target().join("release/modl"))
 }
 
 /// Builds modl's side of the comparison, optimised; its path.

@@ -14,6 +14,33 @@ pub struct Curve {
     pub at: f64,
 }
 
+impl Curve {
+    /// The curve through losses that were measured: λ and the loss there, from λ = 0 to 1.
+    ///
+    /// # Errors
+    /// Where there are fewer than 2, they are not in this order, or a loss is no number.
+    pub fn through(points: Vec<(f64, f64)>) -> Result<Self> {
+        let (Some((from, first)), Some((to, last))) = (points.first(), points.last()) else {
+            return Err(Error::invalid("points", "are fewer than 2"));
+        };
+        if (*from, *to) != (0.0, 1.0) || !points.is_sorted_by(|a, b| a.0 < b.0) {
+            return Err(Error::invalid("points", "are not in the order of λ from 0 to 1"));
+        }
+        let (mut barrier, mut at) = (0.0, 0.0);
+        for (lambda, loss) in &points {
+            if loss.is_nan() {
+                return Err(Error::invalid("loss", format!("at λ = {lambda} is no number")));
+            }
+            let height = loss - ((1.0 - lambda) * first + lambda * last);
+            // At the ends it is 0 but for rounding.
+            if height > barrier && (0.0 < *lambda && *lambda < 1.0) {
+                (barrier, at) = (height, *lambda);
+            }
+        }
+        Ok(Curve { points, barrier, at })
+    }
+}
+
 /// (1 − λ)θ_a + λθ_b. At λ = 0 and 1 the models themselves, bit for bit.
 ///
 /// # Errors
@@ -56,18 +83,11 @@ pub fn curve(
     for n in 0..points {
         let lambda = n as f64 / (points - 1) as f64;
         let loss = loss(&between(a, b, lambda)?)?;
+        // Before the others are measured.
         if loss.is_nan() {
             return Err(Error::invalid("loss", format!("at λ = {lambda} is no number")));
         }
         all.push((lambda, loss));
     }
-    let ends = [all.first(), all.last()].map(|p| p.map_or(0.0, |(_, loss)| *loss));
-    let (mut barrier, mut at) = (0.0, 0.0);
-    for (lambda, loss) in all.iter().take(points - 1).skip(1) {
-        let height = loss - ((1.0 - lambda) * ends[0] + lambda * ends[1]);
-        if height > barrier {
-            (barrier, at) = (height, *lambda);
-        }
-    }
-    Ok(Curve { points: all, barrier, at })
+    Curve::through(all)
 }

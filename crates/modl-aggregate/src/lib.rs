@@ -6,6 +6,7 @@ mod average;
 mod changes;
 mod concat;
 pub mod connectivity;
+pub mod exchangeable;
 mod factors;
 mod function;
 mod input;

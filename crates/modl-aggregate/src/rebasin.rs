@@ -139,7 +139,7 @@ pub fn match_weights(
 ) -> Result<Matched> {
     let fitted = layers.fitted(a)?;
     let float = |t: &Tensor| t.detach()?.to_kind(Kind::Float);
-    let (a, mut moved) = (a.map(|_, t| float(t))?, b.map(|_, t| float(t))?);
+    let (a, moved) = (a.map(|_, t| float(t))?, b.map(|_, t| float(t))?);
     let mut names: Vec<&str> =
         fitted.iter().flat_map(|(x, _)| x.iter().map(|(n, _)| n.as_str())).collect();
     names.sort_unstable();
@@ -155,31 +155,17 @@ pub fn match_weights(
     }
     let mut orders: Vec<Vec<usize>> = fitted.iter().map(|(_, n)| (0..*n).collect()).collect();
     let (mut objective, mut sweeps) = (vec![value], 0);
-    // Layers that nothing has moved since they were seen last have nothing to gain.
-    let mut stale = vec![true; fitted.len()];
-    while sweeps < SWEEPS && stale.contains(&true) {
+    let mut search = Search::new(&fitted, a, moved);
+    while sweeps < SWEEPS && search.stale.contains(&true) {
         for k in shuffled(fitted.len(), seed.nth(sweeps as u64)) {
-            if !std::mem::take(&mut stale[k]) {
-                continue;
-            }
-            let (axes, units) = &fitted[k];
-            let alike = likeness(axes, *units, &a, &moved)?;
-            let order = best(&alike)?;
-            let gain: f64 =
-                alike.iter().zip(&order).enumerate().map(|(i, (row, j))| row[*j] - row[i]).sum();
-            if gain <= GAIN * scale {
-                continue;
-            }
-            reorder(axes, &order, &mut moved)?;
-            orders[k] = order.iter().map(|j| orders[k][*j]).collect();
-            value += gain;
-            objective.push(value);
-            for (other, (theirs, _)) in fitted.iter().enumerate() {
-                let shared = |(name, _): &(String, i64)| axes.iter().any(|(n, _)| n == name);
-                stale[other] |= other != k && theirs.iter().any(shared);
+            if let Some((order, gain)) = search.improve(k, GAIN * scale)? {
+                orders[k] = order.iter().map(|j| orders[k][*j]).collect();
+                value += gain;
+                objective.push(value);
             }
         }
         sweeps += 1;
+        search.doubt();
     }
     let model = permuted(layers, b, &orders)?;
     Ok(Matched { orders, model, objective, sweeps })
@@ -205,7 +191,8 @@ pub fn match_activations(a: &[Tensor], b: &[Tensor]) -> Result<Vec<Vec<usize>>> 
             let problem = format!("are {:?} and {:?}, not [inputs, units]", a.size(), b.size());
             return Err(Error::invalid("activations", problem));
         }
-        best(&rows(&standard(a)?.t()?.matmul(&standard(b)?)?)?)
+        let alike = standard(a)?.t()?.matmul(&standard(b)?)?;
+        Ok(assignment(&costs(&alike)?)?.into_iter().flatten().collect())
     };
     a.iter().zip(b).map(one).collect()
 }
@@ -233,42 +220,157 @@ pub fn permuted(layers: &Permutations, model: &Tensors, orders: &[Vec<usize>]) -
 }
 
 fn reorder(axes: &[(String, i64)], order: &[usize], model: &mut Tensors) -> Result<()> {
-    let index: Vec<i64> = order.iter().map(|i| *i as i64).collect();
     for (name, axis) in axes {
         let t = model.need(name)?;
-        let index = Tensor::from_slice(&index, &[index.len() as i64], t.device())?;
-        let t = t.index_select(*axis, &index)?;
+        let t = t.index_select(*axis, &index(order, t.device())?)?;
         model.set(name.clone(), t);
     }
     Ok(())
 }
 
-/// ⟨unit i of a, unit j of b⟩ over all tensors of a layer.
-fn likeness(
-    axes: &[(String, i64)],
-    units: usize,
-    a: &Tensors,
-    b: &Tensors,
-) -> Result<Vec<Vec<f64>>> {
-    let n = units as i64;
-    let mut sum = Tensor::zeros(&[n, n], Kind::Float, Device::Cpu)?;
-    for (name, axis) in axes {
-        let flat = |t: &Tensor| t.transpose(0, *axis)?.reshape(&[n, -1]);
-        let (a, b) = (flat(a.need(name)?)?, flat(b.need(name)?)?);
-        sum = sum.add(&a.matmul(&b.t()?)?.to_device(Device::Cpu)?)?;
+/// Where a search for orders stands.
+struct Search<'a> {
+    fitted: &'a [Fitted],
+    a: Tensors,
+    /// b in the orders of now.
+    moved: Tensors,
+    /// For each layer those that have a tensor of it, too.
+    neighbours: Vec<Vec<usize>>,
+    /// How alike the units of layers with neighbours are. It follows what the neighbours do, at a cost
+    /// that goes with the units that they move.
+    known: Vec<Option<Tensor>>,
+    /// Layers whose neighbours have moved since they were seen last; others have nothing to gain.
+    stale: Vec<bool>,
+    /// Whether something that is known has followed others, and so has their rounding in it.
+    followed: bool,
+}
+
+impl<'a> Search<'a> {
+    fn new(fitted: &'a [Fitted], a: Tensors, moved: Tensors) -> Self {
+        let neighbours = (0..fitted.len()).map(|k| neighbours(fitted, k)).collect();
+        let (known, stale) = (vec![None; fitted.len()], vec![true; fitted.len()]);
+        Search { fitted, a, moved, neighbours, known, stale, followed: false }
     }
-    rows(&sum)
+
+    /// Puts the units of a stale layer into their best order, and what is gained; nothing where it is
+    /// no more than `least`.
+    fn improve(&mut self, k: usize, least: f64) -> Result<Option<(Vec<usize>, f64)>> {
+        if !std::mem::take(&mut self.stale[k]) {
+            return Ok(None);
+        }
+        let fitted = self.fitted;
+        let (axes, units) = &fitted[k];
+        let alike = match self.known[k].take() {
+            Some(alike) => alike,
+            None => likeness(axes, *units, &self.a, &self.moved)?,
+        };
+        let cost = costs(&alike)?;
+        let order: Vec<usize> = assignment(&cost)?.into_iter().flatten().collect();
+        let gains = cost.iter().zip(&order).enumerate().map(|(i, (row, j))| row[i] - row[*j]);
+        let gain: f64 = gains.sum();
+        let alone = self.neighbours[k].is_empty();
+        if gain <= least {
+            self.known[k] = Some(alike).filter(|_| !alone);
+            return Ok(None);
+        }
+        let before = self.moved.clone();
+        reorder(axes, &order, &mut self.moved)?;
+        if alone {
+            return Ok(Some((order, gain)));
+        }
+        let changed: Vec<usize> = (0..*units).filter(|i| order[*i] != *i).collect();
+        let changed = index(&changed, alike.device())?;
+        for other in &self.neighbours[k] {
+            self.stale[*other] = true;
+            let Some(theirs) = self.known[*other].take() else { continue };
+            let follow = Follow { axes: &fitted[*other].0, by: axes, changed: &changed };
+            self.known[*other] = Some(follow.apply(theirs, &self.a, &before, &self.moved)?);
+            self.followed = true;
+        }
+        self.known[k] = Some(alike.index_select(1, &index(&order, alike.device())?)?);
+        Ok(Some((order, gain)))
+    }
+
+    /// Where no layer is stale any more, what has followed others is to be looked at anew, without
+    /// rounding that has added up.
+    fn doubt(&mut self) {
+        if !self.followed || self.stale.contains(&true) {
+            return;
+        }
+        self.followed = false;
+        for (k, neighbours) in self.neighbours.iter().enumerate() {
+            if !neighbours.is_empty() {
+                (self.known[k], self.stale[k]) = (None, true);
+            }
+        }
+    }
 }
 
-fn rows(matrix: &Tensor) -> Result<Vec<Vec<f64>>> {
-    let flat = matrix.to_kind(Kind::Double)?.contiguous()?.reshape(&[-1])?.to_vec::<f64>()?;
-    Ok(flat.chunks(matrix.len_of(-1).max(1) as usize).map(<[f64]>::to_vec).collect())
+/// What another layer's move does to how alike a layer's units are.
+struct Follow<'a> {
+    /// The layer's.
+    axes: &'a [(String, i64)],
+    /// The other layer's.
+    by: &'a [(String, i64)],
+    /// The other layer's places at which units are new.
+    changed: &'a Tensor,
 }
 
-/// The assignment with the largest sum.
-fn best(alike: &[Vec<f64>]) -> Result<Vec<usize>> {
-    let cost: Vec<Vec<f64>> = alike.iter().map(|row| row.iter().map(|s| -s).collect()).collect();
-    Ok(assignment(&cost)?.into_iter().flatten().collect())
+impl Follow<'_> {
+    fn apply(
+        &self,
+        alike: Tensor,
+        a: &Tensors,
+        before: &Tensors,
+        after: &Tensors,
+    ) -> Result<Tensor> {
+        let mut sum = alike;
+        for (name, axis) in self.axes {
+            let Some((_, theirs)) = self.by.iter().find(|(n, _)| n == name) else { continue };
+            let part = |of: &Tensors| of.need(name)?.index_select(*theirs, self.changed);
+            let change = by_unit(&part(after)?.sub(&part(before)?)?, *axis)?;
+            sum = sum.add(&by_unit(&part(a)?, *axis)?.matmul(&change.t()?)?)?;
+        }
+        Ok(sum)
+    }
+}
+
+/// The other layers that move a tensor of layer k.
+fn neighbours(fitted: &[Fitted], k: usize) -> Vec<usize> {
+    let Some((own, _)) = fitted.get(k) else { return Vec::new() };
+    let shared = |(name, _): &(String, i64)| own.iter().any(|(n, _)| n == name);
+    let others = fitted
+        .iter()
+        .enumerate()
+        .filter(|(other, (theirs, _))| *other != k && theirs.iter().any(shared));
+    others.map(|(other, _)| other).collect()
+}
+
+/// ⟨unit i of a, unit j of b⟩ over all tensors of a layer, `[units, units]`.
+fn likeness(axes: &[(String, i64)], units: usize, a: &Tensors, b: &Tensors) -> Result<Tensor> {
+    let mut sum: Option<Tensor> = None;
+    for (name, axis) in axes {
+        let own = by_unit(a.need(name)?, *axis)?.matmul(&by_unit(b.need(name)?, *axis)?.t()?)?;
+        sum = Some(sum.map_or(Ok(own.clone()), |sum| sum.add(&own))?);
+    }
+    let n = units as i64;
+    sum.map_or_else(|| Tensor::zeros(&[n, n], Kind::Float, Device::Cpu), Ok)
+}
+
+/// A tensor with one row for each unit on an axis.
+fn by_unit(t: &Tensor, axis: i64) -> Result<Tensor> {
+    t.transpose(0, axis)?.reshape(&[t.len_of(axis), -1])
+}
+
+fn index(places: &[usize], device: Device) -> Result<Tensor> {
+    let places: Vec<i64> = places.iter().map(|i| *i as i64).collect();
+    Tensor::from_slice(&places, &[places.len() as i64], device)
+}
+
+/// The rows of a matrix with the other sign: what is alike costs little.
+fn costs(alike: &Tensor) -> Result<Vec<Vec<f64>>> {
+    let flat = alike.neg()?.to_vec::<f64>()?;
+    Ok(flat.chunks(alike.len_of(-1).max(1) as usize).map(<[f64]>::to_vec).collect())
 }
 
 /// 0 to n in an order that a seed gives.

@@ -19,8 +19,8 @@ pub struct Evolution {
     pub step: f64,
     /// What each weight stays in. Default: no bound.
     pub bounds: Option<(f64, f64)>,
-    /// Losses that are measured, without that of the start; the last generation is not begun where
-    /// it would need more. Default: 400.
+    /// Losses that are measured at most, without that of the start; the last generation is not begun
+    /// where it would need more, nor one whose steps are too small to change a weight. Default: 400.
     pub evaluations: usize,
     /// Points of a generation. Default: 4 + ⌊3 ln n⌋ for n weights.
     pub population: Option<usize>,
@@ -83,6 +83,9 @@ impl Evolution {
         let mut best = Found { weights: start.to_vec(), loss: first, curve: vec![first] };
         let mut state = State::new(self, start);
         for generation in 0..self.evaluations / state.population {
+            if state.settled() {
+                break;
+            }
             let normal = Init::Normal(1.0).tensor(
                 &[(state.population * start.len()) as i64],
                 self.seed.nth(generation as u64),
@@ -164,6 +167,12 @@ impl State {
             generation: 0,
             shares: raw.iter().map(|w| w / total).collect(),
         }
+    }
+
+    /// Whether steps are too small to change any weight: what follows would divide by nothing.
+    fn settled(&self) -> bool {
+        let spread = self.factor.iter().map(|row| row.iter().map(|a| a.abs()).sum::<f64>());
+        self.mean.iter().zip(spread).all(|(m, s)| *m + self.step * s == *m)
     }
 
     /// mean + step A z, moved into the bounds.

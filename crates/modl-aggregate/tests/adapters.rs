@@ -353,6 +353,33 @@ fn the_best_product_of_what_ties_leaves_is_that_of_the_whole_decomposition() {
     }
 }
 
+/// One site or several, where libtorch has one thread or two.
+#[test]
+fn any_number_of_threads_gives_the_same_bits() {
+    let methods = MergeMethods::default();
+    let site = |i: u64| {
+        let change = |j: u64| {
+            let part = |n: &str, shape: &[i64]| normal(shape, Seed(i).nth(j).child(n));
+            Some(product(part("up", &[256, 4]), part("down", &[4, 224]), 1.0))
+        };
+        SiteChanges { path: i.to_string(), changes: (0..3).map(change).collect() }
+    };
+    for n in [1, 3] {
+        for name in ["ties_svd", "svd"] {
+            let run = |threads: i32| {
+                modl_core::set_threads(threads);
+                let way = Way::named(name, None, &methods, Settings::default(), Some(4)).unwrap();
+                let sites = (0..n).map(site).collect();
+                merge(sites, &names(3), &[1.0, 0.5, -0.5], &way, Seed(0)).unwrap()
+            };
+            for (a, b) in run(1).iter().zip(&run(2)) {
+                assert!(a.factors.down.bit_equal(&b.factors.down).unwrap(), "{name} {n}");
+                assert!(a.factors.up.bit_equal(&b.factors.up).unwrap(), "{name} {n}");
+            }
+        }
+    }
+}
+
 #[test]
 fn the_report_counts_what_pulls_apart() {
     let t = |v: &[f64], shape: &[i64]| Tensor::from_slice(v, shape, Device::Cpu).unwrap();

@@ -75,6 +75,14 @@ fn evolution_finds_the_optimum_of_a_bent_bowl_within_bounds_and_out_of_them() ->
         assert!((found.loss - 1.0).abs() < 1e-6, "{found:?}");
         assert!(found.weights.iter().all(|w| (-1.0..=1.5).contains(w)));
     }
+    // Long after the optimum: no weight is ever no number, and the search ends by itself.
+    let (mut measured, long) = (0, Evolution { evaluations: 60_000, ..Evolution::default() });
+    let found = long.minimize(&[0.0; 3], |w| {
+        measured += 1;
+        assert!(w.iter().all(|w| w.is_finite()), "{w:?} after {measured}");
+        bowl(w)
+    })?;
+    assert!(found.loss < 1e-20 && measured < 60_000, "{found:?} {measured}");
     let none = Evolution::default().minimize(&[], |_| Ok(0.0));
     assert!(none.unwrap_err().to_string().contains("no weight"));
     assert!(Evolution::default().minimize(&[0.0], |_| Ok(f64::NAN)).is_err());
@@ -212,6 +220,51 @@ fn one_layer_is_matched_as_well_as_by_trying_all_orders() -> Result<()> {
         let found = match_weights(&layers, &a, &b, Seed(0))?;
         assert!((value(&found.model) - best).abs() < 1e-5, "{} {best}", value(&found.model));
     }
+    Ok(())
+}
+
+/// Networks that have nothing to do with each other: many sweeps, in which little is moved at a time.
+#[test]
+fn where_a_search_ends_no_layer_has_anything_to_gain() -> Result<()> {
+    let widths = [7, 30, 40, 25, 4];
+    let layers = layers_of(&widths);
+    let mut most = 0;
+    for seed in 0..4 {
+        let (a, b) = (mlp(&widths, Seed(seed)), mlp(&widths, Seed(seed + 100)));
+        let found = match_weights(&layers, &a, &b, Seed(seed))?;
+        most = most.max(found.sweeps);
+        let numbers =
+            |m: &Tensors, name: &str| -> Vec<f64> { m.need(name).unwrap().to_vec().unwrap() };
+        let mut objective = 0.0;
+        for k in 0..3 {
+            let (n, fan_in, fan_out) =
+                (widths[k + 1] as usize, widths[k] as usize, widths[k + 2] as usize);
+            let of = |m: &Tensors| {
+                let [w, bias] = ["weight", "bias"].map(|p| numbers(m, &format!("{k}.{p}")));
+                (w, bias, numbers(m, &format!("{}.weight", k + 1)))
+            };
+            let ((wa, ba, na), (wb, bb, nb)) = (of(&a), of(&found.model));
+            let alike = |i: usize, j: usize| -> f64 {
+                let own = (0..fan_in).map(|c| wa[i * fan_in + c] * wb[j * fan_in + c]).sum::<f64>();
+                let next = (0..fan_out).map(|r| na[r * n + i] * nb[r * n + j]).sum::<f64>();
+                own + ba[i] * bb[j] + next
+            };
+            let cost: Vec<Vec<f64>> =
+                (0..n).map(|i| (0..n).map(|j| -alike(i, j)).collect()).collect();
+            let best = modl_core::assignment(&cost)?;
+            let best: f64 = best.iter().enumerate().map(|(i, j)| -cost[i][j.unwrap()]).sum();
+            let own: f64 = (0..n).map(|i| -cost[i][i]).sum();
+            assert!(best - own <= 1e-5 * own.abs(), "layer {k}: {own} could be {best}");
+            objective +=
+                wa.iter().zip(&wb).chain(ba.iter().zip(&bb)).map(|(a, b)| a * b).sum::<f64>();
+            if k == 2 {
+                objective += na.iter().zip(&nb).map(|(a, b)| a * b).sum::<f64>();
+            }
+        }
+        let last = found.objective.last().unwrap();
+        assert!((last - objective).abs() < 1e-5 * objective.abs(), "{last} {objective}");
+    }
+    assert!(most > 3, "the test would say little: {most}");
     Ok(())
 }
 

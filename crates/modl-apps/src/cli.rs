@@ -33,6 +33,10 @@ enum Command {
     Convert(commands::convert::ConvertArgs),
     /// Merge models: by a file as mergekit reads it, or by a method and folders.
     Merge(commands::merge::MergeArgs),
+    /// Put the hidden units of a model into the order of another's, so that their average makes sense.
+    Align(commands::align::AlignArgs),
+    /// Measure what lies on the straight line between two models: is there a barrier?
+    Barrier(commands::merge::barrier::BarrierArgs),
     /// Make a mixture of experts of dense models: copies of one, or what a mergekit-moe file says.
     Upcycle(commands::upcycle::UpcycleArgs),
     /// Say where two models, adapters or tensor files differ.
@@ -70,7 +74,9 @@ impl Cli {
             Command::Eval(args) => commands::eval::run(&args, methods),
             Command::Forward(args) => commands::forward::run(&args, methods),
             Command::Convert(args) => commands::convert::run(&args, methods),
-            Command::Merge(args) => commands::merge::run(&args),
+            Command::Merge(args) => commands::merge::run(&args, &methods.merges),
+            Command::Align(args) => commands::align::run(&args),
+            Command::Barrier(args) => commands::merge::barrier::run(&args, &methods.merges),
             Command::Upcycle(args) => commands::upcycle::run(&args),
             Command::Diff(args) => commands::diff::run(&args),
             Command::Inspect(args) => commands::inspect::run(&args, methods),

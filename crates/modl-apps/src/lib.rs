@@ -2,7 +2,7 @@
 //!
 //! [`main_with`] is the whole program over a given set of methods: `modl` runs it with
 //! [`builtin`], and a crate that adds a router runs it with its own added. See
-//! `docs/write-a-router.md`.
+//! `docs/write-a-router.md`. [`main_with_methods`] is for a crate that adds a merge method.
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
@@ -37,9 +37,21 @@ pub fn builtin() -> Result<Registry> {
 /// Runs the command line of this process over the methods of `registry`, and says how it ended.
 /// Errors go to stderr, each with its causes.
 pub fn main_with(registry: Result<Registry>) -> ExitCode {
+    main_with_methods(registry.and_then(Methods::new))
+}
+
+/// [`main_with`] for a program that adds more than a registry holds, such as a merge method:
+///
+/// ```no_run
+/// # use modl_aggregate::merge::MergeMethod;
+/// # fn main_of(median: impl MergeMethod + 'static) -> std::process::ExitCode {
+/// let methods = modl_apps::builtin().and_then(modl_train::Methods::new);
+/// modl_apps::main_with_methods(methods.and_then(|m| m.with_merge(median)))
+/// # }
+/// ```
+pub fn main_with_methods(methods: Result<Methods>) -> ExitCode {
     modl_core::keep_freed_memory();
-    let methods = registry.and_then(Methods::new).map_err(anyhow::Error::from);
-    let outcome = methods.and_then(|m| cli::parse().run(&m));
+    let outcome = methods.map_err(anyhow::Error::from).and_then(|m| cli::parse().run(&m));
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {

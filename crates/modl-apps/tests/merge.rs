@@ -150,6 +150,120 @@ fn a_later_document_names_the_result_of_an_earlier_one() {
     }
 }
 
+/// A file of tensors whose numbers are nowhere on the disk.
+#[cfg(unix)]
+fn hollow(folder: &Path, bytes: u64) {
+    let side = ((bytes / 4) as f64).sqrt() as u64;
+    let header = format!(
+        "{{\"w\":{{\"dtype\":\"F32\",\"shape\":[{side},{side}],\"data_offsets\":[0,{}]}}}}",
+        4 * side * side
+    );
+    fs::create_dir(folder).unwrap();
+    let path = folder.join("model.safetensors");
+    let start = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat();
+    fs::write(&path, &start).unwrap();
+    let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.set_len(start.len() as u64 + 4 * side * side).unwrap();
+}
+
+#[cfg(unix)]
+#[test]
+fn a_disk_that_is_too_small_is_told_before_anything_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    let free = fs4::available_space(dir.path()).unwrap();
+    for name in ["a", "b"] {
+        hollow(&dir.path().join(name), 2 * free);
+    }
+    let args = ["merge", "--method", "linear", &at("a"), &at("b"), "--out", &at("m")];
+    refuse(&args, "make room");
+    assert!(!dir.path().join("m.merging").exists() && !dir.path().join("m").exists());
+}
+
+/// The system refuses a file beyond a size, as a full disk does: what is finished stays, and the same
+/// command goes on from there.
+#[cfg(unix)]
+#[test]
+fn a_disk_that_refuses_in_the_middle_costs_only_the_file_that_did_not_fit() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    for (n, name) in ["a", "b"].into_iter().enumerate() {
+        let side = |t: u64| if t == 2 { 1448 } else { 500 };
+        let tensors: Vec<(String, Tensor)> = (0..3)
+            .map(|t| {
+                let (shape, seed) = ([side(t), side(t)], Seed(n as u64).nth(t));
+                let values = Init::Normal(0.1).tensor(&shape, seed, Kind::Float, Device::Cpu);
+                (format!("layers.{t}.weight"), values.unwrap())
+            })
+            .collect();
+        let named = tensors.iter().map(|(n, t)| (n.as_str(), t));
+        checkpoint::save(dir.path().join(name).join("model.safetensors"), named, HashMap::new())
+            .unwrap();
+    }
+    let (a, b) = (at("a"), at("b"));
+    let args = |out: &str| {
+        let fixed =
+            ["merge", "--method", "linear", "--max-shard-size", "1MB", &a, &b, "--out", out];
+        fixed.map(str::to_owned)
+    };
+    let run = |out: &str| {
+        succeed(&args(&at(out)).iter().map(String::as_str).collect::<Vec<_>>());
+    };
+    run("whole");
+    let program = modl(&[]);
+    let out = std::process::Command::new("sh")
+        // Between 1 and 8 MB, whether a block is 512 bytes or 1 kB. The signal would end the program.
+        .args(["-c", "trap '' XFSZ; ulimit -f 4096; exec \"$0\" --threads 1 \"$@\""])
+        .arg(program.get_program())
+        .args(args(&at("out")))
+        .output()
+        .unwrap();
+    let error = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert_eq!(out.status.code(), Some(1), "{error}");
+    assert!(error.contains("model-00003-of-00003") && error.contains("make room"), "{error}");
+    assert!(!dir.path().join("out").exists());
+    let kept = |n: usize| {
+        let path = dir.path().join(format!("out.merging/model-0000{n}-of-00003.safetensors"));
+        fs::metadata(path).and_then(|m| m.modified()).ok()
+    };
+    let before = [kept(1), kept(2), kept(3)];
+    assert!(before[0].is_some() && before[1].is_some() && before[2].is_none());
+    run("out");
+    assert_eq!(contents(&dir.path().join("out")), contents(&dir.path().join("whole")));
+    let first = fs::metadata(dir.path().join("out/model-00001-of-00003.safetensors")).unwrap();
+    assert_eq!(first.modified().ok(), before[0], "it was kept and not made again");
+}
+
+#[cfg(unix)]
+#[test]
+fn two_merges_into_one_folder_do_not_meet() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    for name in ["a", "b"] {
+        hollow(&dir.path().join(name), 400_000_000);
+    }
+    let (a, b, out) = (at("a"), at("b"), at("m"));
+    let args = ["merge", "--method", "linear", &a, &b, "--out", &out];
+    let mut first = modl(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    while !dir.path().join("m.merging/model.tmp").exists() {
+        assert!(first.try_wait().unwrap().is_none(), "it has ended before it was seen");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    // Stopped, so that it is still there when the other looks.
+    let signal = |name: &str| {
+        let pid = first.id().to_string();
+        assert!(std::process::Command::new("kill").args([name, &pid]).status().unwrap().success());
+    };
+    signal("-STOP");
+    refuse(&args, "another merge");
+    signal("-CONT");
+    assert!(first.wait().unwrap().success());
+    let mut files: Vec<String> = contents(&dir.path().join("m")).into_keys().collect();
+    files.sort();
+    assert_eq!(files, ["mergekit_config.yml", "model.safetensors"]);
+    refuse(&args, "is there already");
+}
+
 /// Twenty kills at moments spread over a merge, each followed by the same command: the bytes are those
 /// of a merge that was left alone, and the result's name never stands for a part of it.
 #[cfg(unix)]

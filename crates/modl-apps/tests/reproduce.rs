@@ -105,6 +105,34 @@ fn experiments_give_what_is_exact_about_their_conditions() {
 }
 
 #[test]
+fn mixtures_and_fusions_have_their_exact_relations() {
+    let dir = tempfile::tempdir().unwrap();
+    reproduce("demix", "1", dir.path());
+    let all = runs(&dir.path().join("demix/runs.jsonl"));
+    assert_eq!(all.len(), 8);
+    let of = |way: &str, metric: &str| all[&(way.to_owned(), 0)][metric].as_f64().unwrap();
+    // A mixture is at most ln 4 a text of 63 tokens behind any of its experts, whichever text it is.
+    let behind = (4f64.ln() / 63.0).exp();
+    assert!(of("uniform", "blend") <= of("best", "blend") * behind * (1.0 + 1e-9));
+    assert!(of("uniform", "domains") <= of("best", "domains") * behind * (1.0 + 1e-9));
+    // Of texts of one domain the known weights are one expert: the domain's own.
+    assert!(of("known", "domains") >= of("best", "domains") * (1.0 - 1e-9));
+    assert!(of("removal", "own") > of("removal", "others"));
+
+    reproduce("fusion", "1", dir.path());
+    let all = runs(&dir.path().join("fusion/runs.jsonl"));
+    assert_eq!(all.len(), 14);
+    for n in [64, 2048] {
+        let learned = |way: &str| all[&(format!("{way}-{n}"), 0)]["learned"].as_f64().unwrap();
+        // Whole digits of n.
+        for way in ["single", "fusion", "head"] {
+            let whole = learned(way) * f64::from(n);
+            assert!((whole - whole.round()).abs() < 1e-6, "{way}: {whole} of {n}");
+        }
+    }
+}
+
+#[test]
 fn what_is_asked_wrongly_is_refused_in_words() {
     refuse(&["reproduce", "mital"], &["unknown experiment", "did you mean `mittal`"]);
     refuse(&["reproduce", "mittal", "--seeds", "0"], &["--seeds"]);

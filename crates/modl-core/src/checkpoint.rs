@@ -235,7 +235,11 @@ fn broken(path: &Path, e: &safetensors::SafeTensorError) -> Error {
     Error::file(path, format!("is not a whole safetensors file ({e}); fetch or save it again"))
 }
 
-fn dtype(name: &str, kind: Kind) -> Result<Dtype> {
+/// What elements of a kind are called in a safetensors file.
+///
+/// # Errors
+/// Where it has no name there.
+pub fn dtype(name: &str, kind: Kind) -> Result<Dtype> {
     Ok(match kind {
         Kind::Float => Dtype::F32,
         Kind::Double => Dtype::F64,

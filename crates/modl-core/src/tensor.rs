@@ -260,9 +260,18 @@ impl Tensor {
     /// Nothing is accumulated anywhere: an input that was not used has no gradient at all, so an
     /// optimiser skips it, which a gradient of zeros would not bring about. With `create_graph`
     /// the results can be differentiated again.
+    ///
+    /// # Errors
+    /// Where nothing was recorded for self.
     pub fn gradients(&self, inputs: &[&Tensor], create_graph: bool) -> Result<Vec<Option<Tensor>>> {
         if inputs.is_empty() {
             return Ok(Vec::new());
+        }
+        // libtorch may end the process instead of saying so.
+        if !self.requires_grad() {
+            let problem =
+                "was computed without recording of gradients: nothing that is trained is in it";
+            return Err(Error::invalid("gradients", problem));
         }
         let leaves: Vec<&tch::Tensor> = inputs.iter().map(|t| &t.0).collect();
         let grads = tch::Tensor::f_run_backward(&[&self.0], &leaves, create_graph, create_graph)

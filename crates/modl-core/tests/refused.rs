@@ -603,3 +603,13 @@ fn residents() {
     assert_eq!(m.modules(), ["a", "c"]);
     seen(&m).logits.unwrap();
 }
+
+#[test]
+fn gradients_of_what_was_not_recorded_are_refused() {
+    let x = Tensor::zeros(&[3], Kind::Float, Device::Cpu).unwrap();
+    x.set_requires_grad(true).unwrap();
+    let constant = Tensor::full(&[], 1.0, Kind::Float, Device::Cpu).unwrap();
+    let e = constant.gradients(&[&x], false).unwrap_err().to_string();
+    assert!(e.contains("without recording"), "{e}");
+    assert!(x.sum().unwrap().gradients(&[&x], false).unwrap()[0].is_some());
+}

@@ -91,6 +91,16 @@ struct Passed {
     losses: Tensor,
     /// `[batch]`, outside the graph.
     known: Tensor,
+    /// Which rows count, where of several passes the best is taken.
+    chosen: Option<Tensor>,
+}
+
+impl Passed {
+    fn outcome(&self) -> Outcome<'_> {
+        let mut outcome = Outcome::new(&self.known, &self.cx);
+        outcome.chosen = self.chosen.as_ref();
+        outcome
+    }
 }
 
 /// The loss of a step.
@@ -109,7 +119,7 @@ impl StepLoss {
     /// Lets routers learn from what became of their choices, after the step.
     pub(crate) fn teach(&self, model: &Modular) -> Result<()> {
         for p in &self.passed {
-            model.routers_learn(&p.trace, &Outcome::new(&p.known, &p.cx))?;
+            model.routers_learn(&p.trace, &p.outcome())?;
         }
         Ok(())
     }
@@ -211,9 +221,9 @@ impl Passing<'_> {
         let mut aux: BTreeMap<String, f64> = BTreeMap::new();
         let mut loss: Option<Tensor> = None;
         let mut more: Option<Tensor> = None;
-        for (n, p) in passed.iter().enumerate() {
-            let mine = chosen.as_ref().map(|c| c.select(0, n as i64)).transpose()?;
-            let mean = match &mine {
+        for (n, p) in passed.iter_mut().enumerate() {
+            p.chosen = chosen.as_ref().map(|c| c.select(0, n as i64)).transpose()?;
+            let mean = match &p.chosen {
                 Some(mine) => {
                     let (own, rows) = (p.losses.mul(mine)?.sum()?, p.losses.len_of(0).max(1));
                     own.mul_scalar(share / rows as f64)?
@@ -221,11 +231,9 @@ impl Passing<'_> {
                 None => p.losses.mean()?.mul_scalar(share / count as f64)?,
             };
             loss = Some(plus(loss, mean)?);
-            let mut outcome = Outcome::new(&p.known, &p.cx);
-            outcome.chosen = mine.as_ref();
             // Routers' losses are of all rows of a pass, what comes of the outcome of the chosen ones.
-            let of_chosen = if mine.is_some() { share } else { share * each };
-            let credits = self.model.router_credits(&p.trace, &outcome)?.into_iter();
+            let of_chosen = if p.chosen.is_some() { share } else { share * each };
+            let credits = self.model.router_credits(&p.trace, &p.outcome())?.into_iter();
             let credits = credits.map(|(name, own)| (name, own, of_chosen));
             let losses = p.trace.losses()?.into_iter().map(|(name, own)| (name, own, share * each));
             for (name, own, share) in losses.chain(credits) {
@@ -258,7 +266,7 @@ impl Passing<'_> {
         let predicted = self.objective.predict(self.model, part, &cx)?;
         let losses = self.objective.losses(&predicted, part)?;
         let known = losses.detach()?;
-        Ok(Passed { trace: cx.take_trace(), cx, predicted, losses, known })
+        Ok(Passed { trace: cx.take_trace(), cx, predicted, losses, known, chosen: None })
     }
 
     /// `sum` and a router's loss by its weight.

@@ -143,3 +143,65 @@ fn trimming_keeps_the_largest_that_have_the_elected_sign() -> Result<()> {
     assert!(trimmed(&vectors, 0.0).is_err() && trimmed(&vectors, 1.1).is_err());
     Ok(())
 }
+
+/// Adam as Kingma and Ba have it, on derivatives by differences, all in f64.
+#[test]
+fn many_steps_go_as_adam_goes_on_differences_of_the_entropy() -> Result<()> {
+    let base = model(1);
+    let vectors = task_vectors(&base, &[model(2), model(3)])?;
+    let (lr, steps) = (0.02, 40);
+    let run = AdaMerging { lr, steps, ..AdaMerging::default() };
+    let found = run.run(&base, &vectors, |_, m| loss(m))?;
+    let value = |l: &[f64]| -> f64 {
+        let l: Vec<f64> = l.iter().map(|l| l.clamp(0.0, 1.0)).collect();
+        loss(&at(&base, &vectors, &[[l[0], l[1]], [l[2], l[3]]])).unwrap().item().unwrap()
+    };
+    let (mut lambda, mut m, mut v) = ([0.3; 4], [0.0; 4], [0.0; 4]);
+    for step in 0..steps as i32 {
+        let at = lambda;
+        assert!((found.curve[step as usize] - value(&at)).abs() < 1e-5, "step {step}");
+        for i in 0..4 {
+            let moved = |by: f64| {
+                let mut all = at;
+                all[i] += by;
+                value(&all)
+            };
+            let g = (moved(1e-5) - moved(-1e-5)) / 2e-5;
+            m[i] = 0.9 * m[i] + 0.1 * g;
+            v[i] = 0.999 * v[i] + 0.001 * g * g;
+            let (m, v) =
+                (m[i] / (1.0 - 0.9f64.powi(step + 1)), v[i] / (1.0 - 0.999f64.powi(step + 1)));
+            lambda[i] -= lr * m / (v.sqrt() + 1e-8);
+        }
+    }
+    let far = lambda.iter().any(|l| (l - 0.3).abs() > 0.2);
+    assert!(far, "the test would say little: {lambda:?}");
+    for (f, l) in found.factors.iter().flatten().zip(lambda) {
+        assert!((f - l.clamp(0.0, 1.0)).abs() < 1e-4, "{f} {l}");
+    }
+    Ok(())
+}
+
+#[test]
+fn the_minimum_is_found_where_it_is_known() -> Result<()> {
+    let number = |x: f64| Tensor::from_slice(&[x], &[1], Device::Cpu);
+    let base = Tensors::new().with("w", number(0.0)?);
+    let vectors = [Tensors::new().with("w", number(1.0)?)];
+    let run = AdaMerging { lr: 0.01, steps: 400, ..AdaMerging::default() };
+    let rows = |margins: &[Tensor]| -> Result<Tensor> {
+        let margins = Tensor::stack(margins, 0)?; // [rows, 1]
+        entropy(&Tensor::cat(&[margins.clone(), margins.zeros_like()?], 1)?)
+    };
+    // Margins 6λ and 6(1 − λ): by symmetry 1⁄2 is stationary, and a minimum, since a binary entropy
+    // of margin m is convex from m tanh(m⁄2) = 1 on, m = 1.54.
+    let both = |_: u64, m: &Tensors| {
+        let w = m.need("w")?;
+        rows(&[w.mul_scalar(6.0)?, w.neg()?.add_scalar(1.0)?.mul_scalar(6.0)?])
+    };
+    let found = run.run(&base, &vectors, both)?;
+    assert!((found.factors[0][0] - 0.5).abs() < 1e-3, "{:?}", found.factors);
+    // Of one margin alone the entropy falls as far as λ may go.
+    let found = run.run(&base, &vectors, |_, m| rows(&[m.need("w")?.mul_scalar(6.0)?]))?;
+    assert_eq!(found.factors, [[1.0]]);
+    Ok(())
+}

@@ -19,7 +19,8 @@ const BATCH: usize = 4;
 #[derive(Debug, Clone, Default)]
 struct Lottery {
     logits: Option<Tensor>,
-    /// For each module the number of rows that had it and the sum of their losses.
+    /// For each module the number of rows that had it, the sum of their losses, and how many of them
+    /// counted.
     heard: Option<Tensor>,
     path: String,
 }
@@ -37,7 +38,7 @@ impl RouterConfig for Lottery {
         let m = bank.len() as i64;
         let path = scope.path().to_owned();
         let logits = Some(scope.param("logits", &[m], Init::Normal(0.1))?);
-        let none = Tensor::zeros(&[m, 2], Kind::Float, Device::Cpu)?;
+        let none = Tensor::zeros(&[m, 3], Kind::Float, Device::Cpu)?;
         let heard = Some(scope.buffer("heard", &none)?);
         Ok(Box::new(Lottery { logits, heard, path }))
     }
@@ -69,9 +70,11 @@ impl Router for Lottery {
 
     fn learn(&self, routing: &Routing, outcome: &Outcome) -> Result<()> {
         let Weights::Sparse { index, .. } = &routing.weights else { panic!() };
-        let both = Tensor::stack(&[outcome.loss.ones_like()?, outcome.loss.clone()], 1)?;
+        let ones = outcome.loss.ones_like()?;
+        let counted = outcome.chosen.unwrap_or(&ones).to_kind(ones.kind())?;
+        let all = Tensor::stack(&[ones, outcome.loss.clone(), counted], 1)?;
         let mut heard = self.heard.clone().unwrap();
-        let sum = heard.index_add(0, &index.squeeze(-1)?, &both)?;
+        let sum = heard.index_add(0, &index.squeeze(-1)?, &all)?;
         heard.copy_from(&sum)
     }
 }
@@ -138,10 +141,10 @@ fn routers_hear_the_loss_of_each_row() {
     let events = train(&model, config(Passes::default())).unwrap();
     let heard = heard(&model);
     let all = losses(&events);
-    assert_eq!(heard[0] + heard[2], (STEPS as usize * BATCH) as f32, "each row once");
-    assert!(heard[0] > 0.0 && heard[2] > 0.0, "both modules were tried: {heard:?}");
+    assert_eq!(heard[0] + heard[3], (STEPS as usize * BATCH) as f32, "each row once");
+    assert!(heard[0] > 0.0 && heard[3] > 0.0, "both modules were tried: {heard:?}");
     let sum = all.iter().sum::<f64>() * BATCH as f64;
-    assert!((f64::from(heard[1] + heard[3]) - sum).abs() < 1e-4 * sum, "{heard:?} {sum}");
+    assert!((f64::from(heard[1] + heard[4]) - sum).abs() < 1e-4 * sum, "{heard:?} {sum}");
     // The choice is hard: all that moves ℓ is the loss that it derives from the outcome.
     let after = model.params().get(&logits).unwrap();
     assert!(after.max_abs_diff(&before).unwrap() > 0.01);
@@ -245,9 +248,10 @@ fn what_followers_note_is_counted_once() {
     assert!((found - wanted).abs() < 1e-6, "{found} {wanted}");
     let sum = |i: usize| {
         let heard = model.params().get("routers.global.heard").unwrap().to_vec::<f32>().unwrap();
-        heard[i] + heard[i + 2]
+        heard[i] + heard[i + 3]
     };
     assert_eq!(sum(0), 4.0 * BATCH as f32, "each row of each pass is heard of once");
+    assert_eq!(sum(2), BATCH as f32, "each row counts in its best pass alone");
 }
 
 /// Each pass draws for itself, and knows its number and a seed that all passes of its batch know.

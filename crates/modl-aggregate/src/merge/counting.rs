@@ -73,7 +73,7 @@ fn count(
     Ok(all)
 }
 
-/// How many numbers of exactly these bits come before each piece.
+/// How many numbers of exactly these bits come before each piece, and before the end.
 fn before(
     groups: &[&Group],
     r: usize,
@@ -91,12 +91,13 @@ fn before(
     Ok(sums(counts.into_iter()))
 }
 
-/// How much comes before each.
+/// How much comes before each, and before the end.
 pub(super) fn sums(counts: impl Iterator<Item = u64>) -> Vec<u64> {
+    let mut all = vec![0];
     let mut total = 0;
-    let before = counts.map(|n| {
+    all.extend(counts.map(|n| {
         total += n;
-        total - n
-    });
-    before.collect()
+        total
+    }));
+    all
 }

@@ -18,6 +18,18 @@ pub trait Elements: Debug + Send + Sync {
     fn read(&self, at: usize, out: &mut [f32]) -> Result<()>;
 }
 
+/// What becomes of a tensor's numbers as they are read: an adapter is merged into it.
+pub trait Adapted: Debug + Send + Sync {
+    /// Changes the numbers from `at` on.
+    ///
+    /// # Errors
+    /// Where it has fewer numbers.
+    fn apply(&self, at: usize, values: &mut [f32]) -> Result<()>;
+
+    /// Bytes of memory that it holds.
+    fn bytes(&self) -> u64;
+}
+
 /// Numbers in memory.
 impl Elements for [f32] {
     fn read(&self, at: usize, out: &mut [f32]) -> Result<()> {
@@ -49,6 +61,8 @@ pub struct Stored<'a> {
     pub(crate) dtype: Dtype,
     /// What the numbers are rounded to before anything is done with them.
     pub(crate) rounded: Option<Dtype>,
+    /// What is done to the numbers before they are rounded.
+    pub(crate) adapted: Option<&'a dyn Adapted>,
 }
 
 impl Elements for Stored<'_> {
@@ -73,11 +87,15 @@ impl Elements for Stored<'_> {
                 }
             }
         }
+        if let Some(adapted) = self.adapted {
+            adapted.apply(at, out)?;
+        }
+        let already = |dtype| self.dtype == dtype && self.adapted.is_none();
         match self.rounded {
-            Some(Dtype::BF16) if self.dtype != Dtype::BF16 => {
+            Some(Dtype::BF16) if !already(Dtype::BF16) => {
                 out.iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32());
             }
-            Some(Dtype::F16) if self.dtype != Dtype::F16 => {
+            Some(Dtype::F16) if !already(Dtype::F16) => {
                 out.iter_mut().for_each(|x| *x = f16::from_f32(*x).to_f32());
             }
             _ => {}

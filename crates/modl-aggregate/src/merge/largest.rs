@@ -19,7 +19,7 @@ pub struct Largest {
     bits: u32,
     /// The equal ones that are among them, by their number in the order of the tensor.
     taken: std::ops::Range<u64>,
-    /// How many equal ones come before each piece; empty where all of them are taken.
+    /// How many equal ones come before each piece, and before the end; empty where all are taken.
     before: Vec<u64>,
     /// None at all.
     none: bool,
@@ -89,7 +89,8 @@ pub fn largest_over(
         let pieces = piece..piece + group.chunks();
         piece = pieces.end;
         let own = |largest: &Largest| {
-            let before = largest.before.get(pieces.clone()).unwrap_or_default().to_vec();
+            let before = largest.before.get(pieces.start..=pieces.end);
+            let before = before.unwrap_or_default().to_vec();
             Largest { before, ..largest.clone() }
         };
         all.iter().map(own).collect()
@@ -105,7 +106,8 @@ pub(super) struct Kth {
     pub(super) left: u64,
     /// How many there are of this magnitude.
     pub(super) equal: u64,
-    /// How many of this magnitude come before each piece; empty where all of them are among the k.
+    /// How many of this magnitude come before each piece, and before the end; empty where all of them
+    /// are among the k.
     pub(super) before: Vec<u64>,
 }
 
@@ -205,15 +207,29 @@ impl Largest {
         f32::from_bits(self.bits)
     }
 
-    /// Whether only some of equal magnitudes are among them, so that their order counts.
-    pub(crate) fn has_order(&self) -> bool {
-        !self.before.is_empty()
+    /// The bits from which on all magnitudes of a piece are among them, and no smaller ones; `None` where
+    /// only some of equal ones are, so that their order counts.
+    fn threshold(&self, piece: usize) -> Option<u32> {
+        if self.none {
+            return Some(u32::MAX);
+        }
+        let (Some(from), Some(to)) = (self.before.get(piece), self.before.get(piece + 1)) else {
+            return Some(self.bits);
+        };
+        if from >= to || (self.taken.start <= *from && *to <= self.taken.end) {
+            return Some(self.bits);
+        }
+        (*to <= self.taken.start || self.taken.end <= *from).then_some(self.bits + 1)
+    }
+
+    /// Whether the order of a piece's numbers counts.
+    pub(crate) fn has_order(&self, piece: usize) -> bool {
+        self.threshold(piece).is_none()
     }
 
     /// Sets to 0 what is not among them. The values are those of one piece, as they were ranked.
     pub fn keep(&self, chunk: &Chunk, values: &mut [f32]) {
-        if self.before.is_empty() && !self.none {
-            let least = self.bits;
+        if let Some(least) = self.threshold(chunk.index) {
             values.iter_mut().for_each(|x| *x = if magnitude(*x) >= least { *x } else { 0.0 });
             return;
         }
@@ -223,11 +239,8 @@ impl Largest {
 
     /// Which values of a piece are among them.
     pub fn among(&self, chunk: &Chunk, values: &[f32]) -> Vec<bool> {
-        if self.none {
-            return vec![false; values.len()];
-        }
-        if self.before.is_empty() {
-            return values.iter().map(|x| magnitude(*x) >= self.bits).collect();
+        if let Some(least) = self.threshold(chunk.index) {
+            return values.iter().map(|x| magnitude(*x) >= least).collect();
         }
         let mut equal = self.before.get(chunk.index).copied().unwrap_or_default();
         let one = |x: &f32| {

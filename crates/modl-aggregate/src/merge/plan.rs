@@ -130,7 +130,8 @@ impl Plan {
             memory = memory.max(pieces + selection + whole);
         }
         let written = self.outputs.iter().map(Output::bytes).sum();
-        Ok(Cost { read, written, memory })
+        let held: u64 = self.sources.iter().map(Source::held).sum();
+        Ok(Cost { read, written, memory: memory + held })
     }
 
     /// Bytes of the statistics of a tensor that are read, and bytes of memory for those that have to

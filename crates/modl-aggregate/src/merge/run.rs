@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::elements::{Stored, with_bytes};
+use super::guard::{Lock, room};
 use super::plan::STEM;
 use super::shard::{ShardFile, Sum};
 use super::source::read_json;
@@ -47,7 +48,8 @@ struct State {
 ///
 /// # Errors
 /// Where the plan does not fit its models, `out` is there already, another merge has been started for
-/// it, a number is not finite, or the disk refuses: finished files are kept, and the same call goes on.
+/// it or writes it now, a number is not finite, or the disk has no room or refuses: finished files are
+/// kept, and the same call goes on.
 pub fn run(
     plan: &Plan,
     methods: &MergeMethods,
@@ -61,6 +63,9 @@ pub fn run(
     }
     let work = work_folder(out)?;
     let state_file = work.join("merge.json");
+    room(plan, &work)?;
+    fs::create_dir_all(&work).map_err(|e| Error::file(&work, format!("cannot be made: {e}")))?;
+    let lock = Lock::of(&work, out)?;
     let mut state = started(plan, &work, &state_file)?;
     with_groups(plan, &method.spec(), |groups| {
         let done = |state: &State, shard: &Shard| {
@@ -83,7 +88,7 @@ pub fn run(
         }
         Ok(())
     })?;
-    finish(plan, &shards, &work, &state_file, out)
+    finish(plan, &shards, &work, &state_file, lock, out)
 }
 
 /// Calls `work` with the tensors that each output comes of.
@@ -144,7 +149,6 @@ fn work_folder(out: &Path) -> Result<PathBuf> {
 /// The state that an earlier merge of the same plan has left, or a new one.
 fn started(plan: &Plan, work: &Path, state_file: &Path) -> Result<State> {
     let fingerprint = plan.fingerprint();
-    fs::create_dir_all(work).map_err(|e| Error::file(work, format!("cannot be made: {e}")))?;
     if state_file.is_file() {
         let state: State = serde_json::from_value(read_json(state_file)?)
             .map_err(|e| Error::file(state_file, format!("cannot be understood: {e}")))?;
@@ -271,7 +275,14 @@ fn finite(model: &str, values: &[f32], start: usize) -> Result<()> {
 }
 
 /// Writes what belongs beside the tensors, and gives the folder its name.
-fn finish(plan: &Plan, shards: &[Shard], work: &Path, state_file: &Path, out: &Path) -> Result<()> {
+fn finish(
+    plan: &Plan,
+    shards: &[Shard],
+    work: &Path,
+    state_file: &Path,
+    lock: Lock,
+    out: &Path,
+) -> Result<()> {
     if shards.len() > 1 {
         let files = shards.iter().flat_map(|shard| {
             let outputs = plan.outputs.get(shard.outputs.clone()).unwrap_or_default();
@@ -296,6 +307,7 @@ fn finish(plan: &Plan, shards: &[Shard], work: &Path, state_file: &Path, out: &P
     }
     let last = || -> std::io::Result<()> {
         fs::remove_file(state_file)?;
+        lock.leave()?;
         fs::rename(work, out)?;
         let parent = out.parent().filter(|p| !p.as_os_str().is_empty());
         fs::File::open(parent.unwrap_or(Path::new(".")))?.sync_all()

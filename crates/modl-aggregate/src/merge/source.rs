@@ -1,16 +1,20 @@
-//! A model on disk as named tensors: one safetensors file, or the shards that an index names.
+//! A model on disk as named tensors: one file, or the shards that an index names, of safetensors' or
+//! PyTorch's own format.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use modl_core::checkpoint::{TensorFile as _, TorchFile, dtype};
 use modl_core::shards::Index;
 use modl_core::{Error, Result, parse_json};
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 use serde_json::Value;
 
-use super::elements::{Stored, read_at};
+use super::Elements;
+use super::elements::{Adapted, Stored, read_at, width, with_bytes};
 
 /// The largest header that safetensors allows.
 const HEADER: u64 = 100_000_000;
@@ -28,6 +32,8 @@ pub struct Source {
     pub beside: Option<Box<Source>>,
     files: Vec<Opened>,
     tensors: BTreeMap<String, Place>,
+    /// The adapter that is merged into it as it is read: paths, lengths and times of its files.
+    adapter: Vec<String>,
 }
 
 /// A file of tensors.
@@ -49,14 +55,16 @@ pub struct Place {
     pub bytes: u64,
     file: usize,
     offset: u64,
+    adapted: Option<Arc<dyn Adapted>>,
 }
 
 impl Source {
-    /// Opens a folder with `model.safetensors`, the index of its shards, or `adapter_model.safetensors`;
-    /// or a safetensors file.
+    /// Opens a folder with `model.safetensors`, the index of its shards, `adapter_model.safetensors`, or
+    /// `pytorch_model.bin` or the index of such; or a file of one of these formats.
     ///
     /// # Errors
-    /// [`Error::File`] where there is none, a shard is missing or cut off, or two hold one name.
+    /// [`Error::File`] where there is none, a shard is missing or cut off, or two hold one name;
+    /// [`Error::Unsupported`] where a file of PyTorch's holds anything but tensors in order.
     pub fn open(name: &str, path: &Path) -> Result<Self> {
         let paths = if path.is_dir() { weights(path)? } else { vec![path.to_owned()] };
         let config = path.join("config.json");
@@ -73,12 +81,17 @@ impl Source {
             files.push(opened);
         }
         let (name, path) = (name.to_owned(), path.to_owned());
-        Ok(Source { name, path, config, beside: None, files, tensors })
+        Ok(Source { name, path, config, beside: None, files, tensors, adapter: Vec::new() })
     }
 
     /// The tensors by name.
     pub fn tensors(&self) -> &BTreeMap<String, Place> {
         &self.tensors
+    }
+
+    /// Its files of tensors.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.files.iter().map(|f| f.path.as_path())
     }
 
     /// Where a tensor is.
@@ -98,13 +111,58 @@ impl Source {
     pub fn elements(&self, name: &str, rounded: Option<Dtype>) -> Result<Stored<'_>> {
         let place = self.place(name)?;
         let opened = self.file(place)?;
-        let (file, path) = (&opened.file, opened.path.as_path());
-        Ok(Stored { file, path, offset: place.offset, dtype: place.dtype, rounded })
+        Ok(opened.elements(place, rounded))
+    }
+
+    /// Merges an adapter into it from now on: what is done to the tensors of these names as they are read.
+    ///
+    /// # Errors
+    /// Where a name is unknown, is named twice, or is of no tensor of floats.
+    pub fn adapt(
+        &mut self,
+        adapter: &Path,
+        changes: impl IntoIterator<Item = (String, Arc<dyn Adapted>)>,
+    ) -> Result<()> {
+        for (name, change) in changes {
+            self.place(&name)?;
+            let Some(place) = self.tensors.get_mut(&name) else { continue };
+            if width(place.dtype).is_none() || place.adapted.is_some() {
+                let problem = format!("changes `{name}` twice, or it holds no floats");
+                return Err(Error::file(adapter, problem));
+            }
+            place.adapted = Some(change);
+        }
+        let files = std::fs::read_dir(adapter).into_iter().flatten().flatten();
+        let mut known: Vec<String> = files
+            .map(|f| {
+                let known = f.metadata().map(|m| (m.len(), m.modified().ok()));
+                format!("{} {known:?}", f.path().display())
+            })
+            .collect();
+        known.sort();
+        self.adapter.extend(known);
+        Ok(())
+    }
+
+    /// Whether an adapter is merged into it as it is read: its folder is not all of it.
+    pub fn is_adapted(&self) -> bool {
+        !self.adapter.is_empty()
+    }
+
+    /// Bytes of memory that its adapter holds.
+    pub(crate) fn held(&self) -> u64 {
+        self.tensors.values().filter_map(|p| p.adapted.as_ref()).map(|a| a.bytes()).sum()
     }
 
     /// Reads the bytes of a tensor from one place on.
     pub(crate) fn bytes(&self, place: &Place, at: u64, out: &mut [u8]) -> Result<()> {
         let opened = self.file(place)?;
+        if let (Some(_), Some(width)) = (&place.adapted, width(place.dtype)) {
+            let mut values = vec![0.0; out.len() / width];
+            opened.elements(place, None).read(at as usize / width, &mut values)?;
+            with_bytes(&values, place.dtype, |bytes| out.copy_from_slice(bytes));
+            return Ok(());
+        }
         read_at(&opened.file, &opened.path, out, place.offset + at)
     }
 
@@ -115,7 +173,8 @@ impl Source {
             format!("{} {} {changed:?}", f.path.display(), f.bytes)
         };
         let beside = self.beside.iter().flat_map(|s| &s.files);
-        self.files.iter().chain(beside).map(one).collect()
+        let files = self.files.iter().chain(beside).map(one);
+        files.chain(self.adapter.iter().cloned()).collect()
     }
 
     /// Where the statistics of a tensor are, if there are any.
@@ -136,8 +195,45 @@ impl Opened {
         Ok(Opened { path, file, bytes })
     }
 
-    /// The header's tensors, checked against the file's length.
+    fn elements<'a>(&'a self, place: &'a Place, rounded: Option<Dtype>) -> Stored<'a> {
+        let (file, path, offset) = (&self.file, self.path.as_path(), place.offset);
+        Stored {
+            file,
+            path,
+            offset,
+            dtype: place.dtype,
+            rounded,
+            adapted: place.adapted.as_deref(),
+        }
+    }
+
+    /// Where the tensors are.
     fn places(&self, file: usize) -> Result<Vec<(String, Place)>> {
+        let torch =
+            self.path.extension().is_some_and(|e| ["bin", "pt", "pth"].iter().any(|t| e == *t));
+        if torch { self.in_torch(file) } else { self.in_header(file) }
+    }
+
+    /// A file of PyTorch's has the numbers of a tensor in one place, too; nothing in it is executed.
+    fn in_torch(&self, file: usize) -> Result<Vec<(String, Place)>> {
+        let torch = TorchFile::open(&self.path)?;
+        let one = |name: String| {
+            let ((shape, kind), range) = (torch.info(&name)?, torch.bytes_of(&name)?);
+            let place = Place {
+                dtype: dtype(&name, kind)?,
+                shape: shape.iter().map(|n| *n as usize).collect(),
+                bytes: range.len() as u64,
+                file,
+                offset: range.start as u64,
+                adapted: None,
+            };
+            Ok((name, place))
+        };
+        torch.names().into_iter().map(one).collect()
+    }
+
+    /// The header's tensors, checked against the file's length.
+    fn in_header(&self, file: usize) -> Result<Vec<(String, Place)>> {
         let broken = |why: String| {
             let problem = format!("is not a whole safetensors file ({why}); fetch it again");
             Error::file(&self.path, problem)
@@ -161,7 +257,8 @@ impl Opened {
         let place = |(name, info): (String, &safetensors::tensor::TensorInfo)| {
             let (from, to) = info.data_offsets;
             let (offset, bytes) = (start + from as u64, (to - from) as u64);
-            (name, Place { dtype: info.dtype, shape: info.shape.clone(), bytes, file, offset })
+            let (dtype, shape) = (info.dtype, info.shape.clone());
+            (name, Place { dtype, shape, bytes, file, offset, adapted: None })
         };
         Ok(metadata.tensors().into_iter().map(place).collect())
     }
@@ -174,17 +271,16 @@ fn weights(dir: &Path) -> Result<Vec<PathBuf>> {
             return Ok(vec![dir.join(whole)]);
         }
     }
-    let index = dir.join("model.safetensors.index.json");
-    if !index.is_file() {
-        let other = dir.join("pytorch_model.bin").is_file();
-        let problem = match other {
-            true => {
-                "has PyTorch's own files only, which cannot be read piece by piece; save it as safetensors"
-            }
-            false => "has no model.safetensors and no model.safetensors.index.json",
-        };
+    let indices = ["model.safetensors.index.json", "pytorch_model.bin.index.json"];
+    let index = indices.iter().map(|name| dir.join(name)).find(|path| path.is_file());
+    let Some(index) = index else {
+        let whole = dir.join("pytorch_model.bin");
+        if whole.is_file() {
+            return Ok(vec![whole]);
+        }
+        let problem = "has no model.safetensors, no pytorch_model.bin and no index of shards";
         return Err(Error::file(dir, problem));
-    }
+    };
     let paths = Index::read(&index)?.files();
     let missing: Vec<String> = paths
         .iter()

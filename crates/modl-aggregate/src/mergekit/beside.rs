@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use modl_core::{Error, Result};
 use safetensors::Dtype;
 
+use super::chat_template::chat_template;
 use super::config::{MergeConfig, OutputSlice};
 use super::expand::Models;
 use super::part::Part;
@@ -92,7 +93,11 @@ pub(super) fn beside(
         "merges.txt",
         "spiece.model",
     ];
-    let stale = |name: &str| made.is_some() && OF_VOCABULARY.contains(&name);
+    let template = chat_template(config.chat_template.as_deref(), &models.sources)?;
+    let stale = |name: &str| {
+        let vocabulary = made.is_some() && OF_VOCABULARY.contains(&name);
+        vocabulary || (template.is_some() && name == "chat_template.jinja")
+    };
     let copies = BESIDE
         .iter()
         .filter(|name| !stale(name))
@@ -102,17 +107,8 @@ pub(super) fn beside(
     if let Some(text) = made {
         texts.push(("tokenizer.json".to_owned(), text));
     }
-    match config.chat_template.as_deref() {
-        None | Some("auto") => {}
-        Some(template) if template.contains("{{") || template.contains("{%") => {
-            texts.push(("chat_template.jinja".to_owned(), template.to_owned()));
-        }
-        Some(name) => {
-            return Err(Error::unsupported(
-                format!("the chat template `{name}` by name"),
-                "give its text, or `auto` for the one of the base model",
-            ));
-        }
+    if let Some(template) = template {
+        texts.push(("chat_template.jinja".to_owned(), template));
     }
     Ok((texts, copies))
 }

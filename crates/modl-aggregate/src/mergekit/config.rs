@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use modl_core::{Error, Result};
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 /// Values of settings by name: a scalar, a list over the layers, or values with filters.
@@ -19,7 +20,11 @@ pub struct MergeConfig {
     /// The method.
     pub merge_method: String,
     /// The model that the others are compared with.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "maybe_reference"
+    )]
     pub base_model: Option<String>,
     /// Whole models.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -54,7 +59,8 @@ pub struct MergeConfig {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct InputModel {
-    /// Its folder.
+    /// Its folder, or `FOLDER+ADAPTER`.
+    #[serde(deserialize_with = "reference")]
     pub model: String,
     /// Settings for this model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -72,7 +78,11 @@ pub struct OutputSlice {
     /// What they come of.
     pub sources: Vec<InputSlice>,
     /// The base of this slice.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "maybe_reference"
+    )]
     pub base_model: Option<String>,
     /// Settings of this slice.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -83,7 +93,8 @@ pub struct OutputSlice {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct InputSlice {
-    /// Its folder.
+    /// Its folder, or `FOLDER+ADAPTER`.
+    #[serde(deserialize_with = "reference")]
     pub model: String,
     /// The first layer, and the one after the last.
     pub layer_range: (usize, usize),
@@ -162,6 +173,72 @@ impl MergeConfig {
         });
         models.chain(slices).chain(modules).chain(self.base_model.as_deref())
     }
+}
+
+/// How mergekit writes a model: `FOLDER`, `FOLDER+ADAPTER`, or the same in parts.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Reference {
+    Text(String),
+    Parts(Parts),
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Parts {
+    model: Folder,
+    lora: Option<Folder>,
+    /// Which tensors there are is said by the files.
+    #[serde(rename = "override_architecture")]
+    _override_architecture: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Folder {
+    Text(String),
+    Parts(FolderParts),
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FolderParts {
+    path: String,
+    revision: Option<String>,
+}
+
+impl Folder {
+    fn path(self) -> std::result::Result<String, String> {
+        match self {
+            Folder::Parts(FolderParts { path, revision: Some(r) }) => {
+                Err(format!("revision `{r}` of `{path}`: models are folders on this machine"))
+            }
+            Folder::Text(path) | Folder::Parts(FolderParts { path, .. }) => Ok(path),
+        }
+    }
+}
+
+impl Reference {
+    fn text(self) -> std::result::Result<String, String> {
+        match self {
+            Reference::Text(text) => Ok(text),
+            Reference::Parts(Parts { model, lora: None, .. }) => model.path(),
+            Reference::Parts(Parts { model, lora: Some(lora), .. }) => {
+                Ok(format!("{}+{}", model.path()?, lora.path()?))
+            }
+        }
+    }
+}
+
+fn reference<'de, D: Deserializer<'de>>(d: D) -> std::result::Result<String, D::Error> {
+    Reference::deserialize(d)?.text().map_err(D::Error::custom)
+}
+
+fn maybe_reference<'de, D: Deserializer<'de>>(
+    d: D,
+) -> std::result::Result<Option<String>, D::Error> {
+    let found = Option::<Reference>::deserialize(d)?;
+    found.map(Reference::text).transpose().map_err(D::Error::custom)
 }
 
 /// Reads a file: one document, or several of which later ones may name the results of earlier ones.

@@ -1,7 +1,7 @@
 //! A configuration made into a plan: which tensor comes of which, with which settings.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use modl_core::shards::ShardSize;
 use modl_core::{Error, Result, ResultExt, Seed};
@@ -15,6 +15,9 @@ use super::settings::known;
 use super::statistics;
 use super::tokenizer::tokens;
 use crate::merge::{MergeMethods, Plan, Source};
+
+/// Merges the adapter of a folder into a model as this is read ([`Source::adapt`]).
+pub type Adapt = fn(adapter: &Path, model: &mut Source) -> Result<()>;
 
 /// What a configuration does not say.
 #[derive(Debug, Clone)]
@@ -31,6 +34,8 @@ pub struct Options {
     pub named: BTreeMap<String, PathBuf>,
     /// The folder that relative paths of models start from. Default: the working directory.
     pub folder: PathBuf,
+    /// What is to be done with `MODEL+ADAPTER`. Default: nothing, which refuses it.
+    pub adapt: Option<Adapt>,
 }
 
 impl Default for Options {
@@ -42,6 +47,7 @@ impl Default for Options {
             uneven: Uneven::Refuse,
             named: BTreeMap::new(),
             folder: PathBuf::new(),
+            adapt: None,
         }
     }
 }
@@ -120,24 +126,28 @@ pub fn plan(config: &MergeConfig, methods: &MergeMethods, options: &Options) -> 
 
 /// The models of a configuration.
 pub(super) struct Models {
-    sources: Vec<Source>,
+    pub(super) sources: Vec<Source>,
 }
 
 impl Models {
     fn open(&mut self, name: &str, options: &Options) -> Result<()> {
-        let path = match options.named.get(name) {
-            Some(path) => path.clone(),
-            None => options.folder.join(name),
+        let (path, adapter) = match found(name, options) {
+            Err(lost) => {
+                // A folder may have a plus in its own name; then it was there.
+                let (model, adapter) = name.split_once('+').ok_or(lost)?;
+                (found(model, options)?, Some(found(adapter, options)?))
+            }
+            Ok(path) => (path, None),
         };
-        if !path.exists() {
-            let known = options.named.keys().map(String::as_str);
-            let problem = match modl_core::nearest(name, known) {
-                Some(near) => format!("is not there; did you mean the document `{near}`?"),
-                None => "is not there; models are folders on this machine".to_owned(),
+        let mut source = Source::open(name, &path)?;
+        if let Some(adapter) = adapter {
+            let Some(adapt) = options.adapt else {
+                let advice = "merge it first: `modl convert --to model`";
+                return Err(Error::unsupported(format!("the adapter in `{name}`"), advice));
             };
-            return Err(Error::file(path, problem));
+            adapt(&adapter, &mut source).at(name)?;
         }
-        self.sources.push(Source::open(name, &path)?);
+        self.sources.push(source);
         Ok(())
     }
 
@@ -149,6 +159,22 @@ impl Models {
     pub(super) fn get(&self, i: usize) -> Result<&Source> {
         self.sources.get(i).ok_or_else(|| Error::invalid("models", "one is lost"))
     }
+}
+
+/// The folder of a model or an adapter.
+fn found(name: &str, options: &Options) -> Result<PathBuf> {
+    let path = match options.named.get(name) {
+        Some(path) => path.clone(),
+        None => options.folder.join(name),
+    };
+    if path.exists() {
+        return Ok(path);
+    }
+    let problem = match modl_core::nearest(name, options.named.keys().map(String::as_str)) {
+        Some(near) => format!("is not there; did you mean the document `{near}`?"),
+        None => "is not there; models are folders on this machine".to_owned(),
+    };
+    Err(Error::file(path, problem))
 }
 
 /// The parts of a configuration, by slices.

@@ -62,7 +62,7 @@ fn rescaling(settings: &Settings) -> Result<Rescale> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::path::Path;
 
     use modl_core::Seed;
@@ -71,19 +71,19 @@ mod tests {
     use crate::merge::{Elements, Input, Source, merge_group};
     use crate::parameters::sparsity::Keep;
 
-    fn fixture(path: &str) -> Source {
+    pub(in crate::parameters) fn fixture(path: &str) -> Source {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(path);
         Source::open(&path.display().to_string(), &path).unwrap()
     }
 
-    fn read(source: &Source, name: &str) -> Vec<f32> {
+    pub(in crate::parameters) fn read(source: &Source, name: &str) -> Vec<f32> {
         let mut values = vec![0.0; source.place(name).unwrap().shape.iter().product()];
         source.elements(name, None).unwrap().read(0, &mut values).unwrap();
         values
     }
 
     /// The bytes of a mask.
-    fn mask(source: &Source, name: &str) -> Vec<f32> {
+    pub(in crate::parameters) fn mask(source: &Source, name: &str) -> Vec<f32> {
         let place = source.place(name).unwrap();
         let mut bytes = vec![0; place.bytes as usize];
         source.bytes(place, 0, &mut bytes).unwrap();
@@ -114,7 +114,7 @@ mod tests {
         pieces.unwrap().concat()
     }
 
-    fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
+    pub(in crate::parameters) fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
         a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
     }
 

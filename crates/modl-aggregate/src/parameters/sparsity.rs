@@ -33,12 +33,12 @@ pub(super) enum Keep {
 }
 
 impl Keep {
-    /// Whether it can only be applied to pieces as they were read: rows, or ties in their order.
-    pub(super) fn needs_whole_pieces(&self) -> bool {
+    /// Whether it can only be applied to a piece as it was read: rows, or ties in their order.
+    pub(super) fn needs_whole(&self, piece: usize) -> bool {
         match self {
             Keep::Ranked { .. } => true,
-            Keep::Largest(found) => found.has_order(),
-            Keep::Between(first, second) => first.has_order() || second.has_order(),
+            Keep::Largest(found) => found.has_order(piece),
+            Keep::Between(first, second) => first.has_order(piece) || second.has_order(piece),
             _ => false,
         }
     }

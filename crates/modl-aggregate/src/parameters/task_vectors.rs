@@ -174,7 +174,7 @@ impl TaskVectors {
         let lambda = self.lambda as f32;
         let weights: Vec<f32> = self.weights.iter().map(|w| *w as f32).collect();
         Ok(Box::new(move |chunk: &Chunk, out: &mut [f32]| {
-            let whole = self.kept.iter().any(|s| s.keep.needs_whole_pieces());
+            let whole = self.kept.iter().any(|s| s.keep.needs_whole(chunk.index));
             let block = if whole { chunk.len() } else { BLOCK.min(chunk.len()) };
             let mut taus = vec![0.0; block * others.len()];
             for (n, out) in out.chunks_mut(block.max(1)).enumerate() {

@@ -5,11 +5,13 @@
 //!
 //! WORK is `forward` (the backbone alone), `lora` or `dora` (forward with one such module), `train`
 //! (a step of training a LoRA) or `checkpointed` (the same with activation checkpointing); or,
-//! without a backbone, `mixture:EXPERTS:INNER:TOKENS:train|infer`, a mixture of experts, or
-//! `merge:COMBINATION`, eight LoRAs merged into one.
+//! without a backbone, `mixture:EXPERTS:INNER:TOKENS:train|infer`, a mixture of experts,
+//! `merge:COMBINATION`, eight LoRAs merged into one, or `rebasin:FILE`, Git Re-Basin of the networks
+//! `a.*` and `b.*` in a file of tensors.
 
 mod adapters;
 mod mixture;
+mod rebasin;
 
 use std::io::{BufRead, Write};
 use std::time::Instant;
@@ -27,6 +29,7 @@ use modl_models::LoadOptions;
 use modl_route::Fixed;
 use modl_train::optim::{AdamW, AdamWConfig};
 use modl_train::{Batch, Optimizer};
+use rebasin::Pair;
 
 const CLASSES: i64 = 4;
 
@@ -149,6 +152,10 @@ fn main() -> Result<()> {
         Some(work) if work.starts_with("merge:") => {
             let adapters = Adapters::new(work)?;
             Box::new(move || adapters.run())
+        }
+        Some(work) if work.starts_with("rebasin:") => {
+            let mut pair = Pair::open(work.trim_start_matches("rebasin:"))?;
+            Box::new(move || pair.run())
         }
         _ => {
             let mut work = Work::new(&args, batches)?;

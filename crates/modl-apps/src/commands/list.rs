@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
-use modl_aggregate::merge::{MergeMethods, Spec};
+use modl_aggregate::merge::Spec;
 use modl_core::{Catalog, Device, Kind, Modular, ModuleConfig, Seed};
 use modl_train::Methods;
 use serde::Serialize;
@@ -146,7 +146,7 @@ pub(crate) fn run(args: &ListArgs, methods: &Methods) -> Result<()> {
         Axis::Modules => modules(&methods.registry.modules)?,
         Axis::Routers => rows(&methods.registry.routers),
         Axis::Aggregators => rows(&methods.registry.aggregators),
-        Axis::Merges => MergeMethods::default().iter().map(|m| m.spec().into()).collect(),
+        Axis::Merges => methods.merges.iter().map(|m| m.spec().into()).collect(),
         Axis::Strategies => rows(&methods.strategies),
         Axis::Experiments => crate::reproduce::list().into_iter().map(Row::from).collect(),
     };

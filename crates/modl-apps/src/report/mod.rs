@@ -1,12 +1,14 @@
 //! Results for people: tables in the terminal, plots as SVG, a page that holds both.
 
 mod bars;
+mod curves;
 mod heat_map;
 mod lines;
 mod page;
 mod table;
 
 pub(crate) use bars::{Bar, grouped_bars};
+pub(crate) use curves::curves;
 pub(crate) use heat_map::heat_map;
 pub(crate) use lines::lines;
 pub(crate) use page::Page;

@@ -10,5 +10,7 @@ pub(super) fn all() -> Vec<Box<dyn Experiment>> {
         Box::new(super::polytropon::Skills),
         Box::new(super::merging::Merging),
         Box::new(super::soups::Soups),
+        Box::new(super::demix::Domains),
+        Box::new(super::fusion::Fusing),
     ]
 }

@@ -7,10 +7,14 @@
 
 mod balance;
 mod catalog;
+mod chains;
+mod demix;
 mod experiment;
 mod expert;
 mod fit;
+mod fusion;
 mod glyphs;
+mod merged;
 mod merging;
 mod mittal;
 mod mlp;

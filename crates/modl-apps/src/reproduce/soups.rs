@@ -67,7 +67,7 @@ impl Experiment for Soups {
 
     fn settings(&self, quick: bool) -> Value {
         json!({
-            "version": 1,
+            "version": 2,
             "steps": steps(quick),
             "hands": [EASY.shift as f64, EASY.noise, HARD.shift as f64, HARD.noise],
             "widths": WIDTHS,
@@ -91,8 +91,9 @@ impl Experiment for Soups {
     }
 
     fn measures(&self) -> &'static [Measure] {
-        const ALL: [Measure; 2] = [
+        const ALL: [Measure; 3] = [
             Measure { key: "accuracy", title: "accuracy", digits: 4 },
+            Measure { key: "apart", title: "mean accuracy of its models", digits: 4 },
             Measure { key: "members", title: "models in it", digits: 1 },
         ];
         &ALL
@@ -135,9 +136,12 @@ impl Experiment for Soups {
             }
             other => bail!("there is no way `{other}`"),
         };
+        let apart = members.iter().filter_map(|m| models.get(*m)).map(|m| score(m, "test", test));
+        let apart = apart.sum::<Result<f64>>()? / members.len() as f64;
         Ok(BTreeMap::from([
             ("accuracy".to_owned(), score(&mean(&members)?, "test", test)?),
             ("members".to_owned(), members.len() as f64),
+            ("apart".to_owned(), apart),
         ]))
     }
 

@@ -128,6 +128,20 @@ impl TorchFile {
         Ok(self)
     }
 
+    /// The bytes of a tensor in the file, where its elements lie there one after the other, in order.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`] with the nearest name; [`Error::Unsupported`] where they lie otherwise.
+    pub fn bytes_of(&self, name: &str) -> Result<Range<usize>> {
+        let info = self.find(name)?;
+        if !info.contiguous {
+            let what =
+                format!("`{name}` in {}, whose elements are not in order", self.path.display());
+            return Err(Error::unsupported(what, "save it again as `tensor.contiguous()`"));
+        }
+        Ok(info.place.clone())
+    }
+
     fn find(&self, name: &str) -> Result<&Info> {
         let known = || {
             Error::unknown(format!("tensor in {}", self.path.display()), name, self.tensors.keys())

@@ -42,6 +42,35 @@ struct Asked<'a> {
     /// Only to be shown.
     plan: bool,
     report: Option<&'a Path>,
+    /// Whether nothing is told: it is a candidate among many.
+    quiet: bool,
+}
+
+impl Asked<'_> {
+    fn say(&self, text: impl std::fmt::Display) {
+        if !self.quiet {
+            println!("{text}");
+        }
+    }
+
+    /// Refuses a report where there are no changes of weights to compare.
+    fn without_report(&self) -> Result<()> {
+        anyhow::ensure!(
+            self.report.is_none(),
+            "--report: compares changes of weights, of which these adapters have none to compare"
+        );
+        Ok(())
+    }
+
+    /// Says what would be merged, where only that is asked for.
+    fn planned(&self, what: &str) -> bool {
+        if self.plan {
+            let files: Vec<_> = self.folders.iter().map(|f| f.display().to_string()).collect();
+            let out = self.out.display();
+            println!("{what} of {} would be merged into {out}", files.join(", "));
+        }
+        self.plan
+    }
 }
 
 pub(super) fn run(args: &MergeArgs, methods: &MergeMethods) -> Result<()> {
@@ -83,11 +112,13 @@ pub(super) fn run(args: &MergeArgs, methods: &MergeMethods) -> Result<()> {
         seed: args.seed,
         plan: args.plan,
         report: args.report.as_deref(),
+        quiet: args.quiet,
     };
     merge_adapters(&asked, methods)?;
-    if let Some(command) = args.eval.as_deref().filter(|_| !args.plan) {
+    if let Some(command) = args.eval.as_deref().filter(|_| !args.plan && !args.quiet) {
         let names = names(&args.inputs);
-        let all = names.iter().map(String::as_str).zip(args.inputs.iter().map(PathBuf::as_path));
+        let folders = args.inputs.iter().map(|path| Some(path.as_path()));
+        let all = names.iter().map(String::as_str).zip(folders);
         evaluate::run(command, all, &args.out)?;
     }
     Ok(())
@@ -103,27 +134,6 @@ fn numbers(name: &str, text: &str, n: usize) -> Result<Vec<f64>> {
         [one] => Ok(vec![*one; n]),
         _ if all.len() == n => Ok(all),
         _ => anyhow::bail!("--{name} {text}: there are {} values for {n} adapters", all.len()),
-    }
-}
-
-impl Asked<'_> {
-    /// Refuses a report where there are no changes of weights to compare.
-    fn compares(&self, weights: bool) -> Result<()> {
-        anyhow::ensure!(
-            weights || self.report.is_none(),
-            "--report: compares changes of weights, of which these adapters have none to compare"
-        );
-        Ok(())
-    }
-
-    /// Says what would be merged, where only that is asked for.
-    fn planned(&self, what: &str) -> bool {
-        if self.plan {
-            let files: Vec<_> = self.folders.iter().map(|f| f.display().to_string()).collect();
-            let out = self.out.display();
-            println!("{what} of {} would be merged into {out}", files.join(", "));
-        }
-        self.plan
     }
 }
 
@@ -156,10 +166,10 @@ fn merge_adapters(asked: &Asked, methods: &MergeMethods) -> Result<()> {
             println!("one adapter of weight 1 is itself and would be copied");
             return Ok(());
         }
-        asked.compares(false)?;
+        asked.without_report()?;
         // Whatever it is, it is itself.
         peft::write_folder(asked.out, only, only.fields().clone(), only.tensors())?;
-        println!("one adapter of weight 1 is itself");
+        asked.say("one adapter of weight 1 is itself");
         return said(asked);
     }
     let kind = |f: &Folder| f.config().module.kind().to_owned();
@@ -246,7 +256,7 @@ fn weight_changes(
         let shared = |s: &&SiteChanges| s.present().any(|(i, _)| i == j) && s.present().count() > 1;
         if names.len() > 1 && !sites.iter().any(|s| shared(&s)) {
             let note = format!("`{name}` stands at no site of another adapter");
-            println!("note: {note}");
+            asked.say(format_args!("note: {note}"));
             notes.push(note);
         }
     }
@@ -265,6 +275,9 @@ fn weight_changes(
         })
         .collect();
     write_lora(asked.out, folders, &written)?;
+    if asked.quiet {
+        return Ok(());
+    }
     let found = report(sites, weights, &made)?;
     let of_sites = tables::of_sites(&found);
     println!("{}", of_sites.text());
@@ -336,6 +349,6 @@ fn copy(from: &Path, to: &Path, names: &[&str]) -> Result<()> {
 }
 
 fn said(asked: &Asked) -> Result<()> {
-    println!("written to {}", asked.out.display());
+    asked.say(format_args!("written to {}", asked.out.display()));
     Ok(())
 }

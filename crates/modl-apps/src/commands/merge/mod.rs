@@ -2,10 +2,14 @@
 //! adapter of several.
 
 mod adapters;
+pub(crate) mod barrier;
 mod evaluate;
 mod hurry;
+mod lora;
 mod plan;
 mod report;
+mod search;
+mod trials;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -22,7 +26,7 @@ use modl_core::shards::ShardSize;
 use crate::progress::bar;
 
 /// Arguments of `modl merge`.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub(crate) struct MergeArgs {
     /// A YAML file as mergekit reads it; or, with --method, folders of models: first the base, where
     /// the method has one, then the others. Or folders of adapters, which need no method: their exact
@@ -63,10 +67,30 @@ pub(crate) struct MergeArgs {
     #[arg(long, value_name = "DIR")]
     report: Option<PathBuf>,
     /// A command that evaluates the model in `$MODEL`; the last line that it prints is shown for each
-    /// model and for the result.
+    /// model and for the result. For --soup and --search that line is a number, more is better.
     #[arg(long, value_name = "COMMAND")]
     eval: Option<String>,
-    /// Where random drops come from.
+    /// The average of models that were fine-tuned from one start: of all, or of those with which the
+    /// evaluation does not fall, the best first.
+    #[arg(long, value_enum, conflicts_with_all = ["method", "weight", "search", "plan", "rank"])]
+    soup: Option<Soup>,
+    /// Look for the weights of --method, or of adapters, under which the evaluation is best. Started
+    /// again, it goes on where it was.
+    #[arg(long, value_enum, requires = "eval", conflicts_with = "plan")]
+    search: Option<SearchKind>,
+    /// Evaluations that a search has, without that of its start.
+    #[arg(long, value_name = "N", requires = "search", default_value_t = 60)]
+    budget: usize,
+    /// What the weights of a search stay in.
+    #[arg(long, value_name = "LO,HI", requires = "search", allow_hyphen_values = true)]
+    bounds: Option<String>,
+    /// The evaluation is a loss: less is better.
+    #[arg(long, requires = "eval")]
+    minimize: bool,
+    /// Says nothing of itself: a candidate among many.
+    #[arg(skip)]
+    quiet: bool,
+    /// Where random drops and a search's points come from.
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// The size of a file at most: `5GB`, `500MB`, or bytes.
@@ -80,22 +104,49 @@ pub(crate) struct MergeArgs {
     uneven: Uneven,
 }
 
-/// What is done with a tensor that some models lack or have in another shape.
+/// Which models are averaged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Soup {
+    /// Those with which the evaluation does not fall.
+    Greedy,
+    /// All.
+    Uniform,
+}
+
+/// How weights are looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum SearchKind {
+    /// CMA-ES, from --weight or equal shares on.
+    CmaEs,
+    /// As LoraHub does: from 0 on within ±1.5, with 0.05 times the mean of |w| taken off.
+    LoraHub,
+}
+
+/// What is done with a tensor that some models lack or have in another shape.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 enum Uneven {
     /// Nothing is written, and all of them are named.
+    #[default]
     Refuse,
     /// It is taken from the base, or the first model that has it.
     Keep,
 }
 
-pub(crate) fn run(args: &MergeArgs) -> Result<()> {
-    let methods = MergeMethods::default();
+pub(crate) fn run(args: &MergeArgs, methods: &MergeMethods) -> Result<()> {
+    match (args.soup, args.search) {
+        (Some(kind), _) => search::soup(args, methods, kind),
+        (_, Some(kind)) => search::weights(args, methods, kind),
+        _ => merge_inputs(args, methods),
+    }
+}
+
+/// What the arguments say, but for searches.
+fn merge_inputs(args: &MergeArgs, methods: &MergeMethods) -> Result<()> {
     if args.inputs.iter().all(|path| is_adapter(path)) {
-        return adapters::run(args, &methods);
+        return adapters::run(args, methods);
     }
     of_models(args)?;
-    let (configs, folder) = configs(args, &methods)?;
+    let (configs, folder) = configs(args, methods)?;
     let mut options = Options {
         seed: args.seed,
         shard: args.max_shard_size,
@@ -106,6 +157,7 @@ pub(crate) fn run(args: &MergeArgs) -> Result<()> {
         },
         named: BTreeMap::new(),
         folder,
+        adapt: Some(lora::adapt),
     };
     anyhow::ensure!(
         args.plan || !args.out.exists(),
@@ -113,7 +165,8 @@ pub(crate) fn run(args: &MergeArgs) -> Result<()> {
         args.out.display()
     );
     let Some((last, first)) = configs.split_last() else { return Ok(()) };
-    let parts = part_folder(&args.out);
+    // Where the results of earlier documents are kept until the last is done.
+    let parts = beside(&args.out, ".parts");
     for config in first {
         let name = config.name.as_deref().with_context(|| {
             "each document but the last is to have a `name`, under which later ones find its result"
@@ -126,11 +179,11 @@ pub(crate) fn run(args: &MergeArgs) -> Result<()> {
                  plan the document `{name}` by itself"
             );
             println!("document `{name}`:");
-            one(config, &methods, &options, &made, None)?;
+            one(config, methods, &options, &made, None)?;
         }
         options.named.insert(name.to_owned(), made);
     }
-    one(last, &methods, &options, &args.out, Some(args))?;
+    one(last, methods, &options, &args.out, Some(args))?;
     if !args.plan && parts.exists() {
         fs::remove_dir_all(&parts).with_context(|| parts.display().to_string())?;
     }
@@ -156,10 +209,10 @@ fn of_models(args: &MergeArgs) -> Result<()> {
     Ok(())
 }
 
-/// Where the results of earlier documents are kept until the last is done.
-fn part_folder(out: &Path) -> PathBuf {
+/// A folder beside the result that is there until the result is.
+fn beside(out: &Path, ending: &str) -> PathBuf {
     let mut name = out.file_name().unwrap_or_default().to_os_string();
-    name.push(".parts");
+    name.push(ending);
     out.with_file_name(name)
 }
 
@@ -184,7 +237,9 @@ fn configs(args: &MergeArgs, methods: &MergeMethods) -> Result<(Vec<MergeConfig>
     // finds a model and the former does not.
     let beside = file.parent().unwrap_or(Path::new("")).to_owned();
     let there = |folder: &Path| {
-        configs.iter().flat_map(MergeConfig::models).any(|m| folder.join(m).exists())
+        let exists = |m: &str| folder.join(m).exists();
+        let alone = |m: &str| m.split_once('+').is_some_and(|(model, _)| exists(model));
+        configs.iter().flat_map(MergeConfig::models).any(|m| exists(m) || alone(m))
     };
     let folder = if !there(Path::new("")) && there(&beside) { beside } else { PathBuf::new() };
     Ok((configs, folder))
@@ -199,6 +254,9 @@ fn one(
     args: Option<&MergeArgs>,
 ) -> Result<()> {
     let planned = mergekit::plan(config, methods, options)?;
+    if args.is_some_and(|a| a.quiet) {
+        return Ok(merge(&planned, methods, out, |_| {})?);
+    }
     let only_plan = args.is_some_and(|a| a.plan);
     plan::show(&planned, methods, out, only_plan)?;
     if only_plan {
@@ -210,7 +268,10 @@ fn one(
         report::write(&planned, out, folder)?;
     }
     if let Some(command) = args.and_then(|a| a.eval.as_deref()) {
-        let models = planned.sources.iter().map(|s| (s.name.as_str(), s.path.as_path()));
+        // There is no folder with the adapter merged in.
+        let models = planned.sources.iter();
+        let models =
+            models.map(|s| (s.name.as_str(), (!s.is_adapted()).then_some(s.path.as_path())));
         evaluate::run(command, models, out)?;
     }
     Ok(())

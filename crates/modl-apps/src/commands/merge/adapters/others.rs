@@ -17,7 +17,7 @@ use super::{Asked, copy, said};
 
 /// Refuses what only changes of weights have.
 fn plain(asked: &Asked, what: &str) -> Result<()> {
-    asked.compares(false)?;
+    asked.without_report()?;
     anyhow::ensure!(asked.rank.is_none(), "--rank: {what} have no rank");
     anyhow::ensure!(
         asked.settings == Settings::default(),
@@ -73,7 +73,7 @@ pub(super) fn scalings(asked: &Asked, folders: &[Folder], weights: &[f64]) -> Re
         return Ok(());
     }
     peft::write_folder(asked.out, first, fields, &tensors)?;
-    println!("{} scalings of {} adapters by `{method}`", sites.len(), folders.len());
+    asked.say(format_args!("{} scalings of {} adapters by `{method}`", sites.len(), folders.len()));
     said(asked)
 }
 
@@ -121,7 +121,7 @@ pub(super) fn prompts(asked: &Asked, folders: &[Folder], weights: &[f64]) -> Res
     if asked.planned(&format!("{method}: the prompts {:?}", merged.size())) {
         return Ok(());
     }
-    println!("{method} of {} prompts: {:?}", all.len(), merged.size());
+    asked.say(format_args!("{method} of {} prompts: {:?}", all.len(), merged.size()));
     peft::write_folder(asked.out, first, fields, &[(PROMPT.to_owned(), merged)])?;
     said(asked)
 }
@@ -194,6 +194,10 @@ pub(super) fn bottlenecks(asked: &Asked, weights: &[f64]) -> Result<()> {
     let tensors = merged.iter().map(|(key, t)| (*key, t));
     checkpoint::save(asked.out.join(HUB_WEIGHTS), tensors, HashMap::new())?;
     copy(first, asked.out, &["README.md", HUB_CONFIG])?;
-    println!("{method} of {} adapters: {} tensors, called `{name}`", each.len(), merged.len());
+    asked.say(format_args!(
+        "{method} of {} adapters: {} tensors, called `{name}`",
+        each.len(),
+        merged.len()
+    ));
     said(asked)
 }
