@@ -158,7 +158,7 @@ fn conflicts(parts: &[(f64, &Change)]) -> Result<f64> {
         let (above, below) = if *w > 0.0 { (UP, DOWN) } else { (DOWN, UP) };
         for (pull, x) in pulls.iter_mut().zip(numbers) {
             let own = u8::from(x > 0.0) * above + u8::from(x < 0.0) * below;
-            *pull |= own | u8::from(own != 0 && *pull != 0) * SEVERAL;
+            *pull |= own | (u8::from(own != 0 && *pull != 0) * SEVERAL);
         }
     }
     let several = pulls.iter().filter(|p| **p & SEVERAL != 0).count();
