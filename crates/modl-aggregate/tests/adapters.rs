@@ -5,8 +5,8 @@
 use std::path::Path;
 
 use modl_aggregate::adapters::{
-    Change, Cosines, Delta, MergedSite, SiteChanges, Way, average, effective_rank, joined_prompts,
-    merge, product_of_scalings, report, scalings_around_one, truncate_product, truncate_whole,
+    Change, Delta, MergedSite, SiteChanges, Way, average, effective_rank, joined_prompts, merge,
+    product_of_scalings, report, scalings_around_one, truncate_product, truncate_whole,
     weighted_sum,
 };
 use modl_aggregate::merge::{Elements, Group, Input, MergeMethods, Settings, merge_group};
@@ -353,6 +353,33 @@ fn the_best_product_of_what_ties_leaves_is_that_of_the_whole_decomposition() {
     }
 }
 
+/// One site or several, where libtorch has one thread or two.
+#[test]
+fn any_number_of_threads_gives_the_same_bits() {
+    let methods = MergeMethods::default();
+    let site = |i: u64| {
+        let change = |j: u64| {
+            let part = |n: &str, shape: &[i64]| normal(shape, Seed(i).nth(j).child(n));
+            Some(product(part("up", &[256, 4]), part("down", &[4, 224]), 1.0))
+        };
+        SiteChanges { path: i.to_string(), changes: (0..3).map(change).collect() }
+    };
+    for n in [1, 3] {
+        for name in ["ties_svd", "svd"] {
+            let run = |threads: i32| {
+                modl_core::set_threads(threads);
+                let way = Way::named(name, None, &methods, Settings::default(), Some(4)).unwrap();
+                let sites = (0..n).map(site).collect();
+                merge(sites, &names(3), &[1.0, 0.5, -0.5], &way, Seed(0)).unwrap()
+            };
+            for (a, b) in run(1).iter().zip(&run(2)) {
+                assert!(a.factors.down.bit_equal(&b.factors.down).unwrap(), "{name} {n}");
+                assert!(a.factors.up.bit_equal(&b.factors.up).unwrap(), "{name} {n}");
+            }
+        }
+    }
+}
+
 #[test]
 fn the_report_counts_what_pulls_apart() {
     let t = |v: &[f64], shape: &[i64]| Tensor::from_slice(v, shape, Device::Cpu).unwrap();
@@ -361,15 +388,15 @@ fn the_report_counts_what_pulls_apart() {
     let weights = [1.0, 2.0];
     let made = merge(all(), &names(2), &weights, &Way::Sum { rank: None }, Seed(0)).unwrap();
     let found = report(all(), &weights, &made).unwrap().remove(0);
-    // Three numbers are moved, of one of them the signs differ.
-    assert!((found.conflicts - 1.0 / 3.0).abs() < 1e-12);
-    assert_eq!(found.products, [3.0, 0.0, 0.0, 2.0]);
-    // (3, −1, 1, 0) has the one singular value √11.
-    assert!((found.norm - 11f64.sqrt()).abs() < 1e-12 && found.from_sum < 1e-12);
+    // Two numbers are moved by both, of one of them the signs differ.
+    let compared = &found.compared;
+    assert!((compared.conflicts - 1.0 / 2.0).abs() < 1e-12);
+    // The result is (3, −1, 1, 0), which has the one singular value √11.
+    assert_eq!(compared.gram, [[3.0, 0.0, 3.0], [0.0, 2.0, 4.0], [3.0, 4.0, 11.0]]);
+    assert!((found.norm() - 11f64.sqrt()).abs() < 1e-12 && found.from_sum < 1e-12);
     assert!((found.effective_rank - 1.0).abs() < 1e-6 && found.rank == 2);
-    let both = Cosines::of([&found], 2);
-    assert_eq!(both.norms, [3f64.sqrt(), 2f64.sqrt()]);
-    assert_eq!(both.cosines[1], 0.0);
+    assert!(compared.ranks.as_ref().unwrap().iter().all(|r| (r - 1.0).abs() < 1e-6));
+    assert_eq!((compared.cosine(0, 1), compared.kept(1)), (0.0, 2.0));
     assert!((effective_rank(&[1.0, 1.0]) - 2.0).abs() < 1e-12);
 }
 

@@ -238,7 +238,7 @@ fn what_cannot_be_merged_is_refused_before_anything_is_written() {
     );
     no(&["--method", "concat", "--density", "0.5"], "density");
     no(&["--rank", "0"], "at least 1");
-    no(&["--plan"], "--plan");
+    no(&["--allow-nan"], "--allow-nan");
     let model = ["merge", "--out", &out, LLAMA, &a];
     refuse(&model, "are adapters and the others are not");
     refuse(&["merge", "--out", &out, &adapter("ia3"), &a], "ia3");
@@ -260,4 +260,32 @@ fn what_cannot_be_merged_is_refused_before_anything_is_written() {
     write(config.replace("\"r\": 4", "\"r\": 8"));
     refuse(&again, "rank 8");
     assert!(!place.path("none").exists());
+}
+
+/// A plan writes nothing; a report has the figures, and says what was left out; an evaluation is of each
+/// adapter and of the result.
+#[test]
+fn adapters_have_plans_reports_and_evaluations() {
+    let place = Place::new();
+    let (lora, rslora) = (adapter("lora"), adapter("rslora"));
+    let (out, pages) = (place.arg("m"), place.arg("pages"));
+    let args = ["merge", &lora, &rslora, "--weight", "1,0", "--rank", "2", "--out", &out];
+    let text = succeed(&[&args[..], &["--plan"]].concat());
+    for part in ["model.layers.*.self_attn.q_proj", "`rslora` has the weight 0", "writes at most"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    assert_eq!(fs::read_dir(place.0.path()).unwrap().count(), 0);
+
+    let command = "wc -c < $MODEL/adapter_config.json";
+    let text = succeed(&[&args[..], &["--report", pages.as_str(), "--eval", command]].concat());
+    assert!(text.contains("disagree on the sign of 0.0 %"), "{text}");
+    let result = fs::metadata(place.path("m/adapter_config.json")).unwrap().len().to_string();
+    assert!(text.lines().any(|l| l.contains("result") && l.contains(&result)), "{text}");
+    let page = fs::read_to_string(place.path("pages/merge.html")).unwrap();
+    for part in ["cosine of the differences", "layer 1", "energy kept", "has the weight 0"] {
+        assert!(page.contains(part), "{part}");
+    }
+    let e = "compares changes of weights";
+    refuse(&["merge", &lora, "--out", &place.arg("n"), "--report", pages.as_str()], e);
+    assert!(!place.path("n").exists());
 }

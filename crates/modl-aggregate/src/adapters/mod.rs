@@ -22,6 +22,6 @@ mod way;
 pub use change::{Change, Delta, SiteChanges};
 pub use merge::{MergedSite, merge};
 pub use others::{average, joined_prompts, product_of_scalings, scalings_around_one, weighted_sum};
-pub use report::{Cosines, SiteReport, effective_rank, report};
+pub use report::{SiteReport, effective_rank, report};
 pub use truncate::{Truncated, truncate_product, truncate_whole};
 pub use way::Way;

@@ -6,19 +6,14 @@ use modl_core::{Error, Kind, LowRank, Result, ResultExt, Tensor, no_grad, on_thr
 
 use super::merge::{joined, whole_sum};
 use super::{Change, Delta, MergedSite, SiteChanges};
+use crate::merge::TensorDiagnosis;
 
 /// What a merge is at one site.
 #[derive(Debug, Clone)]
 pub struct SiteReport {
-    /// The site's path.
-    pub path: String,
-    /// ⟨ΔWᵢ, ΔWⱼ⟩ of all adapters, `k · k` numbers; 0 where one does not stand here.
-    pub products: Vec<f64>,
-    /// The share of the numbers of ΔW that two adapters, at least, would move in opposite directions
-    /// (weights counted in), among those that any would move.
-    pub conflicts: f64,
-    /// ‖BA‖ of the merged change.
-    pub norm: f64,
+    /// The site's path, and how the changes ΔWⱼ and the merged one stand to one another; an adapter
+    /// that does not stand here changes nothing. Signs are compared with the weights counted in.
+    pub compared: TensorDiagnosis,
     /// The effective rank of the merged change.
     pub effective_rank: f64,
     /// Its rank in the file.
@@ -29,27 +24,10 @@ pub struct SiteReport {
     pub from_sum: f64,
 }
 
-/// Cosines between what the adapters change, over all sites.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Cosines {
-    /// ‖ΔWⱼ‖ over all sites.
-    pub norms: Vec<f64>,
-    /// `k · k` numbers; NaN where a change is 0.
-    pub cosines: Vec<f64>,
-}
-
-impl Cosines {
-    /// Of all sites together.
-    pub fn of<'a>(sites: impl IntoIterator<Item = &'a SiteReport>, adapters: usize) -> Self {
-        let mut sums = vec![0.0; adapters * adapters];
-        for site in sites {
-            sums.iter_mut().zip(&site.products).for_each(|(s, p)| *s += p);
-        }
-        let square = |j: usize| sums.get(j * adapters + j).copied().unwrap_or_default();
-        let norms: Vec<f64> = (0..adapters).map(|j| square(j).max(0.0).sqrt()).collect();
-        let pairs = norms.iter().flat_map(|a| norms.iter().map(move |b| a * b));
-        let cosines = sums.iter().zip(pairs).map(|(s, n)| s / n).collect();
-        Cosines { norms, cosines }
+impl SiteReport {
+    /// ‖BA‖ of the merged change.
+    pub fn norm(&self) -> f64 {
+        self.compared.norm(self.compared.gram.len().saturating_sub(1))
     }
 }
 
@@ -77,23 +55,32 @@ pub fn report(
 }
 
 fn of_site(site: &SiteChanges, weights: &[f64], made: &MergedSite) -> Result<SiteReport> {
-    let k = site.changes.len();
-    let mut products = vec![0.0; k * k];
-    for (i, a) in site.present() {
-        for (j, b) in site.present().filter(|(j, _)| *j <= i) {
-            let product = inner(&a.weight, &b.weight)?;
-            for place in [i * k + j, j * k + i] {
-                if let Some(p) = products.get_mut(place) {
+    let merged = Delta::Product(made.factors.clone());
+    let changes = site.changes.iter().map(|c| c.as_ref().map(|c| &c.weight));
+    let all: Vec<Option<&Delta>> = changes.chain([Some(&merged)]).collect();
+    let mut gram = vec![vec![0.0; all.len()]; all.len()];
+    for (i, a) in all.iter().enumerate() {
+        for (j, b) in all.iter().enumerate().take(i + 1) {
+            let (Some(a), Some(b)) = (a, b) else { continue };
+            let product = inner(a, b)?;
+            for (row, column) in [(i, j), (j, i)] {
+                if let Some(p) = gram.get_mut(row).and_then(|r| r.get_mut(column)) {
                     *p = product;
                 }
             }
         }
     }
+    let ranks = site.changes.iter().map(|change| match change.as_ref().map(|c| &c.weight) {
+        Some(Delta::Product(p)) => Ok(effective_rank(&spectrum(p)?)),
+        Some(Delta::Whole(t)) => Ok(effective_rank(&t.to_kind(Kind::Double)?.svd()?.1.to_vec()?)),
+        None => Ok(0.0),
+    });
+    let ranks = ranks.collect::<Result<_>>()?;
+    let [rows, columns] = merged.shape();
     let weight = |j: usize| weights.get(j).copied().unwrap_or_default();
     let parts: Vec<(f64, &Change)> = site.present().map(|(j, c)| (weight(j), c)).collect();
     let own = joined(&[(1.0, &made.factors)])?;
     let values = spectrum(&own)?;
-    let norm = values.iter().map(|s| s * s).sum::<f64>().sqrt();
     // Thin matrices where all are; else the whole sum.
     let thin: Option<Vec<(f64, &LowRank)>> = parts
         .iter()
@@ -116,10 +103,13 @@ fn of_site(site: &SiteChanges, weights: &[f64], made: &MergedSite) -> Result<Sit
         }
     };
     Ok(SiteReport {
-        path: site.path.clone(),
-        products,
-        conflicts: conflicts(&parts)?,
-        norm,
+        compared: TensorDiagnosis {
+            name: site.path.clone(),
+            numbers: (rows * columns) as usize,
+            gram,
+            conflicts: conflicts(&parts)?,
+            ranks: Some(ranks),
+        },
         effective_rank: effective_rank(&values),
         rank: made.factors.down.len_of(0),
         lost: made.lost,
@@ -156,22 +146,24 @@ pub fn effective_rank(values: &[f64]) -> f64 {
     p.map(|p| -p * p.ln()).sum::<f64>().exp()
 }
 
-/// The share of numbers that are pulled both ways, among those that are moved.
+/// The share of numbers that are pulled both ways, among those that several adapters pull.
 fn conflicts(parts: &[(f64, &Change)]) -> Result<f64> {
     const UP: u8 = 1;
     const DOWN: u8 = 2;
+    const SEVERAL: u8 = 4;
     let mut pulls: Vec<u8> = Vec::new();
     for (w, change) in parts.iter().filter(|(w, _)| *w != 0.0) {
         let numbers: Vec<f32> = change.weight.whole()?.to_kind(Kind::Float)?.to_vec()?;
         pulls.resize(numbers.len(), 0);
         let (above, below) = if *w > 0.0 { (UP, DOWN) } else { (DOWN, UP) };
         for (pull, x) in pulls.iter_mut().zip(numbers) {
-            *pull |= u8::from(x > 0.0) * above + u8::from(x < 0.0) * below;
+            let own = u8::from(x > 0.0) * above + u8::from(x < 0.0) * below;
+            *pull |= own | (u8::from(own != 0 && *pull != 0) * SEVERAL);
         }
     }
-    let moved = pulls.iter().filter(|p| **p != 0).count();
-    let both = pulls.iter().filter(|p| **p == UP + DOWN).count();
-    Ok(if moved == 0 { 0.0 } else { both as f64 / moved as f64 })
+    let several = pulls.iter().filter(|p| **p & SEVERAL != 0).count();
+    let both = pulls.iter().filter(|p| **p & (UP | DOWN) == UP | DOWN).count();
+    Ok(if several == 0 { 0.0 } else { both as f64 / several as f64 })
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use modl_core::{Error, Result};
 
+use super::SiteChanges;
 use crate::merge::{MergeMethod, MergeMethods, Settings};
 
 /// How changes of weights are merged.
@@ -108,6 +109,23 @@ impl<'a> Way<'a> {
             return Ok(Way::OfFactors { method, settings });
         }
         Ok(Way::OfChanges { method, settings, rank })
+    }
+
+    /// The rank at most of what it makes of a site.
+    pub fn rank_of(&self, site: &SiteChanges) -> i64 {
+        let ranks = || site.present().map(|(_, c)| c.weight.rank());
+        let largest = ranks().max().unwrap_or(0);
+        let whole = site.present().map(|(_, c)| c.weight.shape()).map(|[a, b]| a.min(b)).min();
+        let wanted = match self {
+            Way::Sum { rank } => rank.map_or(ranks().sum(), |r| r.min(ranks().sum())),
+            Way::OfChanges { rank, .. } => rank.unwrap_or(largest),
+            Way::OfFactors { .. } => largest,
+        };
+        match (self, whole) {
+            // Joined factors are as many as they are; what is cut has no more than the matrix.
+            (Way::OfChanges { .. } | Way::Sum { rank: Some(_) }, Some(whole)) => wanted.min(whole),
+            _ => wanted,
+        }
     }
 
     /// Whether the result may be far from a product of the adapters' ranks, so that it is cut.

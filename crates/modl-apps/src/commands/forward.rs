@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use clap::Args;
 use modl_core::checkpoint::{self, Checkpoint};
-use modl_core::{Context, Modular, Seed, Tensors, no_grad};
+use modl_core::{Context, Modular, Seed, Tensor, Tensors, no_grad};
+use modl_models::Tokenizer;
 use modl_route::{Choice, Fixed};
 use modl_train::Methods;
 
@@ -31,8 +32,11 @@ pub(crate) struct ForwardArgs {
     #[arg(long, value_name = "FILE", requires = "adapter", conflicts_with = "merged")]
     rows: Option<PathBuf>,
     /// Named inputs: input_ids, attention_mask, …
-    #[arg(long, value_name = "FILE")]
-    inputs: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "text")]
+    inputs: Option<PathBuf>,
+    /// A text instead, for a model with a tokenizer.
+    #[arg(long, conflicts_with = "inputs")]
+    text: Option<String>,
     /// Where all outputs go, under the names that transformers gives them.
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
@@ -43,8 +47,16 @@ pub(crate) struct ForwardArgs {
 pub(crate) fn run(args: &ForwardArgs, methods: &Methods) -> Result<()> {
     let options = args.compute.options()?;
     let mut model = Modular::from_box(modl_models::open(&args.model, &options)?, Seed(0))?;
-    let inputs = Checkpoint::open(&args.inputs)?;
-    let inputs: Tensors = inputs.tensors(options.device)?.into_iter().collect();
+    let inputs: Tensors = match (&args.inputs, &args.text) {
+        (Some(file), _) => Checkpoint::open(file)?.tensors(options.device)?.into_iter().collect(),
+        (None, text) => {
+            let ids =
+                Tokenizer::open(&args.model)?.encode_one(text.as_deref().unwrap_or_default())?;
+            let ids = Tensor::from_slice(&ids, &[1, ids.len() as i64], options.device)?;
+            let mask = ids.ones_like()?;
+            Tensors::new().with("input_ids", ids).with("attention_mask", mask)
+        }
+    };
     let mut names = Vec::new();
     for adapter in &args.adapter {
         names.push(adapter.attach(&mut model, &methods.registry)?);

@@ -2,6 +2,7 @@
 //! where ΔW does not depend on it.
 
 mod others;
+mod plan;
 mod tables;
 
 use std::collections::BTreeMap;
@@ -10,14 +11,16 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use modl_aggregate::adapters::{Change, Delta, SiteChanges, Way, merge, report};
-use modl_aggregate::merge::{MergeMethod, MergeMethods, Of, Settings};
+use modl_aggregate::merge::{Diagnosis, MergeMethod, MergeMethods, Of, Settings};
 use modl_compute::adapterhub;
 use modl_compute::low_rank::changes;
 use modl_compute::peft::{self, Folder, LoraForm, LoraSite, write_lora};
 use modl_core::{Modular, Seed};
 use modl_models::LoadOptions;
 
-use super::MergeArgs;
+use super::report::{models, save};
+use super::{MergeArgs, evaluate};
+use crate::report::Page;
 
 /// What is to be merged, and how.
 #[derive(Debug)]
@@ -36,6 +39,9 @@ struct Asked<'a> {
     model: Option<&'a Path>,
     out: &'a Path,
     seed: u64,
+    /// Only to be shown.
+    plan: bool,
+    report: Option<&'a Path>,
     /// Whether nothing is told: it is a candidate among many.
     quiet: bool,
 }
@@ -46,16 +52,29 @@ impl Asked<'_> {
             println!("{text}");
         }
     }
+
+    /// Refuses a report where there are no changes of weights to compare.
+    fn without_report(&self) -> Result<()> {
+        anyhow::ensure!(
+            self.report.is_none(),
+            "--report: compares changes of weights, of which these adapters have none to compare"
+        );
+        Ok(())
+    }
+
+    /// Says what would be merged, where only that is asked for.
+    fn planned(&self, what: &str) -> bool {
+        if self.plan {
+            let files: Vec<_> = self.folders.iter().map(|f| f.display().to_string()).collect();
+            let out = self.out.display();
+            println!("{what} of {} would be merged into {out}", files.join(", "));
+        }
+        self.plan
+    }
 }
 
 pub(super) fn run(args: &MergeArgs, methods: &MergeMethods) -> Result<()> {
-    for (name, given) in [
-        ("dtype", args.dtype.is_some()),
-        ("plan", args.plan),
-        ("allow-nan", args.allow_nan),
-        ("report", args.report.is_some()),
-        ("eval", args.eval.is_some()),
-    ] {
+    for (name, given) in [("dtype", args.dtype.is_some()), ("allow-nan", args.allow_nan)] {
         anyhow::ensure!(!given, "--{name}: is of whole models, and these are adapters");
     }
     let n = args.inputs.len();
@@ -91,9 +110,18 @@ pub(super) fn run(args: &MergeArgs, methods: &MergeMethods) -> Result<()> {
         model: args.model.as_deref(),
         out: &args.out,
         seed: args.seed,
+        plan: args.plan,
+        report: args.report.as_deref(),
         quiet: args.quiet,
     };
-    merge_adapters(&asked, methods)
+    merge_adapters(&asked, methods)?;
+    if let Some(command) = args.eval.as_deref().filter(|_| !args.plan && !args.quiet) {
+        let names = names(&args.inputs);
+        let folders = args.inputs.iter().map(|path| Some(path.as_path()));
+        let all = names.iter().map(String::as_str).zip(folders);
+        evaluate::run(command, all, &args.out)?;
+    }
+    Ok(())
 }
 
 /// `0.5,0.3`, one for each adapter, or one for all.
@@ -111,7 +139,7 @@ fn numbers(name: &str, text: &str, n: usize) -> Result<Vec<f64>> {
 
 fn merge_adapters(asked: &Asked, methods: &MergeMethods) -> Result<()> {
     anyhow::ensure!(
-        !asked.out.exists(),
+        asked.plan || !asked.out.exists(),
         "{}: is there already; name a new one",
         asked.out.display()
     );
@@ -134,6 +162,11 @@ fn merge_adapters(asked: &Asked, methods: &MergeMethods) -> Result<()> {
         && sum
         && asked.rank.is_none()
     {
+        if asked.plan {
+            println!("one adapter of weight 1 is itself and would be copied");
+            return Ok(());
+        }
+        asked.without_report()?;
         // Whatever it is, it is itself.
         peft::write_folder(asked.out, only, only.fields().clone(), only.tensors())?;
         asked.say("one adapter of weight 1 is itself");
@@ -218,11 +251,17 @@ fn weight_changes(
         sites.iter().map(|(path, (form, _))| (path.clone(), form.clone())).collect();
     let sites: Vec<SiteChanges> =
         sites.into_iter().map(|(path, (_, changes))| SiteChanges { path, changes }).collect();
+    let mut notes = plan::not_merged(&sites, &names, weights);
     for (j, name) in names.iter().enumerate() {
         let shared = |s: &&SiteChanges| s.present().any(|(i, _)| i == j) && s.present().count() > 1;
         if names.len() > 1 && !sites.iter().any(|s| shared(&s)) {
-            asked.say(format_args!("note: `{name}` stands at no site of another adapter"));
+            let note = format!("`{name}` stands at no site of another adapter");
+            asked.say(format_args!("note: {note}"));
+            notes.push(note);
         }
+    }
+    if asked.plan {
+        return plan::show(asked, folders, &sites, &names, &way, &notes);
     }
     let made = merge(sites.clone(), &names, weights, &way, Seed(asked.seed))?;
     let written: Vec<LoraSite> = made
@@ -240,11 +279,30 @@ fn weight_changes(
         return Ok(());
     }
     let found = report(sites, weights, &made)?;
-    println!("{}", tables::of_sites(&found).text());
-    if names.len() > 1 {
-        println!("{}", tables::of_adapters(&found, &names, weights).text());
+    let of_sites = tables::of_sites(&found);
+    println!("{}", of_sites.text());
+    let tensors = found.into_iter().map(|s| s.compared).collect();
+    let compared = Diagnosis { models: names, tensors };
+    if compared.models.len() > 1 {
+        println!("{}", tables::of_adapters(&compared, weights).text());
     }
-    said(asked)
+    said(asked)?;
+    let Some(folder) = asked.report else { return Ok(()) };
+    let method = asked.method.unwrap_or("concat");
+    let mut page = Page::new(&format!("{method} of {} adapters", compared.models.len()));
+    page.paragraph(
+        "Differences are what each adapter changes of the weights, without its factor in the merge. What is \
+         kept of an adapter is the length of the result along its change, over that change's own.",
+    );
+    page.table(&models(&compared));
+    super::report::compared(&mut page, &compared)?;
+    page.heading("The merged change, site by site");
+    page.paragraph(
+        "Energy kept and lost are of what the method gives, before it is cut to a rank; `from the sum` is \
+         how far the result is from the exact weighted sum.",
+    );
+    page.table(&of_sites);
+    save(page, &notes, folder)
 }
 
 /// What one adapter changes: by A and B where that is all, else by the weights of the base.

@@ -1,23 +1,23 @@
-//! A user's own evaluation of a model.
+//! A user's own evaluation of models or adapters.
 
 use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context as _, Result};
-use modl_aggregate::merge::Plan;
 
 use crate::report::Table;
 
-/// Runs the command for each model and for the result, and shows the last line that it prints.
-pub(super) fn run(command: &str, plan: &Plan, out: &Path) -> Result<()> {
+/// Runs the command for each model that has a folder and for the result, and shows the last line that it
+/// prints.
+pub(super) fn run<'a>(
+    command: &str,
+    models: impl Iterator<Item = (&'a str, Option<&'a Path>)>,
+    out: &Path,
+) -> Result<()> {
     let mut table = Table::new(["model", "evaluation"]).left();
-    for source in &plan.sources {
-        // There is no folder with the adapter merged in.
-        let said = match source.is_adapted() {
-            true => "–".to_owned(),
-            false => of(command, &source.path)?,
-        };
-        table.row([source.name.clone(), said]);
+    for (name, path) in models {
+        let said = path.map_or_else(|| Ok("–".to_owned()), |path| of(command, path))?;
+        table.row([name.to_owned(), said]);
     }
     table.row(["result".to_owned(), of(command, out)?]);
     println!("{}", table.text());

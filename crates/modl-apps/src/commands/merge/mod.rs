@@ -268,7 +268,11 @@ fn one(
         report::write(&planned, out, folder)?;
     }
     if let Some(command) = args.and_then(|a| a.eval.as_deref()) {
-        evaluate::run(command, &planned, out)?;
+        // There is no folder with the adapter merged in.
+        let models = planned.sources.iter();
+        let models =
+            models.map(|s| (s.name.as_str(), (!s.is_adapted()).then_some(s.path.as_path())));
+        evaluate::run(command, models, out)?;
     }
     Ok(())
 }

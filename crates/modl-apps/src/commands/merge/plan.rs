@@ -68,12 +68,7 @@ fn tensors(plan: &Plan) -> Table {
                 line(&own)
             }
         };
-        let pattern = output.name.split('.').map(|part| {
-            let number = !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
-            if number { "*" } else { part }
-        });
-        let pattern: Vec<&str> = pattern.collect();
-        rows.entry((pattern.join("."), how)).or_default().push(output);
+        rows.entry((any_layer(&output.name), how)).or_default().push(output);
     }
     let mut table = Table::new(["tensor", "count", "shape", "stored as", "settings"]).left();
     for ((pattern, how), outputs) in rows {
@@ -87,6 +82,15 @@ fn tensors(plan: &Plan) -> Table {
         ]);
     }
     table
+}
+
+/// A name with `*` for the numbers in it.
+pub(super) fn any_layer(name: &str) -> String {
+    let parts = name.split('.').map(|part| {
+        let number = !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+        if number { "*" } else { part }
+    });
+    parts.collect::<Vec<_>>().join(".")
 }
 
 /// Bytes for a person.

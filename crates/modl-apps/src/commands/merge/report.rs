@@ -15,35 +15,45 @@ const SHOWN: usize = 12;
 /// Compares the models and the result, prints what came out and writes the page.
 pub(super) fn write(plan: &Plan, out: &Path, folder: &Path) -> Result<()> {
     let found = diagnose(plan, out)?;
-    let (models, cosines, tensors) = (models(&found), found.whole(), tensors(&found));
+    let models = models(&found);
     println!("{}", models.text());
-    println!(
-        "of the numbers that several models have changed they disagree on the sign of {:.1} %",
-        100.0 * cosines.conflicts
-    );
     let mut page = Page::new(&format!("{} of {} models", plan.method, plan.sources.len()));
     page.paragraph(
         "Differences are from the base model, or from 0 where there is none. What is kept of a model is \
          the length of the result along its difference, over that difference's own.",
     );
     page.table(&models);
+    compared(&mut page, &found)?;
+    save(page, &plan.notes, folder)
+}
+
+/// What models, or adapters, and the result have to do with one another, as figures and a table.
+pub(super) fn compared(page: &mut Page, found: &Diagnosis) -> Result<()> {
+    let (cosines, tensors) = (found.whole(), tensors(found));
+    let share = format!("{:.1} %", 100.0 * cosines.conflicts);
+    println!("of the numbers that several have changed they disagree on the sign of {share}");
     let names: Vec<String> =
         found.models.iter().map(|m| short(m)).chain(["result".to_owned()]).collect();
     let values: Vec<Vec<f64>> = (0..names.len())
         .map(|i| (0..names.len()).map(|j| cosines.cosine(i, j)).collect())
         .collect();
     let svg = heat_map("cosine of the differences", &names, &names, &values)?;
-    page.figure(&svg, "Negative cosines are white; the numbers say how far models disagree.");
-    let (layers, norms, conflicts) = by_layer(&found);
+    page.figure(&svg, "Negative cosines are white; the numbers say how far the changes disagree.");
+    let (layers, norms, conflicts) = by_layer(found);
     let svg = heat_map("norm of the difference by layer", &layers, &names, &norms)?;
     page.figure(&svg, "All tensors of a layer together.");
     let svg = heat_map("disagreement on signs by layer", &layers, &["share".into()], &conflicts)?;
-    page.figure(&svg, "Of the numbers that several models have changed.");
+    page.figure(&svg, &format!("Of the numbers that several have changed; of all: {share}."));
     page.heading("Tensors with the most conflicts");
     page.table(&tensors);
-    if !plan.notes.is_empty() {
-        page.heading("Tensors that were not merged");
-        plan.notes.iter().for_each(|note| page.paragraph(note));
+    Ok(())
+}
+
+/// Says what was not merged, writes the page and says where.
+pub(super) fn save(mut page: Page, notes: &[String], folder: &Path) -> Result<()> {
+    if !notes.is_empty() {
+        page.heading("What was not merged");
+        notes.iter().for_each(|note| page.paragraph(note));
     }
     let path = folder.join("merge.html");
     write_whole(&path, page.html().as_bytes()).context("the report")?;
@@ -57,7 +67,8 @@ fn short(model: &str) -> String {
     name.unwrap_or_else(|| model.to_owned())
 }
 
-fn models(found: &Diagnosis) -> Table {
+/// What there is of each model in the result.
+pub(super) fn models(found: &Diagnosis) -> Table {
     let whole = found.whole();
     let result = found.models.len();
     let mut table = Table::new(["model", "norm", "kept", "cosine to the result"]);

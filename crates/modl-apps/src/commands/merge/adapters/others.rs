@@ -17,6 +17,7 @@ use super::{Asked, copy, said};
 
 /// Refuses what only changes of weights have.
 fn plain(asked: &Asked, what: &str) -> Result<()> {
+    asked.without_report()?;
     anyhow::ensure!(asked.rank.is_none(), "--rank: {what} have no rank");
     anyhow::ensure!(
         asked.settings == Settings::default(),
@@ -68,6 +69,9 @@ pub(super) fn scalings(asked: &Asked, folders: &[Folder], weights: &[f64]) -> Re
         fields.insert("target_modules".into(), json!(paths));
         fields.insert("feedforward_modules".into(), json!(before));
     }
+    if asked.planned(&format!("{method}: {} scalings", sites.len())) {
+        return Ok(());
+    }
     peft::write_folder(asked.out, first, fields, &tensors)?;
     asked.say(format_args!("{} scalings of {} adapters by `{method}`", sites.len(), folders.len()));
     said(asked)
@@ -114,6 +118,9 @@ pub(super) fn prompts(asked: &Asked, folders: &[Folder], weights: &[f64]) -> Res
              Σ w p ⁄ Σ w, or by `linear`, Σ w p"
         ),
     };
+    if asked.planned(&format!("{method}: the prompts {:?}", merged.size())) {
+        return Ok(());
+    }
     asked.say(format_args!("{method} of {} prompts: {:?}", all.len(), merged.size()));
     peft::write_folder(asked.out, first, fields, &[(PROMPT.to_owned(), merged)])?;
     said(asked)
@@ -180,6 +187,9 @@ pub(super) fn bottlenecks(asked: &Asked, weights: &[f64]) -> Result<()> {
     for key in keys {
         let all: Vec<Option<Tensor>> = each.iter().map(|m| m.get(key).cloned()).collect();
         merged.push((key.as_str(), merge(&all, weights).with_context(|| key.clone())?));
+    }
+    if asked.planned(&format!("{method}: {} tensors", merged.len())) {
+        return Ok(());
     }
     let tensors = merged.iter().map(|(key, t)| (*key, t));
     checkpoint::save(asked.out.join(HUB_WEIGHTS), tensors, HashMap::new())?;
