@@ -57,6 +57,22 @@ fn forward_is_what_transformers_and_peft_compute() {
     }
 }
 
+/// The scores of the data are names here; the router learns from the losses of rows.
+#[test]
+fn classes_are_trained_and_tested_with_a_router_that_learns_from_losses() {
+    let b = Bench::new();
+    let (recipe, out) = (b.arg("recipe.toml"), b.arg("run"));
+    let set = ["head.type=classification", "router={ type = \"reinforce\", scope = \"global\" }"];
+    let table = succeed(&["train", &recipe, "--out", &out, "--set", set[0], "--set", set[1]]);
+    assert!(table.contains("accuracy") && table.contains("macro_f1"), "{table}");
+    assert!(!table.contains("spearman"), "{table}");
+    let first = fs::read_to_string(b.path("run/metrics.json")).unwrap();
+    succeed(&["eval", &out]);
+    assert_eq!(fs::read_to_string(b.path("run/metrics.json")).unwrap(), first);
+    let classes = fs::read_to_string(b.path("run/classes.json")).unwrap();
+    assert_eq!(classes.matches('"').count(), 4, "{classes}");
+}
+
 #[test]
 fn a_recipe_is_trained_tested_and_looked_at() {
     let b = Bench::new();
