@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use modl_core::{Error, Modular, Result, Select, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::optim::lora_plus;
+use crate::optim::lora_plus::{self, Ratio};
 use crate::{LossWeight, OptimizerConfig, Passes, Schedule};
 
 /// How a model is trained.
@@ -42,7 +42,7 @@ pub struct TrainConfig {
     /// multiplied, with that of LoRA+, too. Default: none.
     pub lr_scale: BTreeMap<String, f64>,
     /// LoRA+ (Hayou et al. 2024, arXiv 2402.12354): how many times faster than A the B of a LoRA
-    /// learns, by PEFT's name `lora_B` (weight and bias); 16 in its examples. PEFT's
+    /// learns, by PEFT's name `lora_B` (weight and bias), such as 16. PEFT's
     /// `loraplus_lr_ratio` is also for all other vectors that are trained: name those in
     /// `lr_scale`. Default: 1.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -98,7 +98,7 @@ impl TrainConfig {
         let fits = |(p, _): &(&String, &f64)| Select::new(p.as_str()).matches(name);
         let own: f64 = self.lr_scale.iter().filter(fits).map(|(_, factor)| factor).product();
         let plus = self.lora_plus();
-        own * plus.iter().filter(|(_, _, fits)| fits(name)).map(|(_, r, _)| r).product::<f64>()
+        own * plus.iter().filter(|r| (r.fits)(name)).map(|r| r.ratio).product::<f64>()
     }
 
     /// Refuses factors of the learning rate that none of the parameters `trained` has.
@@ -110,7 +110,7 @@ impl TrainConfig {
                 return Err(Error::invalid(format!("lr_scale.\"{pattern}\""), problem));
             }
         }
-        for (key, _, fits) in self.lora_plus() {
+        for Ratio { key, fits, .. } in self.lora_plus() {
             if !trained.iter().any(|(name, _)| fits(name)) {
                 return Err(Error::invalid(key, problem));
             }
@@ -118,17 +118,8 @@ impl TrainConfig {
         Ok(())
     }
 
-    /// The ratios of LoRA+ that are given, with their keys and whom they are for.
-    fn lora_plus(&self) -> Vec<(&'static str, f64, fn(&str) -> bool)> {
-        let all: [(_, _, fn(&str) -> bool); 2] = [
-            ("lora_plus_ratio", self.lora_plus_ratio, lora_plus::is_b),
-            (
-                "lora_plus_embedding_ratio",
-                self.lora_plus_embedding_ratio,
-                lora_plus::is_of_embedding,
-            ),
-        ];
-        all.into_iter().filter_map(|(key, ratio, fits)| Some((key, ratio?, fits))).collect()
+    fn lora_plus(&self) -> Vec<Ratio> {
+        lora_plus::ratios(self.lora_plus_ratio, self.lora_plus_embedding_ratio)
     }
 
     /// What each loss counts that `model` may give, or that is given here.
@@ -165,7 +156,7 @@ impl TrainConfig {
                 return Err(Error::invalid(format!("lr_scale.\"{pattern}\""), problem));
             }
         }
-        for (key, ratio, _) in self.lora_plus() {
+        for Ratio { key, ratio, .. } in self.lora_plus() {
             if !(ratio > 0.0 && ratio.is_finite()) {
                 return Err(Error::invalid(key, format!("is {ratio}, wants a factor above 0")));
             }

@@ -226,6 +226,7 @@ fn numbers_out_of_range_are_refused() {
         (r#"{"type": "rmsprop", "eps": -1}"#, "rmsprop.eps"),
         (r#"{"type": "rmsprop", "momentum": 1.5}"#, "rmsprop.momentum"),
         (r#"{"type": "adafactor", "eps": [1e-30, -1]}"#, "adafactor.eps"),
+        (r#"{"type": "adafactor", "eps": [0, 1e-3]}"#, "adafactor.eps"),
         (r#"{"type": "adafactor", "clip_threshold": 0}"#, "adafactor.clip_threshold"),
         (r#"{"type": "adafactor", "decay_rate": 0.8}"#, "adafactor.decay_rate"),
         (r#"{"type": "adafactor", "beta1": 1}"#, "adafactor.beta1"),

@@ -197,7 +197,7 @@ fn every_mistake_is_answered_with_its_line_and_what_was_meant() {
         ("limit = 100", "test = 1.5", &["share"]),
         (
             "epochs = 3",
-            "epochs = 3\nlora_plus_ration = 16",
+            "lora_plus_ration = 16",
             &["unknown key `lora_plus_ration` in [[phases]]", "`lora_plus_ratio`?"],
         ),
         (

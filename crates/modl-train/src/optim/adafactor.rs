@@ -90,7 +90,7 @@ impl Adafactor {
     /// An optimiser that has not seen any gradient.
     ///
     /// # Errors
-    /// Where an ε or λ is negative, d is not above 0, c is above 0, β₁ is not in [0, 1), or
+    /// Where ε₁ or d is not above 0, ε₂ or λ is negative, c is above 0, β₁ is not in [0, 1), or
     /// `warmup_init` is wanted without `relative_step`.
     pub fn new(config: AdafactorConfig) -> Result<Self> {
         in_range("adafactor.eps", config.eps.0, f64::INFINITY)?;
@@ -98,8 +98,13 @@ impl Adafactor {
         in_range("adafactor.clip_threshold", config.clip_threshold, f64::INFINITY)?;
         in_range("adafactor.beta1", config.beta1.unwrap_or(0.0), 1.0)?;
         in_range("adafactor.weight_decay", config.weight_decay, f64::INFINITY)?;
-        if config.clip_threshold == 0.0 {
-            return Err(Error::invalid("adafactor.clip_threshold", "is 0; it is to be above 0"));
+        for (key, value) in [("eps", config.eps.0), ("clip_threshold", config.clip_threshold)] {
+            if value == 0.0 {
+                return Err(Error::invalid(
+                    format!("adafactor.{key}"),
+                    "is 0; it is to be above 0",
+                ));
+            }
         }
         if !(config.decay_rate <= 0.0 && config.decay_rate.is_finite()) {
             let problem = format!("is {}; it is to be 0 or below, such as -0.8", config.decay_rate);
