@@ -9,7 +9,6 @@ usage: compare.py [--n 15 | --quick] [--rows TEXT] [--threads N] [--json FILE]
 environment: MODL_ROOT (the workspace), MODL_PEER_STEP (the built example `peer_step`)
 """
 import argparse
-import functools
 import itertools
 import json
 import os
@@ -17,21 +16,19 @@ import resource
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 
-import numpy as np
 import torch
-from peft import LoraConfig, get_peft_model
-from safetensors.torch import save_file
-from scipy.optimize import linear_sum_assignment
-from transformers import AutoTokenizer, BertModel, MixtralConfig, logging
-from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
+from peft import get_peft_model
+from transformers import AutoTokenizer, BertModel, logging
+
+import adapters
+import mixtures
+import rebasin
+from adapters import MODEL, lora
 
 logging.set_verbosity_error()
-ROOT = os.environ["MODL_ROOT"]
-MODEL = os.path.join(ROOT, "assets", "all-MiniLM-L6-v2")
-TEXTS = os.path.join(ROOT, "assets", "sentiment")
+TEXTS = os.path.join(os.environ["MODL_ROOT"], "assets", "sentiment")
 BATCH, SEQ, CLASSES = 16, 128, 4
 
 # name: (work, bf16, dropout of the backbone, texts of real lengths)
@@ -46,38 +43,15 @@ ROWS = {
     "train bf16, dropout 0.1": ("train", True, 0.1, False),
     "train f32, real texts": ("train", False, 0.1, True),
     "train bf16, real texts": ("train", True, 0.1, True),
+    **mixtures.ROWS,
+    **adapters.ROWS,
+    **rebasin.ROWS,
 }
-# The same with `mixture:EXPERTS:INNER:TOKENS:train|infer` for the work: transformers' block of Mixtral,
-# each way that it has to compute experts, against a layer of modl. Width 512, 2 experts a token.
-COARSE, MANY, FINE = "mixture:8:2048:1024", "mixture:64:2048:1024", "mixture:64:256:2048"
-ROWS |= {
-    f"{name}, {how}, {dtype}": (f"{work}:{mode}", dtype == "bf16", 0.0, False, how)
-    for name, work, mode in [
-        ("mixture E=8, training", COARSE, "train"),
-        ("mixture E=64, training", MANY, "train"),
-        ("mixture E=64 fine, training", FINE, "train"),
-        ("mixture E=64 fine, inference", FINE, "infer"),
-    ]
-    for how in ("eager", "grouped_mm")
-    for dtype in ("f32", "bf16")
-    # Eager, each expert's gradient is as large as all of them: a step takes minutes.
-    if (work, how) != (MANY, "eager")
-}
-# PEFT's `add_weighted_adapter` of eight LoRAs of rank 8 at query and value, into one of rank 8 (density
-# 0.5 where it trims), against the same arithmetic in modl. PEFT's call also hangs the result into the
-# model, which is what its `cat` takes but for two copies.
-ROWS |= {
-    f"merge 8 LoRAs, {combination}": (f"merge:{combination}", False, 0.0, False, None)
-    for combination in ("cat", "ties", "svd", "ties_svd")
-}
-# Two networks, matched by a plain program with scipy's assignment, and by modl. A step takes seconds.
-ROWS["Git Re-Basin, 4 x 1,024"] = ("rebasin", False, 0.0, False, "scipy")
 MEMORY = {
     "memory f32, dropout 0.1": ("train", False, 0.1, False),
     "memory bf16, dropout 0.1": ("train", True, 0.1, False),
     "memory f32, checkpointed": ("checkpointed", False, 0.1, False),
-    "memory mixture E=64, f32": (MANY + ":train", False, 0.0, False, "grouped_mm"),
-    "memory mixture E=64 fine, f32": (FINE + ":train", False, 0.0, False, "grouped_mm"),
+    **mixtures.MEMORY,
 }
 
 
@@ -100,115 +74,14 @@ def batches(texts):
     return [torch.tensor(t["input_ids"]) for t in tokens]
 
 
-def mixture(work, bf16, how):
-    """One step of transformers' block of Mixtral: forward, and backward to x and all parameters."""
-    _, experts, inner, tokens, mode = work.split(":")
-    torch.manual_seed(0)
-    config = MixtralConfig(
-        hidden_size=512, intermediate_size=int(inner), num_local_experts=int(experts), num_experts_per_tok=2
-    )
-    config._experts_implementation = how
-    block = MixtralSparseMoeBlock(config)
-    for p in block.parameters():
-        torch.nn.init.normal_(p, std=0.02)
-    dtype = torch.bfloat16 if bf16 else torch.float32
-    block.to(dtype)
-    x = torch.randn(1, int(tokens), 512, dtype=dtype, requires_grad=mode == "train")
-    probe = torch.randn(1, int(tokens), 512, dtype=dtype)
-    if mode == "infer":
-
-        def forward():
-            with torch.no_grad():
-                block(x)
-
-        return forward
-    leaves = [*block.parameters(), x]
-
-    def step():
-        torch.autograd.grad((block(x) * probe).sum(), leaves)
-
-    return step
-
-
-def merge(work):
-    """One merge of eight adapters by PEFT."""
-    combination = work.removeprefix("merge:")
-    names = [f"a{i}" for i in range(8)]
-    torch.manual_seed(0)
-    model = get_peft_model(BertModel.from_pretrained(MODEL), lora(), names[0])
-    for name in names[1:]:
-        model.add_adapter(name, lora())
-    for name, p in model.named_parameters():
-        if "lora_" in name:
-            torch.nn.init.normal_(p.data, std=0.02)
-    density = dict(density=0.5) if "ties" in combination else {}
-
-    def step():
-        model.add_weighted_adapter(names, [1 / 8] * 8, "merged", combination_type=combination, **density)
-
-    step.after = lambda: model.delete_adapter("merged")
-    return step
-
-
-def lora(**more):
-    return LoraConfig(r=8, lora_alpha=16, target_modules=["query", "value"], **more)
-
-
-@functools.cache
-def networks():
-    """Two networks with four hidden layers of 1,024 units, trained a little on one task from starts of
-    their own, each as [(weight, bias)]; and the file that modl reads them from."""
-    widths = [256, 1024, 1024, 1024, 1024, 10]
-    teacher = torch.randn(widths[0], widths[-1], generator=torch.Generator().manual_seed(0))
-    both, file = {}, os.path.join(tempfile.mkdtemp(), "networks.safetensors")
-    for seed, name in ((1, "a"), (2, "b")):
-        torch.manual_seed(seed)
-        layers = [torch.nn.Linear(*pair) for pair in itertools.pairwise(widths)]
-        net = torch.nn.Sequential(*itertools.chain.from_iterable((l, torch.nn.ReLU()) for l in layers))[:-1]
-        optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
-        for _ in range(60):
-            x = torch.randn(64, widths[0])
-            torch.nn.functional.cross_entropy(net(x), (x @ teacher).argmax(1)).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-        both[name] = [(l.weight.detach(), l.bias.detach()) for l in layers]
-    save_file(
-        {f"{m}.{i}.{p}": t.contiguous() for m in both for i, l in enumerate(both[m]) for p, t in zip(("weight", "bias"), l)},
-        file,
-    )
-    return both["a"], both["b"], file
-
-
-def rebasin():
-    """Weight matching as the paper's algorithm 1 says it, in torch and scipy."""
-    a, start, _ = networks()
-    seeds = itertools.count(1)
-
-    def step():
-        b, gained = list(start), True
-        order_of = np.random.default_rng(next(seeds)).permutation
-        while gained:
-            gained = False
-            for k in order_of(len(a) - 1):
-                (wa, ba), (wb, bb), (na, _), (nb, last) = a[k], b[k], a[k + 1], b[k + 1]
-                alike = (wa @ wb.T + torch.outer(ba, bb) + na.T @ nb).numpy()
-                _, order = linear_sum_assignment(alike, maximize=True)
-                if alike[np.arange(len(order)), order].sum() > np.trace(alike) + 1e-6:
-                    gained = True
-                    order = torch.from_numpy(order)
-                    b[k], b[k + 1] = (wb[order], bb[order]), (nb[:, order], last)
-
-    return step
-
-
 def peer(work, bf16, dropout, texts, how=None):
     """One step of transformers (forward) or PEFT (all else; training under autocast for bf16)."""
     if work == "rebasin":
-        return rebasin()
+        return rebasin.rebasin()
     if work.startswith("mixture:"):
-        return mixture(work, bf16, how)
+        return mixtures.mixture(work, bf16, how)
     if work.startswith("merge:"):
-        return merge(work)
+        return adapters.merge(work)
     torch.manual_seed(0)
     model = BertModel.from_pretrained(
         MODEL, dtype=torch.float32, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout
@@ -251,7 +124,7 @@ class Modl:
     """The same step in modl: a process that runs one for each line that it is sent."""
 
     def __init__(self, work, bf16, dropout, texts, threads, how=None):
-        work = f"rebasin:{networks()[-1]}" if work == "rebasin" else work
+        work = f"rebasin:{rebasin.networks()[-1]}" if work == "rebasin" else work
         command = [
             os.environ["MODL_PEER_STEP"], MODEL, work, "bf16" if bf16 else "f32", str(dropout), str(threads),
         ]

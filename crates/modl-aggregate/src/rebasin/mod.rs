@@ -4,114 +4,21 @@
 //! The units of a layer can be exchanged if everything that makes them and everything that reads them
 //! is exchanged alike; the function stays the same. [`match_weights`] looks for the orders π under
 //! which Σ ⟨θ_a, π(θ_b)⟩ over all tensors is largest: layer after layer in random order, each exactly,
-//! as an assignment with the others held, until none gains. [`match_activations`] takes the orders in
+//! as an assignment with the others held, until none gains. Layers that share no tensor are solved at once. [`match_activations`] takes the orders in
 //! which units fire together on data.
 
+mod permutations;
+
 use modl_core::{Device, Error, Kind, Result, Seed, Tensor, Tensors, assignment};
+use rayon::prelude::*;
+
+use permutations::{Fitted, index, reorder};
+pub use permutations::{Layer, Permutations, permuted};
 
 /// Sweeps after which a search ends in any case.
 const SWEEPS: usize = 100;
 /// A gain below this share of Σ ‖θ_a‖ ‖θ_b‖ is rounding.
 const GAIN: f64 = 1e-9;
-
-/// Which axes of which tensors go by one order: for each layer of units that can be exchanged.
-#[derive(Debug, Clone, Default)]
-pub struct Permutations(Vec<Layer>);
-
-/// The axes of one layer's units.
-#[derive(Debug, Clone)]
-pub struct Layer {
-    /// What it is called, for errors.
-    pub name: String,
-    /// Tensors and the axis that the units are on.
-    pub axes: Vec<(String, usize)>,
-}
-
-/// A layer's axes in a model, and how many units it has.
-type Fitted = (Vec<(String, i64)>, usize);
-
-impl Permutations {
-    /// Layers as they are given.
-    ///
-    /// # Errors
-    /// Where a tensor is in one layer twice: units that it makes of themselves (a residual stream) are
-    /// no assignment.
-    pub fn new(layers: Vec<Layer>) -> Result<Self> {
-        for layer in &layers {
-            for (n, (tensor, _)) in layer.axes.iter().enumerate() {
-                if layer.axes.iter().take(n).any(|(t, _)| t == tensor) {
-                    let problem = format!("has `{tensor}` on two axes");
-                    return Err(Error::invalid(format!("layer `{}`", layer.name), problem));
-                }
-            }
-        }
-        Ok(Permutations(layers))
-    }
-
-    /// Linear layers one after the other, by their names: `L.weight` `[out, in]` and `L.bias`. All
-    /// outputs but the last layer's can be exchanged.
-    pub fn mlp(layers: &[&str]) -> Self {
-        let one = |pair: &[&str]| match pair {
-            [from, to] => Some(Self::hidden(from, &[from], to)),
-            _ => None,
-        };
-        Permutations(layers.windows(2).filter_map(one).collect())
-    }
-
-    /// The feed-forward networks of a transformer, by the names of the layers that make the hidden
-    /// units (one, or a gate and another) and of the one that reads them.
-    pub fn feed_forward(blocks: &[(&[&str], &str)]) -> Self {
-        let one = |(makers, reader): &(&[&str], &str)| Self::hidden(reader, makers, reader);
-        Permutations(blocks.iter().map(one).collect())
-    }
-
-    fn hidden(name: &str, makers: &[&str], reader: &str) -> Layer {
-        let made =
-            makers.iter().flat_map(|m| [(format!("{m}.weight"), 0), (format!("{m}.bias"), 0)]);
-        let axes = made.chain([(format!("{reader}.weight"), 1)]).collect();
-        Layer { name: name.to_owned(), axes }
-    }
-
-    /// The layers.
-    pub fn layers(&self) -> &[Layer] {
-        &self.0
-    }
-
-    /// The layers' axes in a model, without tensors that it does not have (biases), and how many units
-    /// each layer has.
-    fn fitted(&self, model: &Tensors) -> Result<Vec<Fitted>> {
-        let one = |layer: &Layer| {
-            let mut axes = Vec::new();
-            let mut units = None;
-            for (tensor, axis) in &layer.axes {
-                let Some(t) = model.get(tensor) else {
-                    if tensor.ends_with(".bias") {
-                        continue;
-                    }
-                    return Err(Error::unknown("tensor", tensor, model.names()));
-                };
-                let found = t.size().get(*axis).copied();
-                let of = format!("layer `{}`", layer.name);
-                match (units, found) {
-                    (_, None) => {
-                        let problem = format!("`{tensor}` {:?} has no axis {axis}", t.size());
-                        return Err(Error::invalid(of, problem));
-                    }
-                    (Some(n), Some(m)) if n != m => {
-                        return Err(Error::invalid(
-                            of,
-                            format!("`{tensor}` has {m} units, not {n}"),
-                        ));
-                    }
-                    _ => units = found,
-                }
-                axes.push((tensor.clone(), *axis as i64));
-            }
-            Ok((axes, units.unwrap_or(0) as usize))
-        };
-        self.0.iter().map(one).collect()
-    }
-}
 
 /// Orders that were found.
 #[derive(Debug, Clone)]
@@ -157,11 +64,14 @@ pub fn match_weights(
     let (mut objective, mut sweeps) = (vec![value], 0);
     let mut search = Search::new(&fitted, a, moved);
     while sweeps < SWEEPS && search.stale.contains(&true) {
-        for k in shuffled(fitted.len(), seed.nth(sweeps as u64)) {
-            if let Some((order, gain)) = search.improve(k, GAIN * scale)? {
-                orders[k] = order.iter().map(|j| orders[k][*j]).collect();
-                value += gain;
-                objective.push(value);
+        let turns = shuffled(fitted.len(), seed.nth(sweeps as u64));
+        for group in apart(turns, &search.neighbours) {
+            for (k, found) in search.solve(group)? {
+                if let Some((order, gain)) = search.improve(k, found, GAIN * scale)? {
+                    orders[k] = order.iter().map(|j| orders[k][*j]).collect();
+                    value += gain;
+                    objective.push(value);
+                }
             }
         }
         sweeps += 1;
@@ -197,37 +107,6 @@ pub fn match_activations(a: &[Tensor], b: &[Tensor]) -> Result<Vec<Vec<usize>>> 
     a.iter().zip(b).map(one).collect()
 }
 
-/// A model with its units in other orders: unit `order[i]` of each layer comes to place i.
-///
-/// # Errors
-/// Where an order is not one of the layer's units.
-pub fn permuted(layers: &Permutations, model: &Tensors, orders: &[Vec<usize>]) -> Result<Tensors> {
-    let fitted = layers.fitted(model)?;
-    if fitted.len() != orders.len() {
-        let problem = format!("{} for {} layers", orders.len(), fitted.len());
-        return Err(Error::invalid("orders", problem));
-    }
-    let mut moved = model.clone();
-    for ((axes, units), order) in fitted.iter().zip(orders) {
-        let mut sorted = order.clone();
-        sorted.sort_unstable();
-        if !sorted.into_iter().eq(0..*units) {
-            return Err(Error::invalid("orders", format!("one is none of 0 to {units}")));
-        }
-        reorder(axes, order, &mut moved)?;
-    }
-    Ok(moved)
-}
-
-fn reorder(axes: &[(String, i64)], order: &[usize], model: &mut Tensors) -> Result<()> {
-    for (name, axis) in axes {
-        let t = model.need(name)?;
-        let t = t.index_select(*axis, &index(order, t.device())?)?;
-        model.set(name.clone(), t);
-    }
-    Ok(())
-}
-
 /// Where a search for orders stands.
 struct Search<'a> {
     fitted: &'a [Fitted],
@@ -252,22 +131,35 @@ impl<'a> Search<'a> {
         Search { fitted, a, moved, neighbours, known, stale, followed: false }
     }
 
-    /// Puts the units of a stale layer into their best order, and what is gained; nothing where it is
-    /// no more than `least`.
-    fn improve(&mut self, k: usize, least: f64) -> Result<Option<(Vec<usize>, f64)>> {
-        if !std::mem::take(&mut self.stale[k]) {
-            return Ok(None);
+    /// The best orders of stale layers, of which none has a tensor of another: side by side.
+    fn solve(&mut self, group: Vec<usize>) -> Result<Vec<(usize, Found)>> {
+        let mut asked = Vec::new();
+        for k in group {
+            if !std::mem::take(&mut self.stale[k]) {
+                continue;
+            }
+            let (axes, units) = &self.fitted[k];
+            let alike = match self.known[k].take() {
+                Some(alike) => alike,
+                None => likeness(axes, *units, &self.a, &self.moved)?,
+            };
+            asked.push((k, costs(&alike)?, alike));
         }
+        let one = |(k, cost, alike): (usize, Vec<Vec<f64>>, Tensor)| {
+            let order: Vec<usize> = assignment(&cost)?.into_iter().flatten().collect();
+            let gains = cost.iter().zip(&order).enumerate().map(|(i, (row, j))| row[i] - row[*j]);
+            let gain = gains.sum();
+            Ok((k, Found { alike, order, gain }))
+        };
+        asked.into_par_iter().map(one).collect()
+    }
+
+    /// Puts the units of a layer into their best order, and what is gained; nothing where it is no more
+    /// than `least`.
+    fn improve(&mut self, k: usize, found: Found, least: f64) -> Result<Option<(Vec<usize>, f64)>> {
+        let Found { alike, order, gain } = found;
         let fitted = self.fitted;
         let (axes, units) = &fitted[k];
-        let alike = match self.known[k].take() {
-            Some(alike) => alike,
-            None => likeness(axes, *units, &self.a, &self.moved)?,
-        };
-        let cost = costs(&alike)?;
-        let order: Vec<usize> = assignment(&cost)?.into_iter().flatten().collect();
-        let gains = cost.iter().zip(&order).enumerate().map(|(i, (row, j))| row[i] - row[*j]);
-        let gain: f64 = gains.sum();
         let alone = self.neighbours[k].is_empty();
         if gain <= least {
             self.known[k] = Some(alike).filter(|_| !alone);
@@ -304,6 +196,32 @@ impl<'a> Search<'a> {
             }
         }
     }
+}
+
+/// A layer's best order with the others held.
+struct Found {
+    /// How alike its units are in the order of before.
+    alike: Tensor,
+    order: Vec<usize>,
+    gain: f64,
+}
+
+/// Layers in groups without neighbours, which have nothing to do with one another: each takes, in
+/// their turn, all that fit.
+fn apart(mut turns: Vec<usize>, neighbours: &[Vec<usize>]) -> Vec<Vec<usize>> {
+    let mut groups = Vec::new();
+    while !turns.is_empty() {
+        let mut group: Vec<usize> = Vec::new();
+        turns.retain(|k| {
+            let fits = group.iter().all(|other| !neighbours[*k].contains(other));
+            if fits {
+                group.push(*k);
+            }
+            !fits
+        });
+        groups.push(group);
+    }
+    groups
 }
 
 /// What another layer's move does to how alike a layer's units are.
@@ -360,11 +278,6 @@ fn likeness(axes: &[(String, i64)], units: usize, a: &Tensors, b: &Tensors) -> R
 /// A tensor with one row for each unit on an axis.
 fn by_unit(t: &Tensor, axis: i64) -> Result<Tensor> {
     t.transpose(0, axis)?.reshape(&[t.len_of(axis), -1])
-}
-
-fn index(places: &[usize], device: Device) -> Result<Tensor> {
-    let places: Vec<i64> = places.iter().map(|i| *i as i64).collect();
-    Tensor::from_slice(&places, &[places.len() as i64], device)
 }
 
 /// The rows of a matrix with the other sign: what is alike costs little.
