@@ -3,7 +3,7 @@
 use modl_core::{Context, Error, Modular, Result, no_grad};
 use serde::{Deserialize, Serialize};
 
-use crate::{Dataset, Describe, Objective};
+use crate::{Dataset, Describe, Objective, Said};
 
 /// What a model says of an example, beside what is right.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -12,10 +12,21 @@ pub struct Prediction {
     pub id: String,
     /// Its task.
     pub task: String,
-    /// What is right.
+    /// What is right; a class by its index.
     pub target: f64,
-    /// What the model says.
+    /// What the model says: a number, the index of a class, or a loss ([`crate::NextToken`]).
     pub prediction: f64,
+    /// What it counts in means; 1 where nothing is said.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub weight: f64,
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+fn is_one(weight: &f64) -> bool {
+    *weight == 1.0
 }
 
 /// Predictions for all examples, in their order. Batches of `batch_size` are made of examples of
@@ -35,11 +46,12 @@ pub fn evaluate(
     }
     let mut order: Vec<usize> = (0..data.len()).collect();
     order.sort_by_key(|i| data.examples().get(*i).map(|e| e.ids.len()));
-    let mut said = vec![f64::NAN; data.len()];
+    let nothing = Said { target: f64::NAN, prediction: f64::NAN, weight: 0.0 };
+    let mut said = vec![nothing; data.len()];
     for rows in order.chunks(batch_size) {
         let batch = data.batch(rows, model.device())?;
         let cx = describe(&batch, Context::eval())?;
-        let values = no_grad(|| objective.predict(model, &batch, &cx))?.to_vec::<f64>()?;
+        let values = no_grad(|| objective.said(&objective.predict(model, &batch, &cx)?, &batch))?;
         if values.len() != rows.len() {
             let problem = format!("{} predictions for {} rows", values.len(), rows.len());
             return Err(Error::invalid("objective", problem));
@@ -50,11 +62,12 @@ pub fn evaluate(
             }
         }
     }
-    let with = |(e, prediction): (&crate::Example, f64)| Prediction {
+    let with = |(e, said): (&crate::Example, Said)| Prediction {
         id: e.id.clone(),
         task: e.task.clone(),
-        target: f64::from(e.target),
-        prediction,
+        target: said.target,
+        prediction: said.prediction,
+        weight: said.weight,
     };
     Ok(data.examples().iter().zip(said).map(with).collect())
 }

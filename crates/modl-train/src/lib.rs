@@ -34,8 +34,12 @@ pub use evaluate::{Prediction, evaluate};
 pub use events::{Event, Fanout, JsonLines, LossWeight, Sink};
 pub use length_groups::length_groups;
 pub use methods::Methods;
-pub use metrics::{Interval, interval, mean_absolute_error, scores, sign_accuracy, spearman};
-pub use objective::{Objective, Regression, sentence_vectors};
+pub use metrics::{
+    Interval, accuracy, interval, macro_f1, mean_absolute_error, scores, sign_accuracy, spearman,
+};
+pub use objective::{
+    Classification, Metric, NextToken, Objective, Regression, Said, sentence_vectors,
+};
 pub use optim::{Optimizer, OptimizerConfig};
 pub use passes::{Combine, Passes};
 pub use recipe::{Phase, Recipe};

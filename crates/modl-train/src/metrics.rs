@@ -1,7 +1,7 @@
-//! How good predictions are: Spearman's ρ, mean absolute error, accuracy of the sign; and the mean
-//! of several seeds with its 95 % interval.
+//! How good predictions are: Spearman's ρ, mean absolute error, accuracy of the sign; accuracy and
+//! macro F1 of classes; and the mean of several seeds with its 95 % interval.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use modl_core::{Error, Result};
 
@@ -17,6 +17,32 @@ pub fn mean_absolute_error(predictions: &[f64], targets: &[f64]) -> Option<f64> 
 pub fn sign_accuracy(predictions: &[f64], targets: &[f64], neutral: f64) -> Option<f64> {
     let pairs = predictions.iter().zip(targets).filter(|(_, t)| t.abs() > neutral);
     mean(&pairs.map(|(p, t)| if p * t > 0.0 { 1.0 } else { 0.0 }).collect::<Vec<_>>())
+}
+
+/// The share of predictions that are right; `None` without predictions.
+pub fn accuracy(predictions: &[i64], targets: &[i64]) -> Option<f64> {
+    mean(&predictions.iter().zip(targets).map(|(p, t)| f64::from(p == t)).collect::<Vec<_>>())
+}
+
+/// The mean over classes of F1 = 2 TP ⁄ (2 TP + FP + FN), over the classes that are among predictions
+/// or targets, as scikit-learn has it; `None` without predictions.
+///
+/// ```
+/// // F1 is 2⁄3 of class 0 and 4⁄5 of class 1.
+/// let f1 = modl_train::macro_f1(&[0, 1, 1, 1], &[0, 0, 1, 1]);
+/// assert!((f1.unwrap() - 11.0 / 15.0).abs() < 1e-12);
+/// ```
+pub fn macro_f1(predictions: &[i64], targets: &[i64]) -> Option<f64> {
+    let pairs = || predictions.iter().zip(targets);
+    let classes: BTreeSet<&i64> = pairs().flat_map(|(p, t)| [p, t]).collect();
+    let f1 = |class: &&i64| {
+        let hits = pairs().filter(|(p, t)| p == class && t == class).count();
+        // 2 TP + FP + FN: how often it was said, and how often it was right.
+        let all: usize =
+            pairs().map(|(p, t)| usize::from(p == *class) + usize::from(t == *class)).sum();
+        2.0 * hits as f64 / all as f64
+    };
+    mean(&classes.iter().map(f1).collect::<Vec<_>>())
 }
 
 /// Spearman's ρ: Pearson's correlation of the ranks, where equal numbers share the mean of their

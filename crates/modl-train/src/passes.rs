@@ -85,7 +85,7 @@ impl Passes {
 struct Passed {
     cx: Context,
     trace: Trace,
-    /// `[batch]`, in the graph.
+    /// `[batch, …]`, in the graph.
     predicted: Tensor,
     /// `[batch]`, in the graph.
     losses: Tensor,
@@ -242,7 +242,7 @@ impl Passing<'_> {
             }
         }
         if let Combine::Consistent(weight) = combine {
-            let apart = self.apart(&passed)?;
+            let apart = self.apart(&passed, part)?;
             *aux.entry("consistency".into()).or_default() += share * apart.item()?;
             more = Some(plus(more, apart.mul_scalar(share * weight)?)?);
         }
@@ -289,10 +289,10 @@ impl Passing<'_> {
     }
 
     /// How far the predictions of consecutive passes are apart, the mean over rows.
-    fn apart(&self, passed: &[Passed]) -> Result<Tensor> {
+    fn apart(&self, passed: &[Passed], part: &Batch) -> Result<Tensor> {
         let mut sum = None;
         for (a, b) in passed.iter().zip(passed.iter().skip(1)) {
-            let own = self.objective.divergence(&a.predicted, &b.predicted)?.mean()?;
+            let own = self.objective.divergence(&a.predicted, &b.predicted, part)?.mean()?;
             sum = Some(plus(sum, own)?);
         }
         let sum = sum.ok_or_else(|| Error::invalid("passes.count", "is to be 2 or more"))?;

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! FOLDER/recipe.json                     what is run
+//! FOLDER/classes.json                    the classes in the order of their indices, where there are any
 //! FOLDER/phases/1-fit/state.json, …      the state of the phase while it runs
 //! FOLDER/phases/1-fit/modules/NAME/      each module as a PEFT folder, or as NAME.safetensors
 //!                                        where PEFT does not know the method
@@ -33,7 +34,7 @@ pub fn run(
     sink: &mut dyn Sink,
 ) -> Result<()> {
     let folder = folder.as_ref();
-    claim(recipe, folder)?;
+    claim(recipe, objective, folder)?;
     recipe.attach(model, methods)?;
     objective.setup(model)?;
     let mut paths = Vec::new();
@@ -84,7 +85,7 @@ pub fn restore(
     folder: impl AsRef<Path>,
 ) -> Result<()> {
     let folder = folder.as_ref();
-    claim(recipe, folder)?;
+    claim(recipe, objective, folder)?;
     let files = recipe.phases.iter().enumerate().map(|(i, p)| phase_folder(folder, i, &p.name));
     let done: Vec<PathBuf> = files.map(|f| f.join(PARAMS)).filter(|f| f.exists()).collect();
     if done.is_empty() {
@@ -112,21 +113,36 @@ fn phase_folder(folder: &Path, index: usize, name: &str) -> PathBuf {
 }
 
 /// Writes down what is run in a folder, or refuses it where that is something else.
-fn claim(recipe: &Recipe, folder: &Path) -> Result<()> {
+fn claim(recipe: &Recipe, objective: &dyn Objective, folder: &Path) -> Result<()> {
     let path = folder.join("recipe.json");
     let own = serde_json::to_string_pretty(recipe.values()).map_err(|e| Error::file(&path, e))?;
-    if !path.exists() {
-        return checkpoint::write_whole(&path, own.as_bytes());
+    if let Some(old) = written(&path, &own)? {
+        let what = differences(&old, &own);
+        let problem = format!("holds the run of another recipe ({what}); choose another folder");
+        return Err(Error::file(folder, problem));
     }
-    let old = std::fs::read_to_string(&path).map_err(|e| Error::file(&path, e))?;
-    if old == own {
+    if objective.classes().is_empty() {
         return Ok(());
     }
-    let what = differences(&old, &own);
-    Err(Error::file(
-        folder,
-        format!("holds the run of another recipe ({what}); choose another folder"),
-    ))
+    let path = folder.join("classes.json");
+    let own = serde_json::to_string(objective.classes()).map_err(|e| Error::file(&path, e))?;
+    match written(&path, &own)? {
+        None => Ok(()),
+        Some(old) => Err(Error::file(
+            &path,
+            format!("the run has the classes {old}, the data now {own}; restore the data"),
+        )),
+    }
+}
+
+/// Writes a file where there is none; what stands there, where that is something else.
+fn written(path: &Path, text: &str) -> Result<Option<String>> {
+    if !path.exists() {
+        checkpoint::write_whole(path, text.as_bytes())?;
+        return Ok(None);
+    }
+    let old = std::fs::read_to_string(path).map_err(|e| Error::file(path, e))?;
+    Ok((old != text).then_some(old))
 }
 
 /// φ, ρ, γ, heads, and of the backbone what was trained.

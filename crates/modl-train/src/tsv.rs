@@ -1,4 +1,5 @@
-//! Tab-separated examples: `id`, `score`, `text`, one a line, without a header.
+//! Tab-separated examples: `id`, `score` (or a class, or a prompt), `text`, one a line, without a
+//! header.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -7,11 +8,11 @@ use modl_core::{Error, Result, Seed};
 
 /// A line of a file.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Row {
+pub struct Row<T = f32> {
     /// The first column.
     pub id: String,
     /// The second column.
-    pub score: f32,
+    pub score: T,
     /// The rest of the line.
     pub text: String,
 }
@@ -21,21 +22,32 @@ pub struct Row {
 /// # Errors
 /// With file and line where a column is missing or a score is not a finite number.
 pub fn read_tsv(path: impl AsRef<Path>) -> Result<Vec<Row>> {
+    read_rows(path, "score", |score| {
+        let score = score.trim().parse::<f32>().ok().filter(|s| s.is_finite());
+        score.ok_or_else(|| "its score is not a number".to_owned())
+    })
+}
+
+/// Reads a file whose second column is called `column` and read by `parse`.
+pub(crate) fn read_rows<T>(
+    path: impl AsRef<Path>,
+    column: &str,
+    parse: impl Fn(&str) -> Result<T, String>,
+) -> Result<Vec<Row<T>>> {
     let path = path.as_ref();
     let text = std::fs::read_to_string(path).map_err(|e| Error::file(path, e))?;
     let lines = text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty());
     let row = |(n, line): (usize, &str)| {
         let wrong = |what: &str| {
             let place = format!("{}:{}", path.display(), n + 1);
-            Error::invalid(place, format!("{what}; a line is `id<TAB>score<TAB>text`"))
+            Error::invalid(place, format!("{what}; a line is `id<TAB>{column}<TAB>text`"))
         };
         let mut columns = line.splitn(3, '\t');
         let (id, score, text) = match (columns.next(), columns.next(), columns.next()) {
             (Some(id), Some(score), Some(text)) => (id, score, text),
             _ => return Err(wrong("has fewer than three columns")),
         };
-        let score = score.trim().parse::<f32>().ok().filter(|s| s.is_finite());
-        let score = score.ok_or_else(|| wrong("its score is not a number"))?;
+        let score = parse(score).map_err(|what| wrong(&what))?;
         Ok(Row { id: id.to_owned(), score, text: text.to_owned() })
     };
     lines.map(row).collect()
@@ -43,7 +55,7 @@ pub fn read_tsv(path: impl AsRef<Path>) -> Result<Vec<Row>> {
 
 /// `n` of the rows, chosen by seed and id and left in their order; all where there are no more. The
 /// first ones of a file would be no fair choice: many files are sorted.
-pub fn sample(rows: Vec<Row>, n: usize, seed: u64) -> Vec<Row> {
+pub fn sample<T>(rows: Vec<Row<T>>, n: usize, seed: u64) -> Vec<Row<T>> {
     let mut ranked: Vec<(u64, usize)> =
         rows.iter().enumerate().map(|(i, r)| (Seed(seed).child(&r.id).0, i)).collect();
     ranked.sort_unstable();

@@ -37,7 +37,7 @@ impl Objective for NextToken {
         Ok(predicted.clone())
     }
 
-    fn divergence(&self, _: &Tensor, _: &Tensor) -> Result<Tensor> {
+    fn divergence(&self, _: &Tensor, _: &Tensor, _: &Batch) -> Result<Tensor> {
         Err(Error::unsupported("two passes", "one is enough here"))
     }
 }

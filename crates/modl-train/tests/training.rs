@@ -376,8 +376,8 @@ impl Objective for Breaks {
         head().losses(predicted, batch)
     }
 
-    fn divergence(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
-        head().divergence(a, b)
+    fn divergence(&self, a: &Tensor, b: &Tensor, batch: &Batch) -> Result<Tensor> {
+        head().divergence(a, b, batch)
     }
 }
 

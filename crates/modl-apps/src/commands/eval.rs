@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use clap::Args;
 use modl_core::checkpoint;
-use modl_train::{Batch, Methods, evaluate, scores};
+use modl_train::{Batch, Methods, evaluate};
 
 use super::run_folder::{self, Loaded};
 use crate::report::Table;
@@ -33,16 +33,14 @@ pub(crate) fn run(args: &EvalArgs, methods: &Methods) -> Result<()> {
 /// Rows of a batch.
 const BATCH: usize = 64;
 
-/// What is said of the held-out examples, for tables.
-pub(super) const METRICS: [&str; 3] = ["sign_accuracy", "spearman", "mae"];
-
 /// Prints the metrics of the held-out examples by task, and writes predictions and metrics.
 pub(super) fn report(loaded: &Loaded, folder: &Path) -> Result<()> {
     let all = measure(loaded, folder)?;
-    let mut table = Table::new(["held out", "examples"].into_iter().chain(METRICS));
+    let metrics = || loaded.objective.metrics().iter().map(|m| m.key);
+    let mut table = Table::new(["held out", "examples"].into_iter().chain(metrics()));
     for (name, examples, found) in all {
-        let value = |m: &&str| found.get(*m).map_or("-".to_owned(), |v| format!("{v:.4}"));
-        table.row([name, examples.to_string()].into_iter().chain(METRICS.iter().map(value)));
+        let value = |m: &str| found.get(m).map_or("-".to_owned(), |v| format!("{v:.4}"));
+        table.row([name, examples.to_string()].into_iter().chain(metrics().map(value)));
     }
     println!("{}", table.text());
     Ok(())
@@ -59,7 +57,7 @@ pub(super) fn measure(loaded: &Loaded, folder: &Path) -> Result<Measured> {
     let tasks = loaded.test.tasks();
     for task in tasks.keys().map(|t| Some(*t)).chain([None]) {
         let rows: Vec<_> = said.iter().filter(|p| task.is_none_or(|t| t == p.task)).collect();
-        let found = scores(rows.iter().copied(), 0.0);
+        let found = loaded.objective.scores(&rows);
         measured.push((task.unwrap_or("all").to_owned(), rows.len(), found));
     }
     let json: BTreeMap<&str, _> = measured.iter().map(|(n, _, m)| (n.as_str(), m)).collect();

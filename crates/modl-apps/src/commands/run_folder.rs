@@ -73,7 +73,7 @@ impl Loaded {
         };
         let hint = || format!("[backbone] {}", folder.display());
         let model = Modular::from_box(open(&folder, &options).with_context(hint)?, recipe.seed())?;
-        let objective = recipe.head.objective(&model)?;
+        let objective = recipe.objective(&model)?;
         let tokenizer = Tokenizer::open(&folder).with_context(hint)?;
         let (train, test) = recipe.load_data(&|text| tokenizer.encode_one(text), 0)?;
         Ok(Loaded { recipe, model, objective, train, test })

@@ -26,7 +26,7 @@
 //! type = "weighted_sum"       # `modl list aggregators`
 //!
 //! [head]
-//! type = "regression"
+//! type = "regression"         # or "classification", "next_token": see [`Head`]
 //!
 //! [loss_weights]              # what losses of routers count in all phases; a phase may say its own
 //! balance = 0.01              # where neither does, it is what the router's paper has
@@ -47,6 +47,7 @@
 //! all known ones.
 
 mod data;
+mod head;
 mod parts;
 mod phase;
 mod source;
@@ -57,7 +58,8 @@ use modl_core::{Error, Modular, Result, Seed};
 use serde_json::{Map, Value};
 
 pub use data::{DataFormat, DataSpec};
-pub use parts::{BackboneSpec, Dtype, Head, ModuleSpec, Place, RouterSpec};
+pub use head::Head;
+pub use parts::{BackboneSpec, Dtype, ModuleSpec, Place, RouterSpec};
 pub use phase::Phase;
 
 use crate::Methods;
@@ -178,6 +180,7 @@ impl Recipe {
             let at = [keys("data"), keys("test")].concat();
             return Err(self.source.error(&at, "`test` is a share between 0 and 1, such as 0.2"));
         }
+        self.head.check(&self.source)?;
         for (i, phase) in self.phases.iter().enumerate() {
             if self.phases.iter().take(i).any(|p| p.name == phase.name) {
                 let at = [keys("phases"), keys(&i.to_string()), keys("name")].concat();

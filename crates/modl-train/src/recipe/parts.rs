@@ -3,12 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use modl_core::{Device, Error, Kind, Modular, Names, Registry, Result, Targets};
+use modl_core::{Device, Error, Kind, Names, Registry, Result, Targets};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::source::Source;
-use crate::{Objective, Regression};
 
 /// The top of a recipe: tables that are read one by one.
 #[derive(Debug, Deserialize)]
@@ -181,37 +180,6 @@ impl RouterSpec {
             registry.routers.parse(&config).map_err(|e| allowing(&e, &config, &keys, &own))?;
             Ok(RouterSpec { config, global: matches!(reach.scope, Reach::Global) })
         })
-    }
-}
-
-/// What is predicted.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
-pub enum Head {
-    /// One number for each text: [`Regression`].
-    Regression {
-        /// The name of its parameters; `score` where nothing is said.
-        #[serde(default = "score")]
-        name: String,
-    },
-}
-
-fn score() -> String {
-    "score".into()
-}
-
-impl Head {
-    /// The objective on a model, whose width is taken from its configuration.
-    ///
-    /// # Errors
-    /// Where the configuration has no `hidden_size`.
-    pub fn objective(&self, model: &Modular) -> Result<Box<dyn Objective>> {
-        let dim = model.backbone().config().get("hidden_size").and_then(Value::as_i64);
-        let dim =
-            dim.ok_or_else(|| Error::invalid("backbone", "its config has no `hidden_size`"))?;
-        match self {
-            Head::Regression { name } => Ok(Box::new(Regression { head: name.clone(), dim })),
-        }
     }
 }
 

@@ -13,12 +13,12 @@ use std::time::Instant;
 use anyhow::{Context as _, Result};
 use clap::Args;
 use modl_core::{Select, checkpoint};
-use modl_train::{Fanout, JsonLines, Methods, Recipe};
+use modl_train::{Fanout, JsonLines, Methods, Metric, Recipe};
 use serde_json::Value;
 
 use contestants::{Contestant, as_toml, contestants, folder};
 
-use super::eval::{METRICS, measure};
+use super::eval::measure;
 use super::run_folder::{self, Loaded};
 use crate::progress::Bars;
 use crate::report::{Bar, Page, grouped_bars};
@@ -79,7 +79,9 @@ pub(crate) fn run(args: &CompareArgs, methods: &Methods) -> Result<()> {
         }
     }
     let contestants: Vec<Contestant> = all.into_iter().map(|(c, _)| c).collect();
-    report(args, &contestants, &Results::new(&runs))
+    let of = |m: &Metric| Measure { key: m.key, title: m.title, digits: 4 };
+    let measures: Vec<Measure> = recipe.head.metrics().iter().map(of).collect();
+    report(args, &contestants, &measures, &Results::new(&runs))
 }
 
 struct Study<'a> {
@@ -174,17 +176,16 @@ impl Study<'_> {
     }
 }
 
-const MEASURES: [Measure; 3] = [
-    Measure { key: METRICS[0], title: "accuracy of the sign", digits: 4 },
-    Measure { key: METRICS[1], title: "Spearman", digits: 4 },
-    Measure { key: METRICS[2], title: "mean absolute error", digits: 4 },
-];
-
-fn report(args: &CompareArgs, contestants: &[Contestant], results: &Results) -> Result<()> {
+fn report(
+    args: &CompareArgs,
+    contestants: &[Contestant],
+    measures: &[Measure],
+    results: &Results,
+) -> Result<()> {
     let rows: Vec<(String, String)> =
         contestants.iter().map(|c| (c.label.clone(), c.label.clone())).collect();
     let Some((first, _)) = rows.first() else { return Ok(()) };
-    let columns = Columns { head: "held out", rows: &rows, measures: &MEASURES };
+    let columns = Columns { head: "held out", rows: &rows, measures };
     let means = columns.means(results)?;
     let head = format!("less {first}");
     let reference = |label: &str| (label != first).then(|| first.clone());
@@ -202,8 +203,8 @@ fn report(args: &CompareArgs, contestants: &[Contestant], results: &Results) -> 
     page.table(&means);
     page.heading(&format!("Differences from {first}"));
     page.table(&differences);
-    for m in MEASURES {
-        let svg = plot(&m, &rows, results)?;
+    for m in measures {
+        let svg = plot(m, &rows, results)?;
         page.figure(&svg, "Means over seeds; the lines are 95 % intervals by the bootstrap.");
         write(&args.out.join(format!("{}.svg", m.key)), &svg)?;
     }

@@ -1,0 +1,84 @@
+//! One of several classes for a text.
+
+use std::collections::BTreeMap;
+
+use modl_core::{Context, Kind, Modular, Result, Tensor};
+
+use super::{Metric, Objective, Said, apply_head, make_head, symmetric_kl};
+use crate::{Batch, Prediction, accuracy, macro_f1};
+
+/// One of K classes for a text: logits ℓ = W h̄ + b with h̄ the mean of the last hidden states over
+/// real tokens, and the cross entropy −Σₖ qₖ ln pₖ with p = softmax(ℓ) and q the right class, smoothed
+/// by ε: q_y = 1 − ε + ε⁄K, and ε⁄K elsewhere (Szegedy et al. 2015, arXiv 1512.00567, section 7).
+///
+/// Targets are indices of classes. The head is `heads.NAME.weight` `[K, dim]` (uniform in ±1⁄√dim)
+/// and `heads.NAME.bias` `[K]` (0). Two predictions are apart by ½ (KL(p‖q) + KL(q‖p)), as in THOR
+/// (arXiv 2110.04260). Of equal logits the first one is what is said.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Classification {
+    /// The name of the head.
+    pub head: String,
+    /// The width of the model.
+    pub dim: i64,
+    /// The names of the classes, in the order of their indices.
+    pub classes: Vec<String>,
+    /// ε, the share of probability that is spread over all classes in training, in [0, 1). It does
+    /// not count in metrics.
+    pub label_smoothing: f64,
+}
+
+impl Classification {
+    /// What predictions are measured by.
+    pub const METRICS: &'static [Metric] = &[
+        Metric { key: "accuracy", title: "accuracy" },
+        Metric { key: "macro_f1", title: "macro F1" },
+    ];
+}
+
+impl Objective for Classification {
+    fn setup(&self, model: &mut Modular) -> Result<()> {
+        make_head(model, &self.head, self.classes.len() as i64, self.dim)
+    }
+
+    fn predict(&self, model: &Modular, batch: &Batch, cx: &Context) -> Result<Tensor> {
+        apply_head(model, &self.head, batch, cx) // [batch, classes]
+    }
+
+    fn losses(&self, predicted: &Tensor, batch: &Batch) -> Result<Tensor> {
+        let log_p = predicted.log_softmax(-1)?;
+        let right = batch.targets.to_kind(Kind::Int64)?.unsqueeze(-1)?;
+        let hard = log_p.gather(-1, &right)?.squeeze(-1)?.neg()?;
+        if self.label_smoothing == 0.0 {
+            return Ok(hard);
+        }
+        let spread = log_p.mean_dims(&[-1], false)?.neg()?;
+        let epsilon = self.label_smoothing;
+        hard.mul_scalar(1.0 - epsilon)?.add(&spread.mul_scalar(epsilon)?)
+    }
+
+    fn divergence(&self, a: &Tensor, b: &Tensor, _: &Batch) -> Result<Tensor> {
+        symmetric_kl(a, b)
+    }
+
+    fn said(&self, predicted: &Tensor, batch: &Batch) -> Result<Vec<Said>> {
+        let (_, said) = predicted.max_dim(-1)?;
+        let all = said.to_vec::<i64>()?.into_iter().zip(batch.targets.to_vec::<f64>()?);
+        let said = |(k, target)| Said { target, prediction: k as f64, weight: 1.0 };
+        Ok(all.map(said).collect())
+    }
+
+    fn metrics(&self) -> &'static [Metric] {
+        Self::METRICS
+    }
+
+    fn scores(&self, predictions: &[&Prediction]) -> BTreeMap<String, f64> {
+        let pairs = predictions.iter().map(|p| (p.prediction as i64, p.target as i64));
+        let (said, right): (Vec<i64>, Vec<i64>) = pairs.unzip();
+        let all = [("accuracy", accuracy(&said, &right)), ("macro_f1", macro_f1(&said, &right))];
+        all.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
+    }
+
+    fn classes(&self) -> &[String] {
+        &self.classes
+    }
+}

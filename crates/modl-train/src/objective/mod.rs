@@ -1,0 +1,122 @@
+//! Objectives: what is predicted from a model's outputs, and what it costs to be wrong.
+
+mod classification;
+mod next_token;
+mod regression;
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+
+use modl_core::{Context, Init, Kind, Modular, Result, Tensor, Tensors};
+
+pub use classification::Classification;
+pub use next_token::NextToken;
+pub use regression::Regression;
+
+use crate::{Batch, Prediction};
+
+/// A prediction and its loss.
+pub trait Objective: Debug {
+    /// Makes the parameters of the head, under `heads.NAME.`; called once, before training.
+    ///
+    /// # Errors
+    /// Where the head exists already.
+    fn setup(&self, model: &mut Modular) -> Result<()>;
+
+    /// What the model says of each row, `[batch, …]` f32: a number, or the logits of a choice.
+    fn predict(&self, model: &Modular, batch: &Batch, cx: &Context) -> Result<Tensor>;
+
+    /// The loss of each row, `[batch]` f32, of what was predicted.
+    fn losses(&self, predicted: &Tensor, batch: &Batch) -> Result<Tensor>;
+
+    /// How far two predictions of the same rows are apart, `[batch]` f32: 0 where they are equal.
+    fn divergence(&self, a: &Tensor, b: &Tensor, batch: &Batch) -> Result<Tensor>;
+
+    /// The mean loss of the batch, `[]` f32.
+    fn loss(&self, model: &Modular, batch: &Batch, cx: &Context) -> Result<Tensor> {
+        self.losses(&self.predict(model, batch, cx)?, batch)?.mean()
+    }
+
+    /// What is kept of each row's prediction for the metrics: the numbers themselves, where nothing
+    /// else is said.
+    fn said(&self, predicted: &Tensor, batch: &Batch) -> Result<Vec<Said>> {
+        let (said, right) = (predicted.to_vec::<f64>()?, batch.targets.to_vec::<f64>()?);
+        let all = said.into_iter().zip(right);
+        Ok(all.map(|(prediction, target)| Said { target, prediction, weight: 1.0 }).collect())
+    }
+
+    /// The metrics, the most important one first; those of [`Regression`] where nothing is said.
+    fn metrics(&self) -> &'static [Metric] {
+        Regression::METRICS
+    }
+
+    /// The [`Objective::metrics`] of some predictions by key, those of them that are defined.
+    fn scores(&self, predictions: &[&Prediction]) -> BTreeMap<String, f64> {
+        crate::scores(predictions.iter().copied(), 0.0)
+    }
+
+    /// The names of what is chosen among, in the order of their indices; none where it is no choice.
+    /// A run keeps them.
+    fn classes(&self) -> &[String] {
+        &[]
+    }
+}
+
+/// What is kept of the prediction for a row.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Said {
+    /// What is right.
+    pub target: f64,
+    /// What the model says.
+    pub prediction: f64,
+    /// What the row counts in means.
+    pub weight: f64,
+}
+
+/// A metric by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Metric {
+    /// Its name in files.
+    pub key: &'static str,
+    /// Its name in tables and figures.
+    pub title: &'static str,
+}
+
+/// The mean of a model's last hidden states over the real tokens of a batch, `[batch, dim]` f32.
+/// Where a module has lengthened the sequence, the tokens that it put in are among them.
+///
+/// # Errors
+/// Where `last_hidden_state` is not among the outputs, or does not fit the mask.
+pub fn sentence_vectors(outputs: &Tensors, batch: &Batch) -> Result<Tensor> {
+    let hidden = outputs.need("last_hidden_state")?.to_kind(Kind::Float)?; // [batch, seq, dim]
+    let mask = match outputs.get("attention_mask") {
+        Some(longer) => longer,
+        None => batch.inputs.need("attention_mask")?,
+    };
+    hidden.masked_mean(mask)
+}
+
+/// Makes `heads.NAME.weight` `[outputs, dim]` (uniform in ±1⁄√dim) and `heads.NAME.bias` `[outputs]`
+/// (0).
+fn make_head(model: &mut Modular, name: &str, outputs: i64, dim: i64) -> Result<()> {
+    let mut scope = model.scope(&format!("heads.{name}"));
+    scope.param("weight", &[outputs, dim], Init::Kaiming)?;
+    scope.param("bias", &[outputs], Init::Zeros)?;
+    Ok(())
+}
+
+/// What the head says of the rows' sentence vectors, `[batch, outputs]` f32.
+fn apply_head(model: &Modular, name: &str, batch: &Batch, cx: &Context) -> Result<Tensor> {
+    let weight = model.params().get(&format!("heads.{name}.weight"))?;
+    let bias = model.params().get(&format!("heads.{name}.bias"))?;
+    let mean = sentence_vectors(&model.forward(&batch.inputs, cx)?, batch)?;
+    mean.linear(weight, Some(bias))
+}
+
+/// ½ (KL(p‖q) + KL(q‖p)) = ½ Σ (p − q)(ln p − ln q) of the distributions with logits `a` and `b`,
+/// over the last dimension.
+fn symmetric_kl(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    let (a, b) = (a.log_softmax(-1)?, b.log_softmax(-1)?);
+    let apart = a.exp()?.sub(&b.exp()?)?.mul(&a.sub(&b)?)?;
+    apart.sum_dims(&[-1], false)?.mul_scalar(0.5)
+}

@@ -1,0 +1,45 @@
+//! One number for a text.
+
+use modl_core::{Context, Modular, Result, Tensor};
+
+use super::{Metric, Objective, apply_head, make_head};
+use crate::Batch;
+
+/// One number for a text: ŷ = w·h̄ + b with h̄ the mean of the last hidden states over real tokens,
+/// and the squared error (ŷ − y)².
+///
+/// The head is `heads.NAME.weight` `[1, dim]` (uniform in ±1⁄√dim) and `heads.NAME.bias` `[1]` (0).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Regression {
+    /// The name of the head.
+    pub head: String,
+    /// The width of the model.
+    pub dim: i64,
+}
+
+impl Regression {
+    /// What predictions are measured by.
+    pub const METRICS: &'static [Metric] = &[
+        Metric { key: "sign_accuracy", title: "accuracy of the sign" },
+        Metric { key: "spearman", title: "Spearman" },
+        Metric { key: "mae", title: "mean absolute error" },
+    ];
+}
+
+impl Objective for Regression {
+    fn setup(&self, model: &mut Modular) -> Result<()> {
+        make_head(model, &self.head, 1, self.dim)
+    }
+
+    fn predict(&self, model: &Modular, batch: &Batch, cx: &Context) -> Result<Tensor> {
+        apply_head(model, &self.head, batch, cx)?.squeeze(-1)
+    }
+
+    fn losses(&self, predicted: &Tensor, batch: &Batch) -> Result<Tensor> {
+        predicted.sub(&batch.targets)?.square()
+    }
+
+    fn divergence(&self, a: &Tensor, b: &Tensor, _: &Batch) -> Result<Tensor> {
+        a.sub(b)?.square()
+    }
+}
