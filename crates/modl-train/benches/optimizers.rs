@@ -7,7 +7,7 @@
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use modl_core::{Device, Init, Kind, Seed, Tensor, keep_freed_memory};
-use modl_train::optim::{AdamWConfig, SgdConfig};
+use modl_train::optim::{AdafactorConfig, AdamWConfig, LionConfig, RmsPropConfig, SgdConfig};
 use modl_train::{OptimizerConfig, clip_grad_norm};
 
 fn tensors(shapes: &[[i64; 2]], seed: Seed) -> impl Iterator<Item = Tensor> {
@@ -33,6 +33,9 @@ fn optimizers(c: &mut Criterion) {
             ("AdamW", OptimizerConfig::AdamW(decay.clone())),
             ("SGD", OptimizerConfig::Sgd(SgdConfig::default())),
             ("SGD, momentum", OptimizerConfig::Sgd(momentum.clone())),
+            ("Lion", OptimizerConfig::Lion(LionConfig::default())),
+            ("RMSprop", OptimizerConfig::RmsProp(RmsPropConfig::default())),
+            ("Adafactor", OptimizerConfig::Adafactor(AdafactorConfig::default())),
         ] {
             let mut optimizer = config.build().unwrap();
             group.bench_function(name, |b| {

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use modl_core::{Error, Modular, Result, Select};
+use modl_core::{Error, Modular, Result, Select, Tensor};
 use serde::{Deserialize, Serialize};
 
+use crate::optim::lora_plus::{self, Ratio};
 use crate::{LossWeight, OptimizerConfig, Passes, Schedule};
 
 /// How a model is trained.
@@ -38,9 +39,19 @@ pub struct TrainConfig {
     /// The largest common norm of the gradients; not limited where nothing is said.
     pub clip: Option<f64>,
     /// Factors of `lr` for some of the parameters, by pattern; those of all patterns that fit are
-    /// multiplied. LoRA+ (Hayou et al. 2024, arXiv 2402.12354) is `"*.lora_B.*" = 16`. Default:
-    /// none.
+    /// multiplied, with that of LoRA+, too. Default: none.
     pub lr_scale: BTreeMap<String, f64>,
+    /// LoRA+ (Hayou et al. 2024, arXiv 2402.12354): how many times faster than A the B of a LoRA
+    /// learns, by PEFT's name `lora_B` (weight and bias), such as 16. PEFT's
+    /// `loraplus_lr_ratio` is also for all other vectors that are trained: name those in
+    /// `lr_scale`. Default: 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lora_plus_ratio: Option<f64>,
+    /// How many times faster than `lr` the two factors of a LoRA at an embedding learn
+    /// (`lora_embedding_A`, `lora_embedding_B`), beside `lora_plus_ratio`: what is
+    /// `loraplus_lr_embedding ⁄ lr` in PEFT, whose default is 10⁻⁶ ⁄ `lr`. Default: 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lora_plus_embedding_ratio: Option<f64>,
     /// What the losses of routers and those of the backbone's own count, by name, beside the
     /// objective's, which counts 1. Default: what the recipe says at its top; where it says nothing,
     /// what the router's paper has ([`modl_core::Router::loss_weights`]) and what the backbone's
@@ -71,6 +82,8 @@ impl Default for TrainConfig {
             schedule: Schedule::default(),
             clip: Some(1.0),
             lr_scale: BTreeMap::new(),
+            lora_plus_ratio: None,
+            lora_plus_embedding_ratio: None,
             loss_weights: BTreeMap::new(),
             log_every: 1,
             log_routing_every: 10,
@@ -83,7 +96,30 @@ impl TrainConfig {
     /// The factor of `lr` for the parameter `name`.
     pub fn lr_factor(&self, name: &str) -> f64 {
         let fits = |(p, _): &(&String, &f64)| Select::new(p.as_str()).matches(name);
-        self.lr_scale.iter().filter(fits).map(|(_, factor)| factor).product()
+        let own: f64 = self.lr_scale.iter().filter(fits).map(|(_, factor)| factor).product();
+        let plus = self.lora_plus();
+        own * plus.iter().filter(|r| (r.fits)(name)).map(|r| r.ratio).product::<f64>()
+    }
+
+    /// Refuses factors of the learning rate that none of the parameters `trained` has.
+    pub(crate) fn check_factors(&self, trained: &[(String, Tensor)]) -> Result<()> {
+        let problem = "takes none of the trained parameters; see `train`";
+        for pattern in self.lr_scale.keys() {
+            let select = Select::new(pattern.as_str());
+            if !trained.iter().any(|(name, _)| select.matches(name)) {
+                return Err(Error::invalid(format!("lr_scale.\"{pattern}\""), problem));
+            }
+        }
+        for Ratio { key, fits, .. } in self.lora_plus() {
+            if !trained.iter().any(|(name, _)| fits(name)) {
+                return Err(Error::invalid(key, problem));
+            }
+        }
+        Ok(())
+    }
+
+    fn lora_plus(&self) -> Vec<Ratio> {
+        lora_plus::ratios(self.lora_plus_ratio, self.lora_plus_embedding_ratio)
     }
 
     /// What each loss counts that `model` may give, or that is given here.
@@ -118,6 +154,11 @@ impl TrainConfig {
             if !(*factor >= 0.0 && factor.is_finite()) {
                 let problem = format!("is {factor}, wants a factor of 0 or more");
                 return Err(Error::invalid(format!("lr_scale.\"{pattern}\""), problem));
+            }
+        }
+        for Ratio { key, ratio, .. } in self.lora_plus() {
+            if !(ratio > 0.0 && ratio.is_finite()) {
+                return Err(Error::invalid(key, format!("is {ratio}, wants a factor above 0")));
             }
         }
         for (name, weight) in &self.loss_weights {

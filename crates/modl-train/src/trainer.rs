@@ -56,13 +56,7 @@ impl<'a> Trainer<'a> {
             let problem = format!("{:?} takes none of the parameters: {known}", config.train);
             return Err(Error::invalid("train", problem));
         }
-        for pattern in config.lr_scale.keys() {
-            let select = Select::new(pattern.as_str());
-            if !params.iter().any(|(name, _)| select.matches(name)) {
-                let problem = "takes none of the trained parameters; see `train`";
-                return Err(Error::invalid(format!("lr_scale.\"{pattern}\""), problem));
-            }
-        }
+        config.check_factors(&params)?;
         for (name, t) in &params {
             if !matches!(t.kind(), Kind::Float | Kind::Double) {
                 let problem = format!("is {t:?}; load the backbone in f32 to train it");

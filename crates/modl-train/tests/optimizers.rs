@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use modl_core::Tensor;
-use modl_train::optim::{AdamWConfig, SgdConfig};
+use modl_train::optim::{AdafactorConfig, AdamWConfig, LionConfig, RmsPropConfig, SgdConfig};
 use modl_train::{Optimizer, OptimizerConfig};
 use tch::nn;
 
@@ -101,12 +101,37 @@ fn sgd_is_libtorchs() {
 }
 
 #[test]
+fn rmsprop_is_libtorchs() {
+    for (momentum, centered, wd) in [(0.0, false, 0.0), (0.0, true, 0.1), (0.9, true, 0.1)] {
+        let (alpha, eps) = (0.9, 1e-3);
+        let config = RmsPropConfig { alpha, eps, momentum, centered, weight_decay: wd };
+        let other = nn::RmsProp { alpha, eps, wd, momentum, centered };
+        check(OptimizerConfig::RmsProp(config), other, 0.02);
+    }
+}
+
+fn with_decay_and_momentum() -> [OptimizerConfig; 5] {
+    let (momentum, weight_decay) = (0.9, 0.5);
+    [
+        OptimizerConfig::AdamW(AdamWConfig { weight_decay, ..AdamWConfig::default() }),
+        OptimizerConfig::Sgd(SgdConfig { momentum, ..SgdConfig::default() }),
+        OptimizerConfig::Lion(LionConfig { weight_decay, ..LionConfig::default() }),
+        OptimizerConfig::RmsProp(RmsPropConfig {
+            momentum,
+            weight_decay,
+            ..RmsPropConfig::default()
+        }),
+        OptimizerConfig::Adafactor(AdafactorConfig {
+            beta1: Some(0.9),
+            weight_decay,
+            ..AdafactorConfig::default()
+        }),
+    ]
+}
+
+#[test]
 fn without_a_gradient_nothing_moves_and_nothing_is_kept() {
-    let config = AdamWConfig { weight_decay: 0.5, ..AdamWConfig::default() };
-    for config in [
-        OptimizerConfig::AdamW(config),
-        OptimizerConfig::Sgd(SgdConfig { momentum: 0.9, ..SgdConfig::default() }),
-    ] {
+    for config in with_decay_and_momentum() {
         let params = params();
         let mut optimizer = config.build().unwrap();
         let grad = params[0].1.ones_like().unwrap();
@@ -120,11 +145,7 @@ fn without_a_gradient_nothing_moves_and_nothing_is_kept() {
 
 #[test]
 fn what_has_momentum_and_no_gradient_stays_where_it_is() {
-    let config = AdamWConfig { weight_decay: 0.5, ..AdamWConfig::default() };
-    for config in [
-        OptimizerConfig::AdamW(config),
-        OptimizerConfig::Sgd(SgdConfig { momentum: 0.9, ..SgdConfig::default() }),
-    ] {
+    for config in with_decay_and_momentum() {
         let params = params();
         let mut optimizer = config.build().unwrap();
         let ones = |i: usize| Some(params[i].1.ones_like().unwrap());
@@ -146,15 +167,32 @@ fn what_has_momentum_and_no_gradient_stays_where_it_is() {
 
 #[test]
 fn decay_spares_what_is_named() {
-    let config =
-        AdamWConfig { weight_decay: 0.5, no_decay: vec!["b".into()], ..AdamWConfig::default() };
-    let params = params();
-    let zeros = |i: usize| Some(params[i].1.zeros_like().unwrap());
-    let mut optimizer = OptimizerConfig::AdamW(config).build().unwrap();
-    optimizer.step(&params, &[zeros(0), zeros(1)], &|_| 0.1).unwrap();
-    let [w, b] = start();
-    assert!(params[0].1.max_abs_diff(&(w * 0.95).into()).unwrap() < 1e-12);
-    assert!(params[1].1.bit_equal(&b.into()).unwrap());
+    let (weight_decay, no_decay) = (0.5, vec!["b".to_owned()]);
+    for config in [
+        OptimizerConfig::AdamW(AdamWConfig {
+            weight_decay,
+            no_decay: no_decay.clone(),
+            ..AdamWConfig::default()
+        }),
+        OptimizerConfig::Lion(LionConfig {
+            weight_decay,
+            no_decay: no_decay.clone(),
+            ..LionConfig::default()
+        }),
+        OptimizerConfig::Adafactor(AdafactorConfig {
+            weight_decay,
+            no_decay,
+            ..AdafactorConfig::default()
+        }),
+    ] {
+        let params = params();
+        let zeros = |i: usize| Some(params[i].1.zeros_like().unwrap());
+        let mut optimizer = config.build().unwrap();
+        optimizer.step(&params, &[zeros(0), zeros(1)], &|_| 0.1).unwrap();
+        let [w, b] = start();
+        assert!(params[0].1.max_abs_diff(&(w * 0.95).into()).unwrap() < 1e-12, "{config:?}");
+        assert!(params[1].1.bit_equal(&b.into()).unwrap(), "{config:?}");
+    }
 }
 
 #[test]
@@ -181,4 +219,21 @@ fn numbers_out_of_range_are_refused() {
     assert!(OptimizerConfig::AdamW(betas).build().is_err());
     let nesterov = SgdConfig { nesterov: true, ..SgdConfig::default() };
     assert!(OptimizerConfig::Sgd(nesterov).build().is_err());
+    for (config, key) in [
+        (r#"{"type": "lion", "betas": [0.9, 1.0]}"#, "lion.betas"),
+        (r#"{"type": "lion", "weight_decay": -1}"#, "lion.weight_decay"),
+        (r#"{"type": "rmsprop", "alpha": 1}"#, "rmsprop.alpha"),
+        (r#"{"type": "rmsprop", "eps": -1}"#, "rmsprop.eps"),
+        (r#"{"type": "rmsprop", "momentum": 1.5}"#, "rmsprop.momentum"),
+        (r#"{"type": "adafactor", "eps": [1e-30, -1]}"#, "adafactor.eps"),
+        (r#"{"type": "adafactor", "eps": [0, 1e-3]}"#, "adafactor.eps"),
+        (r#"{"type": "adafactor", "clip_threshold": 0}"#, "adafactor.clip_threshold"),
+        (r#"{"type": "adafactor", "decay_rate": 0.8}"#, "adafactor.decay_rate"),
+        (r#"{"type": "adafactor", "beta1": 1}"#, "adafactor.beta1"),
+        (r#"{"type": "adafactor", "warmup_init": true}"#, "adafactor.warmup_init"),
+    ] {
+        let config: OptimizerConfig = serde_json::from_str(config).unwrap();
+        let e = config.build().unwrap_err().to_string();
+        assert!(e.contains(key), "{e}");
+    }
 }

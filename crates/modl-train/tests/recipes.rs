@@ -195,6 +195,22 @@ fn every_mistake_is_answered_with_its_line_and_what_was_meant() {
         ("name = \"fit\"", "name = \"f/t\"", &["letters"]),
         ("type = \"regression\"", "type = \"regresion\"", &["`regression`?"]),
         ("limit = 100", "test = 1.5", &["share"]),
+        (
+            "epochs = 3",
+            "lora_plus_ration = 16",
+            &["unknown key `lora_plus_ration` in [[phases]]", "`lora_plus_ratio`?"],
+        ),
+        (
+            "type = \"adamw\", weight_decay = 0.01",
+            "type = \"adafactor\", relative_stp = true",
+            &["unknown key `relative_stp` in [phases.optimizer]", "`relative_step`?"],
+        ),
+        (
+            "type = \"adamw\", weight_decay = 0.01",
+            "type = \"rmsprop\", alpha = 2.0",
+            &["rmsprop.alpha"],
+        ),
+        ("type = \"adamw\", weight_decay", "type = \"loin\", weight_decay", &["`lion`?"]),
     ];
     let mut wrong = Vec::new();
     for (right, typo, words) in table {

@@ -190,12 +190,12 @@ fn predictions_come_in_the_order_of_the_data_whatever_the_batch() {
 }
 
 /// How far one step of plain SGD moves each parameter.
-fn moves(lr: f64, lr_scale: &[(&str, f64)]) -> Vec<(String, Tensor)> {
+fn moves(lr_scale: &[(&str, f64)], lora_plus_ratio: Option<f64>) -> Vec<(String, Tensor)> {
     let (model, head) = (model(3), head());
     let before = params(&model);
     let lr_scale = lr_scale.iter().map(|(p, f)| (p.to_string(), *f)).collect();
     let sgd = serde_json::from_value(serde_json::json!({"type": "sgd"})).unwrap();
-    let config = TrainConfig { lr, lr_scale, optimizer: sgd, ..config(1) };
+    let config = TrainConfig { lr: 0.01, lr_scale, lora_plus_ratio, optimizer: sgd, ..config(1) };
     let mut trainer = Trainer::new("toy", &model, &head, config, Seed(7)).unwrap();
     trainer.train(&data(10), &Batch::describe, &mut ()).unwrap();
     let moved = before.into_iter().zip(params(&model));
@@ -204,13 +204,17 @@ fn moves(lr: f64, lr_scale: &[(&str, f64)]) -> Vec<(String, Tensor)> {
 
 #[test]
 fn some_parameters_learn_faster() {
-    let plain = moves(0.01, &[]);
-    // LoRA+; and a second pattern whose factor is multiplied.
-    let scaled = moves(0.01, &[("*.lora_B.*", 16.0), ("modules.plus.*", 0.5)]);
-    for ((name, a), (_, b)) in plain.iter().zip(&scaled) {
-        let up = if name.contains("lora_B") { 16.0 } else { 1.0 };
-        let factor = if name.starts_with("modules.plus") { 0.5 * up } else { up };
-        assert!(a.mul_scalar(factor).unwrap().all_close(b, 1e-6, 1e-3).unwrap(), "{name}");
+    let plain = moves(&[], None);
+    // LoRA+ by a pattern and by its own key; and another pattern whose factor is multiplied.
+    for scaled in [
+        moves(&[("*.lora_B.*", 16.0), ("modules.plus.*", 0.5)], None),
+        moves(&[("modules.plus.*", 0.5)], Some(16.0)),
+    ] {
+        for ((name, a), (_, b)) in plain.iter().zip(&scaled) {
+            let up = if name.contains("lora_B") { 16.0 } else { 1.0 };
+            let factor = if name.starts_with("modules.plus") { 0.5 * up } else { up };
+            assert!(a.mul_scalar(factor).unwrap().all_close(b, 1e-6, 1e-3).unwrap(), "{name}");
+        }
     }
     let far = |(n, t): &(String, Tensor)| {
         n.contains("lora_B") && t.norm().unwrap().item().unwrap() > 1e-3
@@ -225,6 +229,37 @@ fn a_factor_that_is_nobodys_or_no_factor_is_named() {
         let config = TrainConfig { lr_scale: [(pattern.to_owned(), factor)].into(), ..config(1) };
         let e = Trainer::new("toy", &model, &head, config, Seed(7)).unwrap_err().to_string();
         assert!(e.contains("lr_scale") && e.contains(pattern), "{e}");
+    }
+}
+
+#[test]
+fn the_ratios_of_lora_plus_are_for_the_parameters_of_their_names() {
+    let (lora_plus_ratio, lora_plus_embedding_ratio) = (Some(16.0), Some(0.25));
+    let both = TrainConfig { lora_plus_ratio, lora_plus_embedding_ratio, ..config(1) };
+    both.check().unwrap();
+    for (name, factor) in [
+        ("modules.plus.layer.0.query.lora_A.weight", 1.0),
+        ("modules.plus.layer.0.query.lora_B.weight", 16.0),
+        ("modules.plus.layer.0.query.lora_B.bias", 16.0),
+        ("modules.plus.layer.0.query.lora_B", 16.0),
+        ("modules.plus.word.lora_embedding_A", 0.25),
+        ("modules.plus.word.lora_embedding_B", 0.25),
+        ("modules.my_lora_B.layer.0.query.lora_A.weight", 1.0),
+        ("heads.score.weight", 1.0),
+    ] {
+        assert_eq!(both.lr_factor(name), factor, "{name}");
+    }
+    let (model, head) = (model(3), head());
+    let refused =
+        |config| Trainer::new("toy", &model, &head, config, Seed(7)).unwrap_err().to_string();
+    let e = refused(both);
+    assert!(e.contains("lora_plus_embedding_ratio") && e.contains("none of the trained"), "{e}");
+    let train = vec!["heads.*".to_owned()];
+    let e = refused(TrainConfig { train, lora_plus_ratio, ..config(1) });
+    assert!(e.contains("lora_plus_ratio") && e.contains("none of the trained"), "{e}");
+    for wrong in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+        let e = refused(TrainConfig { lora_plus_ratio: Some(wrong), ..config(1) });
+        assert!(e.contains("lora_plus_ratio") && e.contains("above 0"), "{e}");
     }
 }
 

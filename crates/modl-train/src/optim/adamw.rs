@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use modl_core::{Result, ResultExt, Select, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::{Optimizer, by_parameter, count, in_range, same_shape};
+use super::{Optimizer, by_parameter, count, in_range, same_shape, usually_no_decay};
 
 /// The settings of [`AdamW`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -28,7 +28,7 @@ pub struct AdamWConfig {
 
 impl Default for AdamWConfig {
     fn default() -> Self {
-        let no_decay = ["*bias", "routers.*", "*.ia3_l"].map(str::to_owned).to_vec();
+        let no_decay = usually_no_decay();
         AdamWConfig { betas: (0.9, 0.999), eps: 1e-8, weight_decay: 0.0, no_decay }
     }
 }

@@ -3,7 +3,11 @@
 //! A parameter without a gradient was not routed in this step. It is skipped wholly: no decay, no
 //! momentum, no count of steps. An unused module therefore stays bit for bit what it was.
 
+mod adafactor;
 mod adamw;
+mod lion;
+pub(crate) mod lora_plus;
+mod rmsprop;
 mod sgd;
 
 use std::collections::BTreeMap;
@@ -12,7 +16,10 @@ use std::fmt::Debug;
 use modl_core::{Device, Error, Result, ResultExt, Tensor, no_grad};
 use serde::{Deserialize, Serialize};
 
+pub use adafactor::{Adafactor, AdafactorConfig};
 pub use adamw::{AdamW, AdamWConfig};
+pub use lion::{Lion, LionConfig};
+pub use rmsprop::{RmsProp, RmsPropConfig};
 pub use sgd::{Sgd, SgdConfig};
 
 /// Changes parameters by their gradients.
@@ -73,6 +80,12 @@ pub enum OptimizerConfig {
     AdamW(AdamWConfig),
     /// Stochastic gradient descent.
     Sgd(SgdConfig),
+    /// The sign of a momentum.
+    Lion(LionConfig),
+    /// Gradients divided by the root of their mean square.
+    RmsProp(RmsPropConfig),
+    /// Adam with second moments of rows and columns only.
+    Adafactor(AdafactorConfig),
 }
 
 impl Default for OptimizerConfig {
@@ -90,6 +103,9 @@ impl OptimizerConfig {
         Ok(match self {
             OptimizerConfig::AdamW(c) => Box::new(AdamW::new(c.clone())?),
             OptimizerConfig::Sgd(c) => Box::new(Sgd::new(c.clone())?),
+            OptimizerConfig::Lion(c) => Box::new(Lion::new(c.clone())?),
+            OptimizerConfig::RmsProp(c) => Box::new(RmsProp::new(c.clone())?),
+            OptimizerConfig::Adafactor(c) => Box::new(Adafactor::new(c.clone())?),
         })
     }
 }
@@ -105,12 +121,25 @@ fn in_range(what: &str, value: f64, below: f64) -> Result<()> {
 /// A saved state, one parameter at a time: part `n` of `parts` under the n-th place.
 ///
 /// # Errors
-/// Where a part or a parameter is unknown, or a parameter has some of the parts only.
+/// As [`parts_by_parameter`].
 fn by_parameter<const N: usize>(
     parts: [&str; N],
     params: &[(String, Tensor)],
     state: Vec<(String, Tensor)>,
 ) -> Result<BTreeMap<String, [Tensor; N]>> {
+    let found = parts_by_parameter(&parts, params, state)?.into_iter();
+    Ok(found.filter_map(|(name, all)| Some((name, all.try_into().ok()?))).collect())
+}
+
+/// A saved state, one parameter at a time: as many tensors as there are `parts`, in their order.
+///
+/// # Errors
+/// Where a part or a parameter is unknown, or a parameter has some of the parts only.
+fn parts_by_parameter(
+    parts: &[&str],
+    params: &[(String, Tensor)],
+    state: Vec<(String, Tensor)>,
+) -> Result<BTreeMap<String, Vec<Tensor>>> {
     let mut found: BTreeMap<String, Vec<Option<Tensor>>> = BTreeMap::new();
     for (key, tensor) in state {
         let (part, name) = key.split_once('.').unwrap_or((&key, ""));
@@ -119,34 +148,46 @@ fn by_parameter<const N: usize>(
         if !params.iter().any(|(n, _)| n == name) {
             return Err(Error::unknown("trained parameter", name, params.iter().map(|(n, _)| n)));
         }
-        if let Some(slot) =
-            found.entry(name.to_owned()).or_insert_with(|| vec![None; N]).get_mut(at)
-        {
+        let all = found.entry(name.to_owned()).or_insert_with(|| vec![None; parts.len()]);
+        if let Some(slot) = all.get_mut(at) {
             *slot = Some(tensor);
         }
     }
-    let whole = |(name, all): (String, Vec<Option<Tensor>>)| {
-        let all: Option<Vec<Tensor>> = all.into_iter().collect();
-        match all.and_then(|a| <[Tensor; N]>::try_from(a).ok()) {
-            Some(all) => Ok((name, all)),
-            None => Err(Error::invalid(
-                format!("optimiser state of `{name}`"),
-                format!("is not whole; wanted are {}", parts.join(", ")),
-            )),
-        }
+    let whole = |(name, all): (String, Vec<Option<Tensor>>)| match all.into_iter().collect() {
+        Some(all) => Ok((name, all)),
+        None => Err(Error::invalid(
+            format!("optimiser state of `{name}`"),
+            format!("is not whole; wanted are {}", parts.join(", ")),
+        )),
     };
     found.into_iter().map(whole).collect()
 }
 
 /// Refuses a state of another shape than its parameter's.
 fn same_shape(name: &str, params: &[(String, Tensor)], state: &Tensor) -> Result<()> {
-    match params.iter().find(|(n, _)| n == name) {
-        Some((_, p)) if p.size() == state.size() => Ok(()),
-        p => Err(Error::invalid(
-            format!("optimiser state of `{name}`"),
-            format!("has shape {:?}, the parameter {:?}", state.size(), p.map(|(_, t)| t.size())),
-        )),
+    let own = params.iter().find(|(n, _)| n == name).map(|(_, p)| p.size());
+    has_shape(name, &own.unwrap_or_default(), state)
+}
+
+/// Refuses a part of a state of another shape than `wanted`.
+fn has_shape(name: &str, wanted: &[i64], state: &Tensor) -> Result<()> {
+    if state.size() == wanted {
+        return Ok(());
     }
+    Err(Error::invalid(
+        format!("optimiser state of `{name}`"),
+        format!("has shape {:?}, the parameter wants {wanted:?}", state.size()),
+    ))
+}
+
+/// The parameters that decay would pull away from where they do nothing.
+fn usually_no_decay() -> Vec<String> {
+    ["*bias", "routers.*", "*.ia3_l"].map(str::to_owned).to_vec()
+}
+
+/// A scalar that broadcasts: libtorch's `alpha` is not within tch's reach.
+fn scalar(c: f64, like: &Tensor) -> Result<Tensor> {
+    Tensor::full(&[], c, like.kind(), like.device())
 }
 
 /// A count as a tensor `[1]`, to be saved among the others.

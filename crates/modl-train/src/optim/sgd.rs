@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use modl_core::{Error, Result, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::{Optimizer, by_parameter, in_range, same_shape};
+use super::{Optimizer, by_parameter, in_range, same_shape, scalar};
 
 /// The settings of [`Sgd`].
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -52,12 +52,10 @@ impl Optimizer for Sgd {
 
     fn update(&mut self, name: &str, mut theta: Tensor, grad: &Tensor, lr: f64) -> Result<()> {
         let SgdConfig { momentum, nesterov, weight_decay } = self.config;
-        // A scalar that broadcasts: libtorch's `alpha` is not within tch's reach.
-        let factor = |c: f64| Tensor::full(&[], c, theta.kind(), theta.device());
-        let rate = factor(-lr)?;
+        let rate = scalar(-lr, &theta)?;
         let mut direction = grad.clone();
         if weight_decay > 0.0 {
-            direction = direction.addcmul(&theta, &factor(weight_decay)?)?;
+            direction = direction.addcmul(&theta, &scalar(weight_decay, &theta)?)?;
         }
         if momentum > 0.0 {
             let buffer = match self.buffers.get_mut(name) {
@@ -73,8 +71,11 @@ impl Optimizer for Sgd {
                     b
                 }
             };
-            direction =
-                if nesterov { direction.addcmul(&buffer, &factor(momentum)?)? } else { buffer };
+            direction = if nesterov {
+                direction.addcmul(&buffer, &scalar(momentum, &theta)?)?
+            } else {
+                buffer
+            };
         }
         theta.addcmul_in_place(&direction, &rate)
     }

@@ -36,7 +36,8 @@
 //! strategy = "joint"          # `modl list strategies`
 //! epochs = 3
 //! lr = 3e-4
-//! optimizer = { type = "adamw", weight_decay = 0.01 }
+//! optimizer = { type = "adamw", weight_decay = 0.01 }   # or lion, rmsprop, adafactor, sgd
+//! # lora_plus_ratio = 16      # LoRA+: B of each LoRA learns 16 times faster than its A
 //! schedule = { type = "cosine", warmup = 0.06 }
 //! # tasks = ["news"]          # trains on the examples of some tasks only
 //! # next_task = true          # in a later phase: PathNet keeps its paths, all else begins again
