@@ -234,7 +234,7 @@ impl<'a> Group<'a> {
             let Range { start, end } = self.range(i);
             self.read(start..(start + n).min(end), i, &mut self.buffers(), &work)
         };
-        (0..self.chunks()).into_par_iter().map(one).collect()
+        spread(self.chunks(), one).into_iter().collect()
     }
 
     fn buffers(&self) -> Buffers {
@@ -316,7 +316,7 @@ impl<'a> Group<'a> {
             }
             Ok(counts)
         };
-        let all: Result<Vec<Vec<u64>>> = (0..parts).into_par_iter().map(part).collect();
+        let all: Result<Vec<Vec<u64>>> = spread(parts, part).into_iter().collect();
         Ok(all?.into_iter().reduce(add).unwrap_or_else(|| vec![0; n]))
     }
 
@@ -340,6 +340,15 @@ impl<'a> Group<'a> {
             }
         })?;
         Ok(Gram { k, sums })
+    }
+}
+
+/// The results of 0 to n, in their order; on all threads where there are several. To wake them for one
+/// would cost more than a small tensor does.
+pub(super) fn spread<T: Send>(n: usize, work: impl Fn(usize) -> T + Send + Sync) -> Vec<T> {
+    match n {
+        0 | 1 => (0..n).map(work).collect(),
+        _ => (0..n).into_par_iter().map(work).collect(),
     }
 }
 

@@ -122,24 +122,19 @@ fn by_sample(group: &Group, k: &[u64], rank: &impl Ranked) -> Result<Vec<Option<
         });
         ranked.collect::<Vec<Vec<u32>>>()
     })?;
-    let ranges: Vec<(u32, u32)> = k
-        .par_iter()
-        .enumerate()
-        .map(|(r, k)| {
-            let mut bits: Vec<u32> =
-                sampled.iter().filter_map(|s| s.get(r)).flatten().copied().collect();
-            let (share, n) = (*k as f64 / group.len().max(1) as f64, bits.len() as f64);
-            let around = AROUND.max(DEVIATIONS * 0.5 / n.max(1.0).sqrt());
-            let mut at = |share: f64| {
-                let place = (share * n) as usize;
-                let found =
-                    (place < bits.len()).then(|| bits.select_nth_unstable_by(place, larger));
-                found.map(|(_, found, _)| *found)
-            };
-            let high = if share < around { None } else { at(share - around) };
-            (at(share + around).unwrap_or(0), high.unwrap_or(u32::MAX))
-        })
-        .collect();
+    let ranges: Vec<(u32, u32)> = ranked(group, k, |r, k| {
+        let mut bits: Vec<u32> =
+            sampled.iter().filter_map(|s| s.get(r)).flatten().copied().collect();
+        let (share, n) = (k as f64 / group.len().max(1) as f64, bits.len() as f64);
+        let around = AROUND.max(DEVIATIONS * 0.5 / n.max(1.0).sqrt());
+        let mut at = |share: f64| {
+            let place = (share * n) as usize;
+            let found = (place < bits.len()).then(|| bits.select_nth_unstable_by(place, larger));
+            found.map(|(_, found, _)| *found)
+        };
+        let high = if share < around { None } else { at(share - around) };
+        (at(share + around).unwrap_or(0), high.unwrap_or(u32::MAX))
+    });
     // Of each piece: how many lie above, and those that lie between.
     let parts = group.each(|chunk| {
         let mut values = vec![0.0; chunk.len()];
@@ -162,7 +157,7 @@ fn by_sample(group: &Group, k: &[u64], rank: &impl Ranked) -> Result<Vec<Option<
         };
         Ok(ranges.iter().enumerate().map(one).collect::<Vec<_>>())
     })?;
-    let found = k.par_iter().enumerate().map(|(r, k)| {
+    let found = ranked(group, k, |r, k| {
         let parts = parts.iter().filter_map(|p| p.get(r));
         let above: u64 = parts.clone().map(|(above, _)| above).sum();
         let mut between: Vec<u32> =
@@ -178,7 +173,19 @@ fn by_sample(group: &Group, k: &[u64], rank: &impl Ranked) -> Result<Vec<Option<
             if left == equal { Vec::new() } else { sums(parts.map(|(_, between)| same(between))) };
         Some(Kth { bits, left, equal, before })
     });
-    Ok(found.collect())
+    Ok(found)
+}
+
+/// What `work` gives for each ranking: those of a large tensor side by side.
+fn ranked<T: Send>(
+    group: &Group,
+    k: &[u64],
+    work: impl Fn(usize, u64) -> T + Send + Sync,
+) -> Vec<T> {
+    match group.chunks() {
+        0 | 1 => k.iter().enumerate().map(|(r, k)| work(r, *k)).collect(),
+        _ => k.par_iter().enumerate().map(|(r, k)| work(r, *k)).collect(),
+    }
 }
 
 /// The order from large to small.
