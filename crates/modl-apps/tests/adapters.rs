@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod modl;
+mod place;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,6 +12,7 @@ use modl_core::Device;
 use modl_core::checkpoint::{self, Checkpoint};
 
 use modl::{refuse, succeed};
+use place::Place;
 
 const BERT: &str = "../modl-models/tests/fixtures/base_bert";
 const FIXTURES: &str = "../modl-compute/tests/fixtures";
@@ -24,21 +26,7 @@ fn golden(name: &str, key: &str) -> modl_core::Tensor {
     file.unwrap().tensor(key, Device::Cpu).unwrap()
 }
 
-struct Place(tempfile::TempDir);
-
 impl Place {
-    fn new() -> Self {
-        Place(tempfile::tempdir().unwrap())
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn arg(&self, name: &str) -> String {
-        self.path(name).display().to_string()
-    }
-
     /// The hidden states that `modl forward` writes.
     fn forward(&self, extra: &[&str]) -> modl_core::Tensor {
         let (inputs, out) = (format!("{BERT}/inputs.safetensors"), self.arg("out.safetensors"));

@@ -3,14 +3,16 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod modl;
+mod place;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use modl_core::checkpoint::Checkpoint;
 use modl_core::{Device, Tensor};
 
 use modl::{refuse, succeed};
+use place::Place;
 
 const FIXTURES: &str = "../modl-compute/tests/fixtures";
 const LLAMA: &str = "../modl-compute/tests/fixtures/deterministic_llama";
@@ -30,21 +32,7 @@ fn off(a: &Tensor, b: &Tensor) -> f64 {
     norm(&a.sub(b).unwrap()) / norm(b)
 }
 
-struct Place(tempfile::TempDir);
-
 impl Place {
-    fn new() -> Self {
-        Place(tempfile::tempdir().unwrap())
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn arg(&self, name: &str) -> String {
-        self.path(name).display().to_string()
-    }
-
     /// Merges into the folder `name`.
     fn merge(&self, name: &str, args: &[&str]) -> String {
         let out = self.arg(name);
@@ -274,7 +262,7 @@ fn adapters_have_plans_reports_and_evaluations() {
     for part in ["model.layers.*.self_attn.q_proj", "`rslora` has the weight 0", "writes at most"] {
         assert!(text.contains(part), "{part}: {text}");
     }
-    assert_eq!(fs::read_dir(place.0.path()).unwrap().count(), 0);
+    assert_eq!(fs::read_dir(place.path("")).unwrap().count(), 0);
 
     let command = "wc -c < $MODEL/adapter_config.json";
     let text = succeed(&[&args[..], &["--report", pages.as_str(), "--eval", command]].concat());

@@ -4,31 +4,19 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod modl;
+mod place;
 
 use std::collections::HashMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use modl_core::checkpoint::{self, Checkpoint};
 use modl_core::{Device, Tensor};
 
 use modl::{refuse, succeed};
-
-struct Place(tempfile::TempDir);
+use place::Place;
 
 impl Place {
-    fn new() -> Self {
-        Place(tempfile::tempdir().unwrap())
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn arg(&self, name: &str) -> String {
-        self.path(name).display().to_string()
-    }
-
     /// A model of the numbers x and y.
     fn model(&self, name: &str, values: [f32; 2]) -> String {
         let t = Tensor::from_slice(&values, &[2], Device::Cpu).unwrap();

@@ -46,5 +46,5 @@ pub use methods::{MergeMethods, merge_group};
 pub use plan::{Cost, Output, Plan, Shard};
 pub use run::{Step, run};
 pub(crate) use source::read_json;
-pub use source::{Place, Source};
+pub use source::{Place, Source, identity};
 pub use vocabulary::{Row, Vocabulary};

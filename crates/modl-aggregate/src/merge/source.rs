@@ -132,15 +132,7 @@ impl Source {
             }
             place.adapted = Some(change);
         }
-        let files = std::fs::read_dir(adapter).into_iter().flatten().flatten();
-        let mut known: Vec<String> = files
-            .map(|f| {
-                let known = f.metadata().map(|m| (m.len(), m.modified().ok()));
-                format!("{} {known:?}", f.path().display())
-            })
-            .collect();
-        known.sort();
-        self.adapter.extend(known);
+        self.adapter.extend(identity(adapter));
         Ok(())
     }
 
@@ -262,6 +254,18 @@ impl Opened {
         };
         Ok(metadata.tensors().into_iter().map(place).collect())
     }
+}
+
+/// What tells a folder's files from changed ones: their names, lengths and times.
+pub fn identity(folder: &Path) -> Vec<String> {
+    let files = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let one = |path: PathBuf| {
+        let known = std::fs::metadata(&path).map(|m| (m.len(), m.modified().ok()));
+        format!("{} {known:?}", path.display())
+    };
+    let mut known: Vec<String> = files.map(|f| one(f.path())).collect();
+    known.sort();
+    known
 }
 
 /// The files with the tensors of a folder.

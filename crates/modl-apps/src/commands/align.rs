@@ -14,6 +14,7 @@ use modl_core::shards::ShardSize;
 use modl_core::{Device, Seed, Tensors, checkpoint, shards};
 use serde_json::{Map, json};
 
+use super::merge::beside;
 use crate::report::Table;
 
 /// Arguments of `modl align`.
@@ -84,9 +85,7 @@ fn table(layers: &Permutations, found: &Matched) -> Table {
 
 /// Writes a folder beside the result, which then gets its name.
 fn write(args: &AlignArgs, layers: &Permutations, found: &Matched) -> Result<()> {
-    let mut name = args.out.file_name().unwrap_or_default().to_os_string();
-    name.push(".aligning");
-    let work = args.out.with_file_name(name);
+    let work = beside(&args.out, ".aligning");
     let at = || work.display().to_string();
     if work.exists() {
         fs::remove_dir_all(&work).with_context(at)?;

@@ -3,14 +3,12 @@
 mod bars;
 mod curves;
 mod heat_map;
-mod lines;
 mod page;
 mod table;
 
 pub(crate) use bars::{Bar, grouped_bars};
-pub(crate) use curves::curves;
+pub(crate) use curves::{curves, lines};
 pub(crate) use heat_map::heat_map;
-pub(crate) use lines::lines;
 pub(crate) use page::Page;
 pub(crate) use table::Table;
 

@@ -19,7 +19,7 @@ use modl_core::{Modular, Seed};
 use modl_models::LoadOptions;
 
 use super::report::{models, save};
-use super::{MergeArgs, evaluate};
+use super::{MergeArgs, evaluate, one_each};
 use crate::report::Page;
 
 /// What is to be merged, and how.
@@ -79,7 +79,7 @@ pub(super) fn run(args: &MergeArgs, methods: &MergeMethods) -> Result<()> {
     }
     let n = args.inputs.len();
     let each = |name: &str, given: &Option<String>| {
-        given.as_deref().map(|text| numbers(name, text, n)).transpose()
+        given.as_deref().map(|text| one_each(name, text, n, "adapters")).transpose()
     };
     let mut settings = Settings::default();
     if let Some(density) = each("density", &args.density)? {
@@ -93,7 +93,7 @@ pub(super) fn run(args: &MergeArgs, methods: &MergeMethods) -> Result<()> {
             .with_context(|| format!("--set {setting}: is to be KEY=VALUE"))?;
         let known = spec.and_then(|s| s.settings.iter().find(|s| s.name == key));
         settings = if known.is_some_and(|s| s.of == Of::Each) {
-            settings.set_each(key, numbers(key, text, n)?)
+            settings.set_each(key, one_each(key, text, n, "adapters")?)
         } else {
             let value: serde_json::Value =
                 serde_norway::from_str(text).with_context(|| format!("--set {setting}"))?;
@@ -122,19 +122,6 @@ pub(super) fn run(args: &MergeArgs, methods: &MergeMethods) -> Result<()> {
         evaluate::run(command, all, &args.out)?;
     }
     Ok(())
-}
-
-/// `0.5,0.3`, one for each adapter, or one for all.
-fn numbers(name: &str, text: &str, n: usize) -> Result<Vec<f64>> {
-    let all: Vec<f64> = text
-        .split(',')
-        .map(|v| v.trim().parse().with_context(|| format!("--{name} {text}: {v} is no number")))
-        .collect::<Result<_>>()?;
-    match all.as_slice() {
-        [one] => Ok(vec![*one; n]),
-        _ if all.len() == n => Ok(all),
-        _ => anyhow::bail!("--{name} {text}: there are {} values for {n} adapters", all.len()),
-    }
 }
 
 fn merge_adapters(asked: &Asked, methods: &MergeMethods) -> Result<()> {

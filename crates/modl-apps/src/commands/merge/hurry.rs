@@ -5,7 +5,7 @@ use modl_aggregate::merge::{Base, MergeMethods, Of, Spec};
 use modl_aggregate::mergekit::{InputModel, MergeConfig};
 use serde_json::{Map, Value};
 
-use super::MergeArgs;
+use super::{MergeArgs, one_each};
 
 /// What --method and the folders say.
 pub(super) fn config(args: &MergeArgs, methods: &MergeMethods) -> Result<MergeConfig> {
@@ -58,20 +58,14 @@ pub(super) fn config(args: &MergeArgs, methods: &MergeMethods) -> Result<MergeCo
 /// Gives each model its value of a setting: `0.5,0.3`, or one for all.
 fn each(spec: &Spec, name: &str, values: &str, models: &mut [InputModel]) -> Result<()> {
     anyhow::ensure!(spec.has(name), "--{name}: `{}` has no such setting", spec.name);
-    let numbers: Vec<f64> = values
-        .split(',')
-        .map(|v| v.trim().parse().with_context(|| format!("--{name} {values}: {v} is no number")))
-        .collect::<Result<_>>()?;
-    anyhow::ensure!(
-        numbers.len() == 1 || numbers.len() == models.len(),
-        "--{name} {values}: there are {} values for {} models{}",
-        numbers.len(),
-        models.len(),
-        if spec.base == Base::Required { " (the first folder is the base)" } else { "" }
-    );
-    for (model, number) in models.iter_mut().zip(numbers.iter().cycle()) {
+    let things = match spec.base {
+        Base::Required => "models (the first folder is the base)",
+        _ => "models",
+    };
+    let numbers = one_each(name, values, models.len(), things)?;
+    for (model, number) in models.iter_mut().zip(numbers) {
         let own = model.parameters.get_or_insert_with(Map::new);
-        own.insert(name.to_owned(), (*number).into());
+        own.insert(name.to_owned(), number.into());
     }
     Ok(())
 }

@@ -209,8 +209,25 @@ fn of_models(args: &MergeArgs) -> Result<()> {
     Ok(())
 }
 
+/// `0.5,0.3`: the values of an option.
+fn numbers(name: &str, text: &str) -> Result<Vec<f64>> {
+    let one =
+        |v: &str| v.trim().parse().with_context(|| format!("--{name} {text}: {v} is no number"));
+    text.split(',').map(one).collect()
+}
+
+/// The same, one for each of `n` things, or one for all of them.
+fn one_each(name: &str, text: &str, n: usize, things: &str) -> Result<Vec<f64>> {
+    let all = numbers(name, text)?;
+    match all.as_slice() {
+        [one] => Ok(vec![*one; n]),
+        _ if all.len() == n => Ok(all),
+        _ => anyhow::bail!("--{name} {text}: there are {} values for {n} {things}", all.len()),
+    }
+}
+
 /// A folder beside the result that is there until the result is.
-fn beside(out: &Path, ending: &str) -> PathBuf {
+pub(crate) fn beside(out: &Path, ending: &str) -> PathBuf {
     let mut name = out.file_name().unwrap_or_default().to_os_string();
     name.push(ending);
     out.with_file_name(name)

@@ -10,7 +10,7 @@ use modl_core::Seed;
 use serde_json::json;
 
 use super::trials::{Failure, Trials};
-use super::{MergeArgs, SearchKind, Soup, merge_inputs};
+use super::{MergeArgs, SearchKind, Soup, merge_inputs, numbers, one_each};
 use crate::commands::adapter::is_adapter;
 use crate::report::Table;
 
@@ -165,12 +165,7 @@ fn start(args: &MergeArgs, kind: SearchKind, n: usize) -> Result<Vec<f64>> {
         return Ok(vec![0.0; n]);
     }
     let Some(text) = args.weight.as_deref() else { return Ok(vec![1.0 / n as f64; n]) };
-    let given = numbers("weight", text)?;
-    match given.as_slice() {
-        [one] => Ok(vec![*one; n]),
-        _ if given.len() == n => Ok(given),
-        _ => anyhow::bail!("--weight {text}: {} values for {n} models", given.len()),
-    }
+    one_each("weight", text, n, "models")
 }
 
 fn two(text: &str) -> Result<(f64, f64)> {
@@ -178,10 +173,4 @@ fn two(text: &str) -> Result<(f64, f64)> {
         [lo, hi] => Ok((*lo, *hi)),
         _ => anyhow::bail!("--bounds {text}: is to be LO,HI"),
     }
-}
-
-fn numbers(name: &str, text: &str) -> Result<Vec<f64>> {
-    let one =
-        |v: &str| v.trim().parse().with_context(|| format!("--{name} {text}: {v} is no number"));
-    text.split(',').map(one).collect()
 }

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use fs4::{FileExt, TryLockError};
 use indicatif::ProgressBar;
+use modl_aggregate::merge::identity;
 use modl_core::checkpoint::write_whole;
 use serde_json::{Value, json};
 
@@ -62,7 +63,8 @@ impl<'a> Trials<'a> {
         // What a kill has cut off is measured again.
         let whole = text.rfind('\n').map_or(0, |n| n + 1);
         file.set_len(whole as u64).with_context(at)?;
-        let head = json!({ "of": what, "command": command, "inputs": identity(&args.inputs) });
+        let inputs: Vec<String> = args.inputs.iter().flat_map(|folder| identity(folder)).collect();
+        let head = json!({ "of": what, "command": command, "inputs": inputs });
         let head = head.to_string();
         let mut lines = text.get(..whole).unwrap_or_default().lines();
         match lines.next() {
@@ -147,21 +149,6 @@ fn remove(folder: &Path) -> Result<()> {
 fn read(line: &str) -> Option<(String, f64)> {
     let (point, found) = line.strip_prefix(POINT)?.strip_suffix('}')?.rsplit_once(SCORE)?;
     Some((point.to_owned(), found.trim_matches('"').parse().ok()?))
-}
-
-/// What tells the inputs from changed ones: names, lengths and times of their files.
-fn identity(inputs: &[PathBuf]) -> Vec<String> {
-    let files = |folder: &PathBuf| {
-        let mut all: Vec<PathBuf> =
-            fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.path()).collect();
-        all.sort();
-        all
-    };
-    let one = |path: PathBuf| {
-        let known = fs::metadata(&path).map(|m| (m.len(), m.modified().ok()));
-        format!("{} {known:?}", path.display())
-    };
-    inputs.iter().flat_map(files).map(one).collect()
 }
 
 /// Carries an error of the command line through a function of a library that asks for one of its own.
