@@ -7,8 +7,8 @@ mod modl;
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
-use std::time::Duration;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
 
 use modl_core::checkpoint::{self, Checkpoint};
 use modl_core::{Device, Init, Kind, Seed, Tensor};
@@ -264,7 +264,19 @@ fn two_merges_into_one_folder_do_not_meet() {
     refuse(&args, "is there already");
 }
 
-/// Twenty kills at moments spread over a merge, each followed by the same command: the bytes are those
+/// Waits until a merge has begun, which is some time after its program has; whether it then still
+/// goes on.
+fn has_begun(merge: &mut Child, folder: &Path) -> bool {
+    while merge.try_wait().unwrap().is_none() {
+        if folder.exists() {
+            return true;
+        }
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    false
+}
+
+/// Twenty kills at random moments of a merge, each followed by the same command: the bytes are those
 /// of a merge that was left alone, and the result's name never stands for a part of it.
 #[cfg(unix)]
 #[test]
@@ -290,10 +302,16 @@ fn a_merge_that_is_killed_goes_on_to_the_same_bytes() {
         let inputs = [base.as_str(), &a, &b, "--out", out];
         fixed.into_iter().chain(inputs).map(str::to_owned).collect()
     };
-    let whole = args(&at("whole"));
-    let started = std::time::Instant::now();
-    succeed(&whole.iter().map(String::as_str).collect::<Vec<_>>());
-    let taken = started.elapsed();
+    let start = |out: &str| {
+        let command = args(out);
+        let command: Vec<&str> = command.iter().map(String::as_str).collect();
+        modl(&command).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    };
+    let mut alone = start(&at("whole"));
+    assert!(has_begun(&mut alone, &dir.path().join("whole.merging")));
+    let begun = Instant::now();
+    assert!(alone.wait().unwrap().success());
+    let taken = begun.elapsed();
     let expected = contents(&dir.path().join("whole"));
     assert!(expected.len() > 8, "one file for each tensor, an index and more");
     let out = dir.path().join("out");
@@ -301,12 +319,11 @@ fn a_merge_that_is_killed_goes_on_to_the_same_bytes() {
     for round in 0..20 {
         let _ = fs::remove_dir_all(&out);
         let _ = fs::remove_dir_all(dir.path().join("out.merging"));
-        let command = args(&at("out"));
-        let command: Vec<&str> = command.iter().map(String::as_str).collect();
-        let mut child = modl(&command).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        // Spread over the second half, where the work is: the first is spent on starting the program.
-        let share = 0.5 + 0.5 * f64::from(round) / 20.0;
-        std::thread::sleep(Duration::from_secs_f64(taken.as_secs_f64() * share));
+        let mut child = start(&at("out"));
+        has_begun(&mut child, &dir.path().join("out.merging"));
+        // Uniform over the time that the work took.
+        let share = (Seed(20).nth(round).0 >> 11) as f64 / (1u64 << 53) as f64;
+        std::thread::sleep(taken.mul_f64(share));
         killed += usize::from(child.try_wait().unwrap().is_none());
         child.kill().unwrap();
         child.wait().unwrap();
@@ -317,7 +334,7 @@ fn a_merge_that_is_killed_goes_on_to_the_same_bytes() {
         let files = fs::read_dir(dir.path().join("out.merging"));
         let finished = |e: &fs::DirEntry| e.path().extension().is_some_and(|e| e == "safetensors");
         kept += files.map_or(0, |f| f.flatten().filter(finished).count());
-        succeed(&command);
+        assert!(start(&at("out")).wait().unwrap().success());
         assert_eq!(contents(&out), expected, "killed in round {round}");
         assert!(!dir.path().join("out.merging").exists());
     }

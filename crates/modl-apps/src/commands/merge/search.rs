@@ -23,11 +23,8 @@ fn with(args: &MergeArgs, inputs: Vec<PathBuf>, weights: &[f64], out: &Path) -> 
     made
 }
 
-/// Whether the inputs are adapters, of which there is no report.
-fn are_adapters(args: &MergeArgs) -> Result<bool> {
-    let adapters = args.inputs.iter().all(|p| is_adapter(p));
-    anyhow::ensure!(!adapters || args.report.is_none(), "--report: is of whole models");
-    Ok(adapters)
+fn are_adapters(args: &MergeArgs) -> bool {
+    args.inputs.iter().all(|p| is_adapter(p))
 }
 
 /// A merge that only an evaluation looks at: nothing is told of it.
@@ -39,7 +36,7 @@ pub(super) fn candidate(
     out: &Path,
 ) -> Result<()> {
     // An adapter that changes nothing is not written; this one's change is lost where it is added.
-    let nothing = weights.iter().all(|w| *w == 0.0) && are_adapters(args)?;
+    let nothing = weights.iter().all(|w| *w == 0.0) && are_adapters(args);
     let least = vec![1e-30; weights.len()];
     let mut made = with(args, inputs, if nothing { &least } else { weights }, out);
     (made.quiet, made.report, made.eval) = (true, None, None);
@@ -49,7 +46,7 @@ pub(super) fn candidate(
 /// The average of all models, or of those with which an evaluation does not fall.
 pub(super) fn soup(args: &MergeArgs, methods: &MergeMethods, kind: Soup) -> Result<()> {
     let mut args = args.clone();
-    if !are_adapters(&args)? {
+    if !are_adapters(&args) {
         args.method = Some("linear".to_owned());
     }
     let average = |members: &[usize]| {
@@ -98,7 +95,7 @@ pub(super) fn soup(args: &MergeArgs, methods: &MergeMethods, kind: Soup) -> Resu
 
 /// The weights of a method under which an evaluation is best.
 pub(super) fn weights(args: &MergeArgs, methods: &MergeMethods, kind: SearchKind) -> Result<()> {
-    let adapters = are_adapters(args)?;
+    let adapters = are_adapters(args);
     let mut inputs = args.inputs.len();
     if !adapters {
         let method = args.method.as_deref().with_context(
