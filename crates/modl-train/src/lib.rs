@@ -52,7 +52,7 @@ pub use schedule::{Decay, Schedule, Warmup};
 pub use step::{Plain, StepContext, StepGradients, StepRule};
 pub use strategies::{
     AGem, AccuracyMatrix, As, Continual, Convention, Ewc, Gem, Job, Joint, Labels, Learner, Lwf,
-    Naive, PerTask, Replay, RoutingOnly, Si, Strategy, TaskContext,
+    ModulePerTask, Naive, PerTask, Replay, RoutingOnly, Si, Strategy, TaskContext,
 };
 pub use trainer::Trainer;
 pub use tsv::{Row, read_tsv, sample};
