@@ -12,6 +12,7 @@ mod events;
 mod length_groups;
 mod methods;
 mod metrics;
+pub mod multitask;
 mod objective;
 pub mod optim;
 mod passes;

@@ -1,0 +1,20 @@
+//! MGDA (Désidéri 2012, *Multiple-gradient descent algorithm*; for networks Sener and Koltun 2018,
+//! arXiv 1810.04650; survey §6.1): the shortest vector of the gradients' convex hull.
+//!
+//! w* = argmin ‖Σ wᵢ gᵢ‖² over the simplex, and d = Σ wᵢ* gᵢ. Then gᵢ·d ≥ ‖d‖² for each task: a step along
+//! −d lowers all losses, and where d = 0 no step does. The sum of weights is 1, so that tasks with small
+//! gradients have large weights.
+//!
+//! The weights are exact up to rounding (derivatives within 10⁻¹³ of the largest ‖gᵢ‖²), where the papers
+//! have Frank–Wolfe steps. Gradients are not normalised.
+
+use super::{Gram, simplex};
+
+/// The weight of each task's gradient.
+pub fn mgda(gram: &Gram) -> Vec<f64> {
+    let largest = gram.largest();
+    if largest <= 0.0 {
+        return vec![1.0 / gram.tasks() as f64; gram.tasks()];
+    }
+    simplex::minimise(&gram.scaled(1.0 / largest), &vec![0.0; gram.tasks()])
+}
