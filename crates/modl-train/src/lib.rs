@@ -13,7 +13,6 @@ mod events;
 mod length_groups;
 mod methods;
 mod metrics;
-pub mod multitask;
 mod objective;
 pub mod optim;
 mod outcome;
@@ -25,6 +24,8 @@ mod schedule;
 mod state;
 mod step;
 mod strategies;
+mod task_losses;
+mod temperature_sampling;
 mod trainer;
 mod tsv;
 
@@ -50,9 +51,11 @@ pub use recipe::{Phase, Recipe};
 pub use run::{Examples, restore, run};
 pub use schedule::{Decay, Schedule, Warmup};
 pub use step::{Plain, StepContext, StepGradients, StepRule};
+pub use strategies::joint;
 pub use strategies::{
     AccuracyMatrix, Continual, Convention, Ewc, Job, Joint, Labels, Learner, Naive, PerTask,
     RoutingOnly, Strategy, TaskContext,
 };
+pub use temperature_sampling::Sampling;
 pub use trainer::Trainer;
 pub use tsv::{Row, read_tsv, sample};

@@ -3,9 +3,10 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use modl_core::{Device, Init, Kind, Seed, Tensor};
-use modl_train::multitask::{
-    Form, Gram, Sampling, TaskGradients, cagrad, dwa_weights, gradnorm_slopes, mgda, nash_bargain,
-    nash_mtl, pcgrad,
+use modl_train::Sampling;
+use modl_train::joint::{
+    Form, Gram, TaskGradients, cagrad, dwa_weights, gradnorm_slopes, mgda, nash_bargain, nash_mtl,
+    pcgrad,
 };
 use rand::Rng;
 use rand::distributions::{Distribution, WeightedIndex};

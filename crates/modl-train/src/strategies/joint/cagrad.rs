@@ -12,7 +12,49 @@
 //!
 //! The authors' toy divides d by 1 + c; Adam does not see the difference.
 
-use super::{Gram, simplex};
+use modl_core::{Error, Result};
+use serde::Deserialize;
+
+use super::balanced::{Balance, Balanced, Seen};
+use super::{Gram, Job, Multitask, simplex};
+use crate::StepRule;
+
+/// The direction near the mean gradient that serves best the task that it serves least.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CaGrad {
+    /// c, how far from the mean gradient, from 0 (the mean itself) to below 1. Default: 0.5.
+    pub c: f64,
+}
+
+impl Default for CaGrad {
+    fn default() -> Self {
+        CaGrad { c: 0.5 }
+    }
+}
+
+impl Multitask for CaGrad {
+    fn kind(&self) -> &'static str {
+        "cagrad"
+    }
+
+    fn check(&self) -> Result<()> {
+        if (0.0..1.0).contains(&self.c) {
+            return Ok(());
+        }
+        Err(Error::invalid("c", format!("is {}, wants 0 or more and less than 1", self.c)))
+    }
+
+    fn rule(&self, _: &Job) -> Result<Box<dyn StepRule>> {
+        Ok(Box::new(Balanced(self.clone())))
+    }
+}
+
+impl Balance for CaGrad {
+    fn factors(&mut self, seen: &Seen) -> Result<(Vec<f64>, Option<Vec<f64>>)> {
+        Ok((cagrad(seen.gram, self.c), None))
+    }
+}
 
 /// The factor of each task's gradient in d. Where the weighted gradients of the optimum cancel, there is
 /// no direction to add, and d is g₀.

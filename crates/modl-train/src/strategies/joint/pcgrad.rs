@@ -8,10 +8,36 @@
 //! draws an order and then does not use it, and divides by the square of a norm that may be 0; here the
 //! order is used, and a gradient of 0 is passed over.
 
-use modl_core::Seed;
+use modl_core::{Result, Seed};
 use rand::seq::SliceRandom;
+use serde::Deserialize;
 
-use super::Gram;
+use super::balanced::{Balance, Balanced, Seen};
+use super::{Gram, Job, Multitask};
+use crate::StepRule;
+
+/// Conflicting gradients projected: Σ gᵢ′ ⁄ T, so that a learning rate means what it does in `joint`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PcGrad {}
+
+impl Multitask for PcGrad {
+    fn kind(&self) -> &'static str {
+        "pcgrad"
+    }
+
+    fn rule(&self, _: &Job) -> Result<Box<dyn StepRule>> {
+        Ok(Box::new(Balanced(self.clone())))
+    }
+}
+
+impl Balance for PcGrad {
+    fn factors(&mut self, seen: &Seen) -> Result<(Vec<f64>, Option<Vec<f64>>)> {
+        let share = 1.0 / seen.tasks.len() as f64;
+        let factors = pcgrad(seen.gram, seen.seed.child("pcgrad"));
+        Ok((factors.into_iter().map(|f| f * share).collect(), None))
+    }
+}
 
 /// The factor of each task's gradient in Σ gᵢ′; exactly 1 for all where none contradicts another.
 /// `seed` gives the order in which a task meets the others.

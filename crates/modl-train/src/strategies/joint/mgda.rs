@@ -8,7 +8,33 @@
 //! The weights are exact up to rounding (derivatives within 10⁻¹³ of the largest ‖gᵢ‖²), where the papers
 //! have Frank–Wolfe steps. Gradients are not normalised.
 
-use super::{Gram, simplex};
+use modl_core::Result;
+use serde::Deserialize;
+
+use super::balanced::{Balance, Balanced, Seen};
+use super::{Gram, Job, Multitask, simplex};
+use crate::StepRule;
+
+/// The shortest vector of the gradients' convex hull.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Mgda {}
+
+impl Multitask for Mgda {
+    fn kind(&self) -> &'static str {
+        "mgda"
+    }
+
+    fn rule(&self, _: &Job) -> Result<Box<dyn StepRule>> {
+        Ok(Box::new(Balanced(self.clone())))
+    }
+}
+
+impl Balance for Mgda {
+    fn factors(&mut self, seen: &Seen) -> Result<(Vec<f64>, Option<Vec<f64>>)> {
+        Ok((mgda(seen.gram), None))
+    }
+}
 
 /// The weight of each task's gradient.
 pub fn mgda(gram: &Gram) -> Vec<f64> {

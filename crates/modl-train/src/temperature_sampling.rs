@@ -20,7 +20,7 @@ impl Sampling {
     /// p of tasks with these numbers of examples.
     ///
     /// ```
-    /// use modl_train::multitask::Sampling;
+    /// use modl_train::Sampling;
     /// assert_eq!(Sampling::Temperature(2.0).probabilities(&[100, 400]), [1.0 / 3.0, 2.0 / 3.0]);
     /// ```
     pub fn probabilities(self, counts: &[usize]) -> Vec<f64> {

@@ -12,7 +12,33 @@
 //! followed gets longer and shorter with the tasks' gradients: it is √‖G‖ ⁄ T · d with the Frobenius norm,
 //! the mean gradient where all tasks agree.
 
-use super::{Gram, simplex};
+use modl_core::Result;
+use serde::Deserialize;
+
+use super::balanced::{Balance, Balanced, Seen};
+use super::{Gram, Job, Multitask, simplex};
+use crate::StepRule;
+
+/// Tasks bargain for the direction.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NashMtl {}
+
+impl Multitask for NashMtl {
+    fn kind(&self) -> &'static str {
+        "nash_mtl"
+    }
+
+    fn rule(&self, _: &Job) -> Result<Box<dyn StepRule>> {
+        Ok(Box::new(Balanced(self.clone())))
+    }
+}
+
+impl Balance for NashMtl {
+    fn factors(&mut self, seen: &Seen) -> Result<(Vec<f64>, Option<Vec<f64>>)> {
+        Ok((nash_mtl(seen.gram), None))
+    }
+}
 
 /// α with G α = 1⁄α. A task with a gradient of 0 takes no part and has 0. `None` where there is no
 /// bargain: no task has a gradient, or some of them cancel with positive weights (no direction serves
