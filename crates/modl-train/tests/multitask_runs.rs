@@ -324,7 +324,7 @@ fn what_contradicts_is_in_the_log_and_what_cannot_be_is_said() {
     };
     for (strategy, more, part) in [
         (r#"{ type = "cagrad", c = 1.0 }"#, "", "wants 0 or more and less than 1"),
-        (r#"{ type = "cagrad", d = 1.0 }"#, "", "unknown field `d`"),
+        (r#"{ type = "cagrad", d = 1.0 }"#, "", "unknown key `d`"),
         (r#"{ type = "scalarised", weights = { plu = 1.0 } }"#, "", "did you mean `plus`"),
         (r#"{ type = "scalarised", weights = { plus = -1.0 } }"#, "", "weights.plus"),
         (r#"{ type = "gradnorm", alpha = -1.0 }"#, "", "alpha"),
