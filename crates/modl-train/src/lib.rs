@@ -10,6 +10,7 @@ mod config;
 mod data;
 mod evaluate;
 mod events;
+mod gradients;
 mod length_groups;
 mod methods;
 mod metrics;
@@ -53,8 +54,8 @@ pub use schedule::{Decay, Schedule, Warmup};
 pub use step::{Plain, StepContext, StepGradients, StepRule};
 pub use strategies::joint;
 pub use strategies::{
-    AccuracyMatrix, Continual, Convention, Ewc, Job, Joint, Labels, Learner, Naive, PerTask,
-    RoutingOnly, Strategy, TaskContext,
+    AGem, AccuracyMatrix, As, Continual, Convention, Ewc, Gem, Job, Joint, Labels, Learner, Lwf,
+    Naive, PerTask, Replay, RoutingOnly, Si, Strategy, TaskContext,
 };
 pub use temperature_sampling::Sampling;
 pub use trainer::Trainer;
