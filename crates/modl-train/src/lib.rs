@@ -25,6 +25,8 @@ mod schedule;
 mod state;
 mod step;
 mod strategies;
+mod task_losses;
+mod temperature_sampling;
 mod trainer;
 mod tsv;
 
@@ -50,9 +52,11 @@ pub use recipe::{Phase, Recipe};
 pub use run::{Examples, restore, run};
 pub use schedule::{Decay, Schedule, Warmup};
 pub use step::{Plain, StepContext, StepGradients, StepRule};
+pub use strategies::joint;
 pub use strategies::{
     AGem, AccuracyMatrix, As, Continual, Convention, Ewc, Gem, Job, Joint, Labels, Learner, Lwf,
     ModulePerTask, Naive, PerTask, Replay, RoutingOnly, Si, Strategy, TaskContext,
 };
+pub use temperature_sampling::Sampling;
 pub use trainer::Trainer;
 pub use tsv::{Row, read_tsv, sample};

@@ -8,7 +8,7 @@
 
 mod continual;
 mod job;
-mod joint;
+pub mod joint;
 mod post_hoc;
 
 use std::fmt::Debug;
