@@ -5,7 +5,7 @@
 //! programming over the rows in the order of their lengths. The loss is the mean over all rows as
 //! before, so that gradients are equal up to rounding.
 
-use modl_core::{Result, Tensor};
+use modl_core::{Kind, Result, Tensor};
 
 use crate::Batch;
 
@@ -44,12 +44,13 @@ pub fn length_groups(lengths: &[usize]) -> Vec<Vec<usize>> {
 
 impl Batch {
     /// The batch in groups of similar length ([`length_groups`]), each filled up to its own longest
-    /// row. Rows are expected to have their padding at the end.
+    /// row; itself alone where it has no tokens. Rows are expected to have their padding at the end.
     ///
     /// # Errors
-    /// Where there is no `attention_mask`.
+    /// Where an input does not have the batch's rows.
     pub fn by_length(&self) -> Result<Vec<Batch>> {
-        let lengths = self.inputs.need("attention_mask")?.sum_dims(&[1], false)?.to_vec::<i64>()?;
+        let Some(mask) = self.inputs.get("attention_mask") else { return Ok(vec![self.clone()]) };
+        let lengths = mask.sum_dims(&[1], false)?.to_vec::<i64>()?;
         let lengths: Vec<usize> = lengths.iter().map(|n| *n as usize).collect();
         let groups = length_groups(&lengths);
         if groups.len() <= 1 {
@@ -63,7 +64,12 @@ impl Batch {
             rows.iter().filter_map(|r| lengths.get(*r)).max().copied().unwrap_or(0) as i64;
         let index: Vec<i64> = rows.iter().map(|r| *r as i64).collect();
         let index = Tensor::from_slice(&index, &[index.len() as i64], self.targets.device())?;
-        let short = |_: &str, t: &Tensor| t.index_select(0, &index)?.narrow(1, 0, longest);
+        let tokens = self.inputs.need("attention_mask")?.size();
+        // Dense inputs are floats.
+        let short = |_: &str, t: &Tensor| match t.kind() == Kind::Int64 && t.size() == tokens {
+            true => t.index_select(0, &index)?.narrow(1, 0, longest),
+            false => t.index_select(0, &index),
+        };
         let named = |all: &[String]| rows.iter().filter_map(|r| all.get(*r).cloned()).collect();
         Ok(Batch {
             inputs: self.inputs.map(short)?,

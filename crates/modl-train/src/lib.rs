@@ -7,6 +7,7 @@ mod bootstrap;
 mod clip;
 mod config;
 mod data;
+mod dense;
 mod evaluate;
 mod events;
 mod length_groups;

@@ -144,7 +144,12 @@ fn blame(value: &Value, complaint: &str, check: &dyn Fn(&Value) -> Option<String
         match check(&Value::Object(without)) {
             None => gone = gone.or(Some(key)),
             // Another complaint: this one's cause is gone, unless the key itself is missed now.
-            Some(other) if other != complaint && !other.contains("missing field") => {
+            // What is missing is no other key's fault.
+            Some(other)
+                if other != complaint
+                    && !other.contains("missing field")
+                    && !complaint.contains("missing field") =>
+            {
                 changed = changed.or(Some(key));
             }
             Some(_) => {}
