@@ -5,7 +5,7 @@
 //! programming over the rows in the order of their lengths. The loss is the mean over all rows as
 //! before, so that gradients are equal up to rounding.
 
-use modl_core::{Kind, Result, Tensor};
+use modl_core::{Kind, Result};
 
 use crate::Batch;
 
@@ -56,35 +56,27 @@ impl Batch {
         if groups.len() <= 1 {
             return Ok(vec![self.clone()]);
         }
-        groups.iter().map(|rows| self.rows(rows, &lengths)).collect()
-    }
-
-    fn rows(&self, rows: &[usize], lengths: &[usize]) -> Result<Batch> {
-        let longest =
-            rows.iter().filter_map(|r| lengths.get(*r)).max().copied().unwrap_or(0) as i64;
-        let index: Vec<i64> = rows.iter().map(|r| *r as i64).collect();
-        let index = Tensor::from_slice(&index, &[index.len() as i64], self.targets.device())?;
-        let tokens = self.inputs.need("attention_mask")?.size();
-        // Dense inputs are floats.
-        let short = |_: &str, t: &Tensor| match t.kind() == Kind::Int64 && t.size() == tokens {
-            true => t.index_select(0, &index)?.narrow(1, 0, longest),
-            false => t.index_select(0, &index),
+        let width = mask.len_of(1);
+        let short = |rows: &Vec<usize>| {
+            let longest = rows.iter().filter_map(|r| lengths.get(*r)).max().copied().unwrap_or(0);
+            let all = self.rows(rows)?;
+            // Dense inputs are floats.
+            let inputs = all.inputs.map(|_, t| match t.kind() {
+                Kind::Int64 if t.dim() == 2 && t.len_of(1) == width => {
+                    t.narrow(1, 0, longest as i64)
+                }
+                _ => Ok(t.clone()),
+            })?;
+            Ok(Batch { inputs, ..all })
         };
-        let named = |all: &[String]| rows.iter().filter_map(|r| all.get(*r).cloned()).collect();
-        Ok(Batch {
-            inputs: self.inputs.map(short)?,
-            targets: self.targets.index_select(0, &index)?,
-            tasks: named(&self.tasks),
-            ids: named(&self.ids),
-            features: self.features.map(|_, t| t.index_select(0, &index))?,
-        })
+        groups.iter().map(short).collect()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use modl_core::Device;
+    use modl_core::{Device, Tensor};
     use proptest::prelude::*;
 
     fn cost(groups: &[Vec<usize>], lengths: &[usize]) -> usize {
@@ -126,7 +118,8 @@ mod tests {
         let batch = Batch {
             inputs: modl_core::Tensors::new()
                 .with("input_ids", tensor(&ids))
-                .with("attention_mask", tensor(&mask)),
+                .with("attention_mask", tensor(&mask))
+                .with("pixel_values", tensor(&ids).to_kind(Kind::Float).unwrap()),
             targets: Tensor::from_slice(&[0.0f32, 1.0, 2.0], &[3], Device::Cpu).unwrap(),
             tasks: words(["a", "b", "c"]),
             ids: words(["x", "y", "z"]),
@@ -135,6 +128,10 @@ mod tests {
         let [short, long] = <[Batch; 2]>::try_from(batch.by_length().unwrap()).unwrap();
         let ids = |b: &Batch| b.inputs.need("input_ids").unwrap().to_vec::<i64>().unwrap();
         assert_eq!((ids(&short), ids(&long)), (vec![1, 6], vec![2, 3, 4, 5]));
+        let pixels = long.inputs.need("pixel_values").unwrap().to_vec::<f32>().unwrap();
+        assert_eq!(pixels, [2.0, 3.0, 4.0, 5.0]);
+        let pixels = short.inputs.need("pixel_values").unwrap().size();
+        assert_eq!(pixels, [2, 4], "a dense input has no padding to lose");
         assert_eq!(short.targets.to_vec::<f32>().unwrap(), [0.0, 2.0]);
         assert_eq!(
             (short.tasks, short.ids, long.ids),
