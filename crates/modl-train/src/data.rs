@@ -141,11 +141,23 @@ impl Dataset {
     /// # Errors
     /// Where it takes none.
     pub fn filter(&self, keep: impl Fn(&Example) -> bool) -> Result<Dataset> {
-        let index: Vec<usize> =
-            self.examples.iter().enumerate().filter(|(_, e)| keep(e)).map(|(i, _)| i).collect();
-        let examples = index.iter().filter_map(|i| self.examples.get(*i).cloned()).collect();
-        let inputs = self.inputs.iter().map(|(name, rows)| (name.clone(), rows.pick(&index)));
-        let (inputs, features) = (inputs.collect(), self.feature_rows(&index)?);
+        let kept = self.examples.iter().enumerate().filter(|(_, e)| keep(e));
+        self.rows(&kept.map(|(i, _)| i).collect::<Vec<_>>())
+    }
+
+    /// The examples at `index`, in that order, with their inputs and features.
+    ///
+    /// # Errors
+    /// Where an index is out of range, or there is none.
+    pub fn rows(&self, index: &[usize]) -> Result<Dataset> {
+        let examples: Option<Vec<Example>> =
+            index.iter().map(|i| self.examples.get(*i).cloned()).collect();
+        let examples = examples.ok_or_else(|| {
+            let problem = format!("are wanted beyond the {} that there are", self.len());
+            Error::invalid("examples", problem)
+        })?;
+        let inputs = self.inputs.iter().map(|(name, rows)| (name.clone(), rows.pick(index)));
+        let (inputs, features) = (inputs.collect(), self.feature_rows(index)?);
         Dataset { examples, inputs, features, pad: self.pad, ..Dataset::default() }.checked()
     }
 

@@ -11,6 +11,7 @@ mod data;
 mod dense;
 mod evaluate;
 mod events;
+mod gradients;
 mod length_groups;
 mod methods;
 mod metrics;
@@ -51,8 +52,8 @@ pub use run::{Examples, restore, run};
 pub use schedule::{Decay, Schedule, Warmup};
 pub use step::{Plain, StepContext, StepGradients, StepRule};
 pub use strategies::{
-    AccuracyMatrix, Continual, Convention, Ewc, Job, Joint, Labels, Learner, Naive, PerTask,
-    RoutingOnly, Strategy, TaskContext,
+    AGem, AccuracyMatrix, As, Continual, Convention, Ewc, Gem, Job, Joint, Labels, Learner, Lwf,
+    Naive, PerTask, Replay, RoutingOnly, Si, Strategy, TaskContext,
 };
 pub use trainer::Trainer;
 pub use tsv::{Row, read_tsv, sample};

@@ -32,6 +32,14 @@ pub trait Objective: Debug {
     /// How far two predictions of the same rows are apart, `[batch]` f32: 0 where they are equal.
     fn divergence(&self, a: &Tensor, b: &Tensor, batch: &Batch) -> Result<Tensor>;
 
+    /// How far the prediction of each row is from what another model said of it, `[batch]` f32: the
+    /// square of the difference, where nothing else is said. `temperature` is for distributions.
+    fn distill(&self, predicted: &Tensor, taught: &Tensor, temperature: f64) -> Result<Tensor> {
+        let _ = temperature;
+        let rows = predicted.len_of(0);
+        predicted.sub(taught)?.square()?.reshape(&[rows, -1])?.sum_dims(&[-1], false)
+    }
+
     /// Targets drawn from what was predicted, taken as a distribution whose −ln p is the loss but for
     /// a constant; `[batch]` f32.
     ///

@@ -17,7 +17,8 @@ use modl_core::{Catalog, Entry, Result};
 use serde::de::DeserializeOwned;
 
 pub use continual::{
-    AccuracyMatrix, Continual, Convention, Ewc, Labels, Learner, Naive, TaskContext,
+    AGem, AccuracyMatrix, As, Continual, Convention, Ewc, Gem, Labels, Learner, Lwf, Naive, Replay,
+    Si, TaskContext,
 };
 pub use job::Job;
 pub use joint::Joint;

@@ -11,7 +11,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use modl_core::checkpoint::{self, Checkpoint};
-use modl_core::{Error, Result, ResultExt, Seed, Tensor, Tensors};
+use modl_core::{Error, Result, ResultExt, Seed, Select, Tensor, Tensors};
 
 use super::matrix::{AccuracyMatrix, Convention};
 use super::{Continual, Job, Learner, Strategy};
@@ -42,6 +42,17 @@ impl TaskContext<'_, '_> {
     /// Where random numbers of this task come from, apart from those of its training.
     pub fn seed(&self) -> Seed {
         self.seed
+    }
+
+    /// What is going to be trained, by name.
+    pub fn to_train(&self) -> Tensors {
+        let config = self.job.phase.train.clone().naming("{task}", self.task);
+        let select = Select::any(config.train);
+        let model = &*self.job.model;
+        let own = model.params().iter().map(|(n, p)| (n.to_owned(), p));
+        let base = model.backbone().params().iter().map(|(n, p)| (format!("base.{n}"), p));
+        let taken = own.chain(base).filter(|(n, p)| !p.is_buffer() && select.matches(n));
+        taken.map(|(n, p)| (n, p.tensor().clone())).collect()
     }
 
     /// What has been trained, by name.
