@@ -8,6 +8,7 @@ mod bootstrap;
 mod clip;
 mod config;
 mod data;
+mod dense;
 mod evaluate;
 mod events;
 mod gradients;

@@ -48,7 +48,7 @@ pub(crate) fn run(args: &TrainArgs, methods: &Methods) -> Result<()> {
     let text = std::fs::read_to_string(&args.recipe)
         .with_context(|| format!("recipe {}", args.recipe.display()))?;
     let recipe = run_folder::read(&args.recipe, &text, &args.set, methods)?;
-    let mut loaded = Loaded::new(recipe)?;
+    let mut loaded = Loaded::new(recipe, methods)?;
     println!(
         "{} examples for training, {} held out; results go to {}",
         loaded.train.len(),
