@@ -18,6 +18,7 @@ mod passes;
 pub mod recipe;
 mod routed;
 mod run;
+mod run_folder;
 mod schedule;
 mod state;
 mod strategies;
@@ -43,7 +44,8 @@ pub use objective::{
 pub use optim::{Optimizer, OptimizerConfig};
 pub use passes::{Combine, Passes};
 pub use recipe::{Phase, Recipe};
-pub use run::{restore, run};
+pub use run::{restore, run, run_in};
+pub use run_folder::RunFolder;
 pub use schedule::{Decay, Schedule, Warmup};
 pub use strategies::{Job, Joint, PerTask, RoutingOnly, Strategy};
 pub use trainer::Trainer;

@@ -17,13 +17,14 @@ use modl_core::checkpoint::{self, Checkpoint};
 use modl_core::{Error, Modular, ParamStore, Result, ResultExt, Select};
 
 use crate::state::differences;
-use crate::{Dataset, Event, Job, Methods, Objective, Recipe, Sink};
+use crate::{Dataset, Event, Job, Methods, Objective, Recipe, RunFolder, Sink};
 
 /// Runs the recipe's phases on a fresh model in `folder`. Phases that are done there are taken
 /// over, one that was stopped goes on.
 ///
 /// # Errors
-/// Where the folder holds another recipe's run, or a phase fails; what was saved is kept.
+/// Where the folder holds another recipe's run or is another run's at this moment, or a phase fails;
+/// what was saved is kept.
 pub fn run(
     recipe: &Recipe,
     methods: &Methods,
@@ -33,7 +34,23 @@ pub fn run(
     folder: impl AsRef<Path>,
     sink: &mut dyn Sink,
 ) -> Result<()> {
-    let folder = folder.as_ref();
+    run_in(&RunFolder::hold(folder)?, recipe, methods, model, objective, data, sink)
+}
+
+/// [`run`] in a folder that is held already.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_in(
+    folder: &RunFolder,
+    recipe: &Recipe,
+    methods: &Methods,
+    model: &mut Modular,
+    objective: &dyn Objective,
+    data: &Dataset,
+    sink: &mut dyn Sink,
+) -> Result<()> {
+    let folder = folder.path();
     claim(recipe, objective, folder)?;
     recipe.attach(model, methods)?;
     objective.setup(model)?;
@@ -114,7 +131,7 @@ fn phase_folder(folder: &Path, index: usize, name: &str) -> PathBuf {
 
 /// Writes down what is run in a folder, or refuses it where that is something else.
 fn claim(recipe: &Recipe, objective: &dyn Objective, folder: &Path) -> Result<()> {
-    let path = folder.join("recipe.json");
+    let path = folder.join(RunFolder::RECIPE);
     let own = serde_json::to_string_pretty(recipe.values()).map_err(|e| Error::file(&path, e))?;
     if let Some(old) = written(&path, &own)? {
         let what = differences(&old, &own);
