@@ -122,6 +122,12 @@ impl TrainConfig {
         lora_plus::ratios(self.lora_plus_ratio, self.lora_plus_embedding_ratio)
     }
 
+    /// With a name for a placeholder in the patterns of `train`.
+    pub(crate) fn naming(mut self, placeholder: &str, name: &str) -> Self {
+        self.train.iter_mut().for_each(|p| *p = p.replace(placeholder, name));
+        self
+    }
+
     /// What each loss counts that `model` may give, or that is given here.
     pub(crate) fn weights_of_losses(&self, model: &Modular) -> BTreeMap<String, LossWeight> {
         let usual = model.loss_weights().into_iter().map(|(name, w)| (name, w, true));

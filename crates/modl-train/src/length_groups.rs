@@ -5,7 +5,7 @@
 //! programming over the rows in the order of their lengths. The loss is the mean over all rows as
 //! before, so that gradients are equal up to rounding.
 
-use modl_core::{Result, Tensor};
+use modl_core::Result;
 
 use crate::Batch;
 
@@ -55,30 +55,20 @@ impl Batch {
         if groups.len() <= 1 {
             return Ok(vec![self.clone()]);
         }
-        groups.iter().map(|rows| self.rows(rows, &lengths)).collect()
-    }
-
-    fn rows(&self, rows: &[usize], lengths: &[usize]) -> Result<Batch> {
-        let longest =
-            rows.iter().filter_map(|r| lengths.get(*r)).max().copied().unwrap_or(0) as i64;
-        let index: Vec<i64> = rows.iter().map(|r| *r as i64).collect();
-        let index = Tensor::from_slice(&index, &[index.len() as i64], self.targets.device())?;
-        let short = |_: &str, t: &Tensor| t.index_select(0, &index)?.narrow(1, 0, longest);
-        let named = |all: &[String]| rows.iter().filter_map(|r| all.get(*r).cloned()).collect();
-        Ok(Batch {
-            inputs: self.inputs.map(short)?,
-            targets: self.targets.index_select(0, &index)?,
-            tasks: named(&self.tasks),
-            ids: named(&self.ids),
-            features: self.features.map(|_, t| t.index_select(0, &index))?,
-        })
+        let short = |rows: &Vec<usize>| {
+            let longest = rows.iter().filter_map(|r| lengths.get(*r)).max().copied().unwrap_or(0);
+            let all = self.rows(rows)?;
+            let inputs = all.inputs.map(|_, t| t.narrow(1, 0, longest as i64))?;
+            Ok(Batch { inputs, ..all })
+        };
+        groups.iter().map(short).collect()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use modl_core::Device;
+    use modl_core::{Device, Tensor};
     use proptest::prelude::*;
 
     fn cost(groups: &[Vec<usize>], lengths: &[usize]) -> usize {

@@ -2,6 +2,7 @@
 
 mod ada_merging;
 mod assignments;
+mod batch_parts;
 mod batches;
 mod bootstrap;
 mod clip;
@@ -14,6 +15,7 @@ mod methods;
 mod metrics;
 mod objective;
 pub mod optim;
+mod outcome;
 mod passes;
 pub mod recipe;
 mod routed;
@@ -21,6 +23,7 @@ mod run;
 mod run_folder;
 mod schedule;
 mod state;
+mod step;
 mod strategies;
 mod trainer;
 mod tsv;
@@ -42,11 +45,15 @@ pub use objective::{
     Classification, Metric, NextToken, Objective, Regression, Said, sentence_vectors,
 };
 pub use optim::{Optimizer, OptimizerConfig};
-pub use passes::{Combine, Passes};
+pub use passes::{Combine, Passes, StepLoss};
 pub use recipe::{Phase, Recipe};
-pub use run::{restore, run, run_in};
+pub use run::{Examples, restore, run, run_in};
 pub use run_folder::RunFolder;
 pub use schedule::{Decay, Schedule, Warmup};
-pub use strategies::{Job, Joint, PerTask, RoutingOnly, Strategy};
+pub use step::{Plain, StepContext, StepGradients, StepRule};
+pub use strategies::{
+    AccuracyMatrix, Continual, Convention, Ewc, Job, Joint, Labels, Learner, Naive, PerTask,
+    RoutingOnly, Strategy, TaskContext,
+};
 pub use trainer::Trainer;
 pub use tsv::{Row, read_tsv, sample};

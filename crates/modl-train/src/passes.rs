@@ -105,7 +105,7 @@ impl Passed {
 
 /// The loss of a step.
 #[derive(Debug)]
-pub(crate) struct StepLoss {
+pub struct StepLoss {
     /// The objective's.
     pub(crate) loss: Tensor,
     /// With all that is added.
@@ -113,9 +113,41 @@ pub(crate) struct StepLoss {
     /// What was added, by name.
     pub(crate) aux: BTreeMap<String, f64>,
     passed: Vec<Passed>,
+    /// What the passes kept for the backward pass, where they keep only some.
+    pub(crate) kept: Option<ActivationCheckpoints>,
 }
 
 impl StepLoss {
+    /// The objective's, `[]`, in the graph.
+    pub fn objective(&self) -> &Tensor {
+        &self.loss
+    }
+
+    /// With all that is added to it, `[]`, in the graph.
+    pub fn total(&self) -> &Tensor {
+        &self.total
+    }
+
+    /// What the model said of the rows, `[batch, …]`, in the graph; `None` where the rows were passed
+    /// in several parts or several times.
+    pub fn predicted(&self) -> Option<&Tensor> {
+        match self.passed.as_slice() {
+            [one] => Some(&one.predicted),
+            _ => None,
+        }
+    }
+
+    /// Adds `weight` times `loss`, `[]`, and notes it under `name`.
+    ///
+    /// # Errors
+    /// Where it is not one number.
+    pub fn add(&mut self, name: &str, loss: &Tensor, weight: f64) -> Result<()> {
+        *self.aux.entry(name.to_owned()).or_default() += loss.item()?;
+        let own = loss.mul_scalar(weight)?.to_kind(self.total.kind())?;
+        self.total = self.total.add(&own)?;
+        Ok(())
+    }
+
     /// Lets routers learn from what became of their choices, after the step.
     pub(crate) fn teach(&self, model: &Modular) -> Result<()> {
         for p in &self.passed {
@@ -251,7 +283,7 @@ impl Passing<'_> {
             Some(more) => loss.add(&more.to_kind(loss.kind())?)?,
             None => loss.clone(),
         };
-        Ok(StepLoss { loss, total, aux, passed })
+        Ok(StepLoss { loss, total, aux, passed, kept: kept.cloned() })
     }
 
     fn pass(
@@ -301,8 +333,22 @@ impl Passing<'_> {
 }
 
 impl StepLoss {
+    /// `factor` times all of it.
+    ///
+    /// # Errors
+    /// Where libtorch refuses it.
+    pub fn times(mut self, factor: f64) -> Result<StepLoss> {
+        self.loss = self.loss.mul_scalar(factor)?;
+        self.total = self.total.mul_scalar(factor)?;
+        self.aux.values_mut().for_each(|v| *v *= factor);
+        Ok(self)
+    }
+
     /// The sum of two parts of a step.
-    fn and(mut self, other: StepLoss) -> Result<StepLoss> {
+    ///
+    /// # Errors
+    /// Where they are not of one kind and place.
+    pub fn and(mut self, other: StepLoss) -> Result<StepLoss> {
         self.loss = self.loss.add(&other.loss)?;
         self.total = self.total.add(&other.total)?;
         other.aux.into_iter().for_each(|(name, v)| *self.aux.entry(name).or_default() += v);

@@ -14,10 +14,25 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use modl_core::checkpoint::{self, Checkpoint};
-use modl_core::{Error, Modular, ParamStore, Result, ResultExt, Select};
+use modl_core::{Error, Modular, Result, ResultExt, Select};
 
 use crate::state::differences;
-use crate::{Dataset, Event, Job, Methods, Objective, Recipe, RunFolder, Sink};
+use crate::{Dataset, Event, Job, Methods, Objective, Recipe, RunFolder, Sink, outcome};
+
+/// The examples of a run.
+#[derive(Debug, Clone, Copy)]
+pub struct Examples<'a> {
+    /// Those that are trained on.
+    pub train: &'a Dataset,
+    /// Those that are held out, for strategies that measure on their way; `None` leaves that out.
+    pub test: Option<&'a Dataset>,
+}
+
+impl<'a> From<&'a Dataset> for Examples<'a> {
+    fn from(train: &'a Dataset) -> Self {
+        Examples { train, test: None }
+    }
+}
 
 /// Runs the recipe's phases on a fresh model in `folder`. Phases that are done there are taken
 /// over, one that was stopped goes on.
@@ -25,16 +40,16 @@ use crate::{Dataset, Event, Job, Methods, Objective, Recipe, RunFolder, Sink};
 /// # Errors
 /// Where the folder holds another recipe's run or is another run's at this moment, or a phase fails;
 /// what was saved is kept.
-pub fn run(
+pub fn run<'a>(
     recipe: &Recipe,
     methods: &Methods,
     model: &mut Modular,
     objective: &dyn Objective,
-    data: &Dataset,
+    data: impl Into<Examples<'a>>,
     folder: impl AsRef<Path>,
     sink: &mut dyn Sink,
 ) -> Result<()> {
-    run_in(&RunFolder::hold(folder)?, recipe, methods, model, objective, data, sink)
+    run_in(&RunFolder::hold(folder)?, recipe, methods, model, objective, data.into(), sink)
 }
 
 /// [`run`] in a folder that is held already.
@@ -47,10 +62,10 @@ pub fn run_in(
     methods: &Methods,
     model: &mut Modular,
     objective: &dyn Objective,
-    data: &Dataset,
+    data: Examples,
     sink: &mut dyn Sink,
 ) -> Result<()> {
-    let folder = folder.path();
+    let (folder, Examples { train: data, test }) = (folder.path(), data);
     claim(recipe, objective, folder)?;
     recipe.attach(model, methods)?;
     objective.setup(model)?;
@@ -78,6 +93,7 @@ pub fn run_in(
             model,
             objective,
             data: part.as_ref().unwrap_or(data),
+            test,
             phase: &phase,
             folder: &own,
             sink,
@@ -162,18 +178,6 @@ fn written(path: &Path, text: &str) -> Result<Option<String>> {
     Ok((old != text).then_some(old))
 }
 
-/// φ, ρ, γ, heads, and of the backbone what was trained.
-fn trained(model: &Modular) -> Result<ParamStore> {
-    let mut all = ParamStore::new();
-    for (name, p) in model.params().iter() {
-        all.insert(name, p.tensor().clone())?;
-    }
-    for (name, p) in model.backbone().params().iter().filter(|(_, p)| p.trainable()) {
-        all.insert(format!("base.{name}"), p.tensor().clone())?;
-    }
-    Ok(all)
-}
-
 fn save_results(model: &Modular, folder: &Path) -> Result<()> {
     for name in model.modules() {
         let modules = folder.join("modules");
@@ -191,22 +195,13 @@ fn save_results(model: &Modular, folder: &Path) -> Result<()> {
         model.params().select(&heads),
         HashMap::new(),
     )?;
-    let all = trained(model)?;
+    let all = outcome::trained(model)?;
     let tensors = all.iter().map(|(n, p)| (n, p.tensor()));
     checkpoint::save(folder.join(PARAMS), tensors, HashMap::new())
 }
 
 /// Loads what a finished phase has saved.
 fn take_over(model: &mut Modular, file: &Path) -> Result<()> {
-    let saved = Checkpoint::open(file)?.tensors(model.device())?;
-    let mut all = ParamStore::new();
-    for (name, p) in model.params().iter() {
-        all.insert(name, p.tensor().clone())?;
-    }
-    // Of the backbone the file has only what was trained.
-    for name in saved.iter().filter_map(|(n, _)| n.strip_prefix("base.")) {
-        all.insert(format!("base.{name}"), model.backbone().params().get(name)?.clone())?;
-    }
-    let tensors = saved.iter().map(|(n, t)| (n.as_str(), t));
-    all.load(&file.display().to_string(), tensors, &Select::all())
+    let saved: Vec<_> = Checkpoint::open(file)?.tensors(model.device())?.into_iter().collect();
+    outcome::load(model, &file.display().to_string(), &saved)
 }

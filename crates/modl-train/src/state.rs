@@ -1,8 +1,8 @@
 //! The state of a run on disk, from which it goes on bit for bit.
 //!
 //! `state-STEP.safetensors` holds the trained parameters (`params.NAME`) and what the optimiser
-//! keeps (`optimizer.PART.NAME`), and what is kept for each example (`assignments.NAME`, where it is);
-//! `state.json`, written last, names that file and holds the rest.
+//! keeps (`optimizer.PART.NAME`), what is kept for each example (`assignments.NAME`, where it is) and
+//! what the strategy keeps (`rule.NAME`, where it does); `state.json`, written last, names that file and holds the rest.
 //! Both appear whole or not at all, and older files go only after `state.json` names the new one:
 //! a run that is killed at any moment leaves a whole state.
 
@@ -47,9 +47,16 @@ pub(crate) struct RunState {
 #[derive(Debug)]
 pub(crate) struct Saved {
     pub state: RunState,
+    pub tensors: Parts,
+}
+
+/// The tensors of a state.
+#[derive(Debug, Default)]
+pub(crate) struct Parts {
     pub params: Vec<(String, Tensor)>,
     pub optimizer: Vec<(String, Tensor)>,
     pub assignments: Vec<(String, Tensor)>,
+    pub rule: Vec<(String, Tensor)>,
 }
 
 impl RunState {
@@ -124,19 +131,17 @@ pub(crate) fn differences(old: &str, new: &str) -> String {
 }
 
 /// Writes a state; the one before stays whole until this one is.
-pub(crate) fn save(
-    folder: &Path,
-    state: RunState,
-    params: &[(String, Tensor)],
-    optimizer: &[(String, Tensor)],
-    assignments: &[(String, Tensor)],
-) -> Result<()> {
+pub(crate) fn save(folder: &Path, state: RunState, tensors: &Parts) -> Result<()> {
     let named = |prefix: &str, all: &[(String, Tensor)]| -> Vec<(String, Tensor)> {
         all.iter().map(|(n, t)| (format!("{prefix}.{n}"), t.clone())).collect()
     };
-    let all =
-        [named("params", params), named("optimizer", optimizer), named("assignments", assignments)]
-            .concat();
+    let all = [
+        named("params", &tensors.params),
+        named("optimizer", &tensors.optimizer),
+        named("assignments", &tensors.assignments),
+        named("rule", &tensors.rule),
+    ]
+    .concat();
     let tensors = all.iter().map(|(n, t)| (n.as_str(), t));
     checkpoint::save(folder.join(&state.file), tensors, HashMap::new())?;
     let text = serde_json::to_vec_pretty(&state).map_err(|e| Error::file(folder, e))?;
@@ -169,12 +174,14 @@ pub(crate) fn load(folder: &Path, device: Device) -> Result<Option<Saved>> {
         return Err(Error::file(&path, problem));
     }
     let file = Checkpoint::open(folder.join(&state.file))?;
-    let (mut params, mut optimizer, mut assignments) = (Vec::new(), Vec::new(), Vec::new());
+    let mut tensors = Parts::default();
     for (name, tensor) in file.tensors(device)? {
+        let own = |rest: &str| (rest.to_owned(), tensor.clone());
         match name.split_once('.') {
-            Some(("params", rest)) => params.push((rest.to_owned(), tensor)),
-            Some(("optimizer", rest)) => optimizer.push((rest.to_owned(), tensor)),
-            Some(("assignments", rest)) => assignments.push((rest.to_owned(), tensor)),
+            Some(("params", rest)) => tensors.params.push(own(rest)),
+            Some(("optimizer", rest)) => tensors.optimizer.push(own(rest)),
+            Some(("assignments", rest)) => tensors.assignments.push(own(rest)),
+            Some(("rule", rest)) => tensors.rule.push(own(rest)),
             _ => {
                 return Err(Error::file(
                     file.path(),
@@ -183,5 +190,5 @@ pub(crate) fn load(folder: &Path, device: Device) -> Result<Option<Saved>> {
             }
         }
     }
-    Ok(Some(Saved { state, params, optimizer, assignments }))
+    Ok(Some(Saved { state, tensors }))
 }

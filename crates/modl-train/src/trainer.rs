@@ -6,15 +6,17 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use modl_core::{
-    ActivationCheckpoints, Error, Kind, Modular, ParamStore, Result, ResultExt, Seed, Select,
-    Tensor, Tensors,
+    Error, Kind, Modular, ParamStore, Result, ResultExt, Seed, Select, Tensor, Tensors,
 };
 
 use crate::assignments::Assignments;
 use crate::clip::clip_grad_norm;
 use crate::passes::Passing;
-use crate::state::{self, RunState};
-use crate::{Batches, Cursor, Dataset, Describe, Event, Objective, Optimizer, Sink, TrainConfig};
+use crate::state::{self, Parts, RunState};
+use crate::{
+    Batches, Cursor, Dataset, Describe, Event, Objective, Optimizer, Plain, Sink, StepContext,
+    StepGradients, StepRule, TrainConfig,
+};
 
 /// A model in training.
 #[derive(Debug)]
@@ -98,10 +100,24 @@ impl<'a> Trainer<'a> {
         describe: &Describe,
         sink: &mut dyn Sink,
     ) -> Result<()> {
+        self.train_by(&mut Plain, data, describe, sink)
+    }
+
+    /// Trains to the end, each step by a rule.
+    ///
+    /// # Errors
+    /// As [`Trainer::train`], or where the rule fails.
+    pub fn train_by(
+        &mut self,
+        rule: &mut dyn StepRule,
+        data: &Dataset,
+        describe: &Describe,
+        sink: &mut dyn Sink,
+    ) -> Result<()> {
         let keeps = self.config.passes.keep.then(|| Assignments::new(data)).transpose()?;
         let mut assignments = keeps.map(RefCell::new);
         let known = assignments.as_mut().map(RefCell::get_mut);
-        let (cursor, note) = self.take_up(data, known)?;
+        let (cursor, note) = self.take_up(data, known, rule)?;
         let device = self.model.device();
         let mut batches = Batches::new(data, self.config.batch_size, self.seed, device, cursor)?;
         let epochs = self.config.epochs.unwrap_or(1);
@@ -124,30 +140,29 @@ impl<'a> Trainer<'a> {
         while self.step < steps {
             let clock = Instant::now();
             let batch = batches.advance()?;
-            let kept = self.config.activation_checkpointing.then(ActivationCheckpoints::new);
-            let passing = Passing {
-                model: self.model,
-                objective: self.objective,
-                config: &self.config,
-                weights: &weights,
-                describe,
-                assignments: assignments.as_ref(),
-                seed: self.seed,
-                done: self.step,
+            let lr = self.config.lr * self.config.schedule.factor(self.step, steps);
+            let cx = StepContext {
+                passing: Passing {
+                    model: self.model,
+                    objective: self.objective,
+                    config: &self.config,
+                    weights: &weights,
+                    describe,
+                    assignments: assignments.as_ref(),
+                    seed: self.seed,
+                    done: self.step,
+                },
+                params: &params,
+                steps,
+                lr,
             };
-            let losses = passing.step(&batch, kept.as_ref())?;
-            let (loss, total) = (&losses.loss, &losses.total);
-            self.finite("loss", total.item()?)?;
-            // Without any trained module in this batch there is nothing to differentiate.
-            let mut grads = match (total.requires_grad(), &kept) {
-                (true, Some(kept)) => kept.gradients(self.model, total, &leaves)?,
-                (true, None) => total.gradients(&leaves, false)?,
-                (false, _) => vec![None; leaves.len()],
-            };
+            let batch = rule.batch(&cx, batch)?;
+            let StepGradients { loss: losses, mut grads, noted } = rule.gradients(&cx, &batch)?;
+            self.finite("loss", losses.total.item()?)?;
             let grad_norm = clip_grad_norm(&mut grads, self.config.clip)?;
             self.finite("norm of the gradients", grad_norm)?;
-            let lr = self.config.lr * self.config.schedule.factor(self.step, steps);
             self.optimizer.step(&self.params, &grads, &|n| lr * self.config.lr_factor(n))?;
+            rule.after_step(&cx, &grads)?;
             self.step += 1;
             for name in self.model.after_step(&self.named(&grads), self.step, steps)? {
                 self.optimizer.forget(&name);
@@ -170,16 +185,17 @@ impl<'a> Trainer<'a> {
                 debug_assert_eq!(frozen, self.frozen_sample()?, "a frozen parameter has changed");
             }
             if every(self.config.log_every, self.step) {
-                let (loss, seconds) = (loss.item()?, clock.elapsed().as_secs_f64());
-                let aux = losses.aux;
+                let (loss, seconds) = (losses.loss.item()?, clock.elapsed().as_secs_f64());
+                let mut aux = losses.aux;
+                aux.extend(noted);
                 sink.event(&Event::Step { step: self.step, loss, aux, lr, grad_norm, seconds })?;
             }
             if every(self.config.checkpoint_every, self.step) && self.step < steps {
-                self.save(batches.cursor(), data, assignments.as_ref(), sink)?;
+                self.save(batches.cursor(), data, assignments.as_ref(), rule, sink)?;
             }
         }
         if self.saved != Some(self.step) {
-            self.save(batches.cursor(), data, assignments.as_ref(), sink)?;
+            self.save(batches.cursor(), data, assignments.as_ref(), rule, sink)?;
         }
         let name = |i: usize| self.params.get(i).map(|(n, _)| n.clone());
         let unused = unused.into_iter().filter_map(name).collect();
@@ -210,13 +226,19 @@ impl<'a> Trainer<'a> {
         cursor: Cursor,
         data: &Dataset,
         assignments: Option<&RefCell<Assignments>>,
+        rule: &dyn StepRule,
         sink: &mut dyn Sink,
     ) -> Result<()> {
         let Some(folder) = &self.folder else { return Ok(()) };
         let state = RunState::new(self.step, cursor, self.seed, &self.config, self.model, data)?;
         let assigned = assignments.map(|all| all.borrow().tensors()).transpose()?;
-        let assigned = assigned.unwrap_or_default();
-        state::save(folder, state, &self.kept, &self.optimizer.state()?, &assigned)?;
+        let tensors = Parts {
+            params: self.kept.clone(),
+            optimizer: self.optimizer.state()?,
+            assignments: assigned.unwrap_or_default(),
+            rule: rule.state()?,
+        };
+        state::save(folder, state, &tensors)?;
         self.saved = Some(self.step);
         sink.event(&Event::Saved { path: folder.clone(), step: self.step })
     }
@@ -226,6 +248,7 @@ impl<'a> Trainer<'a> {
         &mut self,
         data: &Dataset,
         assignments: Option<&mut Assignments>,
+        rule: &mut dyn StepRule,
     ) -> Result<(Cursor, Option<String>)> {
         let Some(folder) = &self.folder else { return Ok(Default::default()) };
         let Some(saved) = state::load(folder, self.model.device())? else {
@@ -237,11 +260,13 @@ impl<'a> Trainer<'a> {
         for (name, t) in &self.kept {
             store.insert(name.clone(), t.clone())?;
         }
-        self.optimizer.load_state(&self.params, saved.optimizer)?;
+        let tensors = saved.tensors;
+        self.optimizer.load_state(&self.params, tensors.optimizer)?;
         if let Some(all) = assignments {
-            all.load(saved.assignments)?;
+            all.load(tensors.assignments)?;
         }
-        let params = saved.params.iter().map(|(n, t)| (n.as_str(), t));
+        rule.load_state(tensors.rule)?;
+        let params = tensors.params.iter().map(|(n, t)| (n.as_str(), t));
         store.load(&folder.display().to_string(), params, &Select::all())?;
         self.step = saved.state.step;
         self.saved = Some(self.step);

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use clap::Args;
-use modl_train::{Event, Fanout, JsonLines, LossWeight, Methods, RunFolder, Sink};
+use modl_train::{Event, Examples, Fanout, JsonLines, LossWeight, Methods, RunFolder, Sink};
 
 use super::run_folder::{self, Loaded};
 use crate::progress::Bars;
@@ -82,7 +82,7 @@ pub(crate) fn run(args: &TrainArgs, methods: &Methods) -> Result<()> {
         methods,
         &mut loaded.model,
         loaded.objective.as_ref(),
-        &loaded.train,
+        Examples { train: &loaded.train, test: Some(&loaded.test) },
         &mut Fanout(vec![&mut Told, &mut bars, &mut lines]),
     )?;
     super::eval::report(&loaded, &args.out)?;

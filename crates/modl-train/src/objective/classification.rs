@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use modl_core::{Context, Kind, Modular, Result, Tensor};
+use modl_core::{Context, Init, Kind, Modular, Result, Seed, Tensor};
 
 use super::{Metric, Objective, Said, apply_head, make_head, symmetric_kl};
 use crate::{Batch, Prediction, accuracy, macro_f1};
@@ -54,6 +54,16 @@ impl Objective for Classification {
         let spread = log_p.mean_dims(&[-1], false)?.neg()?;
         let epsilon = self.label_smoothing;
         hard.mul_scalar(1.0 - epsilon)?.add(&spread.mul_scalar(epsilon)?)
+    }
+
+    fn draw(&self, predicted: &Tensor, seed: Seed) -> Result<Tensor> {
+        // Gumbel-max: argmax of ln p − ln(−ln u).
+        let size = predicted.size();
+        let u = Init::Uniform(0.5).tensor(&size, seed, Kind::Double, predicted.device())?;
+        let u = u.add_scalar(0.5)?.clamp(f64::MIN_POSITIVE, 1.0 - f64::EPSILON)?;
+        let noise = u.log()?.neg()?.log()?.neg()?;
+        let (_, drawn) = predicted.to_kind(Kind::Double)?.add(&noise)?.max_dim(-1)?;
+        drawn.to_kind(Kind::Float)
     }
 
     fn divergence(&self, a: &Tensor, b: &Tensor, _: &Batch) -> Result<Tensor> {

@@ -7,7 +7,7 @@ mod regression;
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 
-use modl_core::{Context, Init, Kind, Modular, Result, Tensor, Tensors};
+use modl_core::{Context, Error, Init, Kind, Modular, Result, Seed, Tensor, Tensors};
 
 pub use classification::Classification;
 pub use next_token::NextToken;
@@ -31,6 +31,17 @@ pub trait Objective: Debug {
 
     /// How far two predictions of the same rows are apart, `[batch]` f32: 0 where they are equal.
     fn divergence(&self, a: &Tensor, b: &Tensor, batch: &Batch) -> Result<Tensor>;
+
+    /// Targets drawn from what was predicted, taken as a distribution whose −ln p is the loss but for
+    /// a constant; `[batch]` f32.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where it is none.
+    fn draw(&self, predicted: &Tensor, seed: Seed) -> Result<Tensor> {
+        let _ = (predicted, seed);
+        let what = format!("drawing labels from {self:?}");
+        Err(Error::unsupported(what, "take the labels of the data"))
+    }
 
     /// The mean loss of the batch, `[]` f32.
     fn loss(&self, model: &Modular, batch: &Batch, cx: &Context) -> Result<Tensor> {

@@ -1,6 +1,6 @@
 //! One number for a text.
 
-use modl_core::{Context, Modular, Result, Tensor};
+use modl_core::{Context, Init, Modular, Result, Seed, Tensor};
 
 use super::{Metric, Objective, apply_head, make_head};
 use crate::Batch;
@@ -37,6 +37,17 @@ impl Objective for Regression {
 
     fn losses(&self, predicted: &Tensor, batch: &Batch) -> Result<Tensor> {
         predicted.sub(&batch.targets)?.square()
+    }
+
+    fn draw(&self, predicted: &Tensor, seed: Seed) -> Result<Tensor> {
+        // (ŷ − y)² = −ln p but for a constant where the variance is ½.
+        let noise = Init::Normal(0.5f64.sqrt());
+        predicted.add(&noise.tensor(
+            &predicted.size(),
+            seed,
+            predicted.kind(),
+            predicted.device(),
+        )?)
     }
 
     fn divergence(&self, a: &Tensor, b: &Tensor, _: &Batch) -> Result<Tensor> {

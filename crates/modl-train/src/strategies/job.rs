@@ -1,0 +1,102 @@
+//! What a strategy works with.
+
+use std::path::Path;
+
+use modl_aggregate::WeightedSum;
+use modl_core::{Modular, Result, ResultExt, Seed, Select, Tensor, no_grad};
+use modl_route::Fixed;
+
+use crate::{
+    Batch, Dataset, Methods, Objective, Phase, Plain, Recipe, Sink, StepRule, TrainConfig, Trainer,
+};
+
+/// What a strategy works with.
+pub struct Job<'a> {
+    /// The model with all modules attached.
+    pub model: &'a mut Modular,
+    /// What is predicted.
+    pub objective: &'a dyn Objective,
+    /// The examples for training.
+    pub data: &'a Dataset,
+    /// Examples that are held out, for strategies that measure on their way.
+    pub test: Option<&'a Dataset>,
+    /// The settings.
+    pub phase: &'a Phase,
+    /// Where states are saved.
+    pub folder: &'a Path,
+    /// Who is told.
+    pub sink: &'a mut dyn Sink,
+    pub(crate) recipe: &'a Recipe,
+    pub(crate) methods: &'a Methods,
+}
+
+impl std::fmt::Debug for Job<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Job").field("phase", self.phase).field("folder", &self.folder).finish()
+    }
+}
+
+impl Job<'_> {
+    /// Where the random numbers of this phase come from.
+    pub fn seed(&self) -> Seed {
+        self.recipe.seed().child(&self.phase.name)
+    }
+
+    /// Trains what `config.train` takes on `data`; `part` names a part of the phase. What was
+    /// trained before a stop is taken up.
+    ///
+    /// # Errors
+    /// As [`Trainer::train`].
+    pub fn train(&mut self, part: Option<&str>, config: TrainConfig, data: &Dataset) -> Result<()> {
+        self.train_by(&mut Plain, part, config, data)
+    }
+
+    /// [`Job::train`], each step by a rule.
+    ///
+    /// # Errors
+    /// As [`Trainer::train_by`].
+    pub fn train_by(
+        &mut self,
+        rule: &mut dyn StepRule,
+        part: Option<&str>,
+        config: TrainConfig,
+        data: &Dataset,
+    ) -> Result<()> {
+        let (name, folder, seed) = match part {
+            None => (self.phase.name.clone(), self.folder.to_owned(), self.seed()),
+            Some(part) => (
+                format!("{}/{part}", self.phase.name),
+                self.folder.join(part),
+                self.seed().child(part),
+            ),
+        };
+        let trainer = Trainer::new(&name, self.model, self.objective, config, seed)?;
+        trainer.keep_in(folder).train_by(rule, data, &Batch::describe, self.sink)
+    }
+
+    /// Runs `work` while one module alone is active for every input, whatever the router says, and
+    /// puts back the router and the aggregator as they were.
+    ///
+    /// # Errors
+    /// Where there is no such module, or `work` fails.
+    pub fn with_only(
+        &mut self,
+        module: &str,
+        work: impl FnOnce(&mut Self) -> Result<()>,
+    ) -> Result<()> {
+        let learned = Select::any(["routers.*", "aggregators.*"]);
+        let before: Vec<(String, Tensor)> =
+            self.model.params().select(&learned).map(|(n, t)| (n.to_owned(), t.clone())).collect();
+        // Modules may stand at different sites.
+        let only = Fixed { skip_absent: true, ..Fixed::modules([module]) };
+        self.model.route(Box::new(only), false)?;
+        self.model.aggregate(Box::new(WeightedSum::default()))?;
+        let result = work(self);
+        self.recipe.route(self.model, self.methods)?;
+        for (name, t) in before {
+            let now = self.model.params().get(&name)?;
+            no_grad(|| now.clone().copy_from(&t)).at(&name)?;
+        }
+        result
+    }
+}
