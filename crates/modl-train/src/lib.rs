@@ -22,6 +22,7 @@ mod passes;
 pub mod recipe;
 mod routed;
 mod run;
+mod run_folder;
 mod schedule;
 mod state;
 mod step;
@@ -50,7 +51,8 @@ pub use objective::{
 pub use optim::{Optimizer, OptimizerConfig};
 pub use passes::{Combine, Passes, StepLoss};
 pub use recipe::{Phase, Recipe};
-pub use run::{Examples, restore, run};
+pub use run::{Examples, restore, run, run_in};
+pub use run_folder::RunFolder;
 pub use schedule::{Decay, Schedule, Warmup};
 pub use step::{Plain, StepContext, StepGradients, StepRule};
 pub use strategies::joint;
