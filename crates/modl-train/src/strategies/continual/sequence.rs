@@ -80,7 +80,9 @@ impl<C: Continual> Strategy for Sequence<C> {
             let part = part(index, task);
             let done = job.folder.join(&part).join(DONE);
             if done.exists() {
-                learner.load_state(outcome::load(&done, job.model, job.methods)?)?;
+                let (router, kept) = outcome::load(&done, job.model, job.methods)?;
+                job.router = router;
+                learner.load_state(kept)?;
                 continue;
             }
             matrix.forget_after(index);
@@ -88,8 +90,9 @@ impl<C: Continual> Strategy for Sequence<C> {
             let seed = job.seed().child(&part).child("task");
             let mut cx = TaskContext { job, task, tasks: &tasks, index, data: &data, seed };
             learner.begin(&mut cx).at(task)?;
-            let config = learner.config(&cx)?;
-            cx.job.train_by(learner.as_mut(), Some(&part), config, &data)?;
+            if let Some(config) = learner.config(&cx)? {
+                cx.job.train_by(learner.as_mut(), Some(&part), config, &data)?;
+            }
             learner.end(&mut cx).at(task)?;
             matrix.measure(job, learner.as_ref(), index)?;
             finish(job, learner.as_ref(), &done)?;
@@ -115,7 +118,7 @@ fn part(index: usize, task: &str) -> String {
 
 /// Writes down what is learned; then what was there to go on within the task is not needed.
 fn finish(job: &Job, learner: &dyn Learner, done: &Path) -> Result<()> {
-    outcome::save(done, job.model, learner.state()?)?;
+    outcome::save(done, job.model, job.router.as_ref(), learner.state()?)?;
     let within = done.parent().map(fs::read_dir);
     for entry in within.into_iter().flatten().flatten().flatten() {
         if entry.file_name().to_string_lossy().starts_with("state") {
