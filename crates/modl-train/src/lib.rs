@@ -8,6 +8,7 @@ mod bootstrap;
 mod clip;
 mod config;
 mod data;
+mod dense;
 mod evaluate;
 mod events;
 mod gradients;
@@ -21,6 +22,7 @@ mod passes;
 pub mod recipe;
 mod routed;
 mod run;
+mod run_folder;
 mod schedule;
 mod state;
 mod step;
@@ -49,13 +51,14 @@ pub use objective::{
 pub use optim::{Optimizer, OptimizerConfig};
 pub use passes::{Combine, Passes, StepLoss};
 pub use recipe::{Phase, Recipe};
-pub use run::{Examples, restore, run};
+pub use run::{Examples, restore, run, run_in};
+pub use run_folder::RunFolder;
 pub use schedule::{Decay, Schedule, Warmup};
 pub use step::{Plain, StepContext, StepGradients, StepRule};
 pub use strategies::joint;
 pub use strategies::{
     AGem, AccuracyMatrix, As, Continual, Convention, Ewc, Gem, Job, Joint, Labels, Learner, Lwf,
-    Naive, PerTask, Replay, RoutingOnly, Si, Strategy, TaskContext,
+    ModulePerTask, Naive, PerTask, Replay, RoutingOnly, Si, Strategy, TaskContext,
 };
 pub use temperature_sampling::Sampling;
 pub use trainer::Trainer;

@@ -78,7 +78,7 @@ impl RunState {
             cursor,
             seed,
             config,
-            data: data.fingerprint(),
+            data: data.fingerprint()?,
             base: if base_is_trained {
                 "trained".into()
             } else {

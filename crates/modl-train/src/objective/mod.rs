@@ -106,18 +106,20 @@ pub struct Metric {
     pub title: &'static str,
 }
 
-/// The mean of a model's last hidden states over the real tokens of a batch, `[batch, dim]` f32.
-/// Where a module has lengthened the sequence, the tokens that it put in are among them.
+/// The mean of a model's last hidden states over the real tokens of a batch, `[batch, dim]` f32: over
+/// all where neither the batch nor the model has an `attention_mask`, as with images. Where a module
+/// has lengthened the sequence, the tokens that it put in are among them.
 ///
 /// # Errors
 /// Where `last_hidden_state` is not among the outputs, or does not fit the mask.
 pub fn sentence_vectors(outputs: &Tensors, batch: &Batch) -> Result<Tensor> {
     let hidden = outputs.need("last_hidden_state")?.to_kind(Kind::Float)?; // [batch, seq, dim]
-    let mask = match outputs.get("attention_mask") {
-        Some(longer) => longer,
-        None => batch.inputs.need("attention_mask")?,
-    };
-    hidden.masked_mean(mask)
+    let longer = outputs.get("attention_mask");
+    match longer.or_else(|| batch.inputs.get("attention_mask")) {
+        Some(mask) => hidden.masked_mean(mask),
+        None if hidden.len_of(1) == 1 => hidden.squeeze(1),
+        None => hidden.mean_dims(&[1], false),
+    }
 }
 
 /// Makes `heads.NAME.weight` `[outputs, dim]` (uniform in ±1⁄√dim) and `heads.NAME.bias` `[outputs]`
