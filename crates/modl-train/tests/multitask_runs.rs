@@ -365,6 +365,30 @@ fn uncertainty_learns_the_logarithm_of_a_loss_that_stays() {
     }
 }
 
+/// Every multitask strategy stands on its page, and every line of the page is one.
+#[test]
+fn the_page_has_all_methods_and_what_it_says_is_read() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let page = std::fs::read_to_string(root.join("docs/multitask.md")).unwrap();
+    let path = root.join("examples/recipes/multitask.toml");
+    let example = std::fs::read_to_string(&path).unwrap();
+    let mut found = std::collections::BTreeSet::new();
+    for line in
+        page.lines().filter(|l| l.starts_with("strategy = ") || l.starts_with("sampling = "))
+    {
+        let text = match line.starts_with("strategy") {
+            true => example.replace("strategy = \"pcgrad\"", line),
+            false => format!("{example}\n{line}"),
+        };
+        let recipe = Recipe::parse(&text, &path, &methods());
+        let recipe = recipe.unwrap_or_else(|e| panic!("{line}: {e}"));
+        found.insert(recipe.phases[0].strategy["type"].as_str().unwrap().to_owned());
+    }
+    for entry in methods().strategies.entries().iter().filter(|e| e.section == "6.1") {
+        assert!(found.contains(entry.name) && page.contains(&format!("| `{}` |", entry.name)));
+    }
+}
+
 #[test]
 fn a_batch_may_have_one_task_only() {
     for strategy in ALL {
