@@ -254,7 +254,9 @@ fn of(low: f64, minus: f64, plus: f64) -> BTreeMap<String, f64> {
 #[test]
 fn weights_of_losses_are_those_of_the_step_in_one_pass_or_in_parts() {
     let strategy = r#"{ type = "scalarised", weights = { plus = 2.0, low = 0.0 } }"#;
-    for more in ["", "split_by_length = true", "passes = { count = 2 }"] {
+    for more in
+        ["", "split_by_length = true", "activation_checkpointing = true", "passes = { count = 2 }"]
+    {
         assert_step(strategy, more, |_| {
             let weights = of(0.0, 1.0 / 3.0, 2.0 / 3.0);
             [weights.clone(), weights]
