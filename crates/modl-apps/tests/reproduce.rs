@@ -102,6 +102,21 @@ fn experiments_give_what_is_exact_about_their_conditions() {
     // Ten clusters know ten of the 16 experts; one network has no load.
     assert!((9.5..=10.0).contains(&of("known", "active").unwrap()));
     assert_eq!(of("parameters", "cv_load"), None);
+
+    reproduce("conflict", "1", dir.path());
+    let all = runs(&dir.path().join("conflict/runs.jsonl"));
+    assert_eq!(all.len(), 15);
+    for ((way, _), found) in &all {
+        // A hundred steps of Adam go about 0.1, and there is nothing below the optimum.
+        let start = [[-8.5, 7.5], [-8.5, -5.0], [9.0, 9.0]]
+            [way[way.len() - 1..].parse::<usize>().unwrap() - 1];
+        let moved = ["x1", "x2"].map(|x| found[x].as_f64().unwrap());
+        assert!(
+            moved.iter().zip(start).all(|(a, b): (&f64, f64)| (a - b).abs() < 0.2),
+            "{way}: {moved:?}"
+        );
+        assert!(found["gap"].as_f64().unwrap() > 0.0, "{way}");
+    }
 }
 
 #[test]

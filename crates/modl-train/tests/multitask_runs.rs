@@ -254,7 +254,9 @@ fn of(low: f64, minus: f64, plus: f64) -> BTreeMap<String, f64> {
 #[test]
 fn weights_of_losses_are_those_of_the_step_in_one_pass_or_in_parts() {
     let strategy = r#"{ type = "scalarised", weights = { plus = 2.0, low = 0.0 } }"#;
-    for more in ["", "split_by_length = true", "passes = { count = 2 }"] {
+    for more in
+        ["", "split_by_length = true", "activation_checkpointing = true", "passes = { count = 2 }"]
+    {
         assert_step(strategy, more, |_| {
             let weights = of(0.0, 1.0 / 3.0, 2.0 / 3.0);
             [weights.clone(), weights]
@@ -362,6 +364,30 @@ fn uncertainty_learns_the_logarithm_of_a_loss_that_stays() {
             (last.as_ref().unwrap()[&format!("weight.{task}")], loss.item().unwrap());
         let expected = 0.5 / loss.max((-5f64).exp());
         assert!((weight / expected - 1.0).abs() < 0.02, "{task}: {weight}, wanted {expected}");
+    }
+}
+
+/// Every multitask strategy stands on its page, and every line of the page is one.
+#[test]
+fn the_page_has_all_methods_and_what_it_says_is_read() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let page = std::fs::read_to_string(root.join("docs/multitask.md")).unwrap();
+    let path = root.join("examples/recipes/multitask.toml");
+    let example = std::fs::read_to_string(&path).unwrap();
+    let mut found = std::collections::BTreeSet::new();
+    for line in
+        page.lines().filter(|l| l.starts_with("strategy = ") || l.starts_with("sampling = "))
+    {
+        let text = match line.starts_with("strategy") {
+            true => example.replace("strategy = \"pcgrad\"", line),
+            false => format!("{example}\n{line}"),
+        };
+        let recipe = Recipe::parse(&text, &path, &methods());
+        let recipe = recipe.unwrap_or_else(|e| panic!("{line}: {e}"));
+        found.insert(recipe.phases[0].strategy["type"].as_str().unwrap().to_owned());
+    }
+    for entry in methods().strategies.entries().iter().filter(|e| e.section == "6.1") {
+        assert!(found.contains(entry.name) && page.contains(&format!("| `{}` |", entry.name)));
     }
 }
 

@@ -8,6 +8,7 @@
 mod balance;
 mod catalog;
 mod chains;
+mod conflict;
 mod demix;
 mod experiment;
 mod expert;

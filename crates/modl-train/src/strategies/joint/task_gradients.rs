@@ -55,7 +55,9 @@ impl TaskGradients {
             by_param.iter_mut().zip(own).for_each(|(all, grad)| all.push(grad));
         }
         let mut made = TaskGradients { tasks, params, blocks: Vec::new(), private: Vec::new() };
+        // What stands side by side next: how many numbers of each task, and where they are.
         let mut waiting: Vec<(usize, Vec<Tensor>)> = Vec::new();
+        let (mut numbers, mut place) = (0, None);
         for (param, grads) in by_param.into_iter().enumerate() {
             let present = grads.iter().flatten().count();
             if present < 2 {
@@ -64,12 +66,14 @@ impl TaskGradients {
                 continue;
             }
             let grads = whole(param, grads)?;
-            let fits = waiting.first().is_none_or(|(_, first)| same(first, &grads));
-            let numbers =
-                waiting.iter().chain([&(param, grads.clone())]).map(numbers).sum::<usize>();
-            if !fits || numbers > BLOCK {
+            let first = grads.first();
+            let (own, like) =
+                (first.map_or(0, Tensor::numel), first.map(|g| (g.kind(), g.device())));
+            if numbers + own > BLOCK || (numbers > 0 && place != like) {
                 made.pack(std::mem::take(&mut waiting))?;
+                numbers = 0;
             }
+            (numbers, place) = (numbers + own, like);
             waiting.push((param, grads));
         }
         made.pack(waiting)?;
@@ -194,14 +198,4 @@ fn whole(param: usize, grads: Vec<Option<Tensor>>) -> Result<Vec<Tensor>> {
         return Err(Error::invalid(format!("gradients of parameter {param}"), problem));
     }
     grads.into_iter().map(|g| g.map_or_else(|| like.zeros_like(), Ok)).collect()
-}
-
-/// Whether two parameters' gradients can stand in one matrix.
-fn same(a: &[Tensor], b: &[Tensor]) -> bool {
-    let place = |all: &[Tensor]| all.first().map(|t| (t.kind(), t.device()));
-    place(a) == place(b)
-}
-
-fn numbers((_, grads): &(usize, Vec<Tensor>)) -> usize {
-    grads.first().map_or(0, Tensor::numel)
 }
