@@ -6,7 +6,7 @@ use modl_core::{Error, Modular, Result, Select, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::optim::lora_plus::{self, Ratio};
-use crate::{LossWeight, OptimizerConfig, Passes, Schedule};
+use crate::{LossWeight, OnNan, OptimizerConfig, Passes, Schedule};
 
 /// How a model is trained.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -58,6 +58,9 @@ pub struct TrainConfig {
     /// `config.json` has (`aux_loss = router_aux_loss_coef`). A loss of which nobody knows what it
     /// counts is an error.
     pub loss_weights: BTreeMap<String, f64>,
+    /// What is done in a step whose loss or gradients are not finite. Default: training stops.
+    #[serde(skip_serializing_if = "OnNan::is_default")]
+    pub on_nan: OnNan,
     /// An event each so many steps; none where it is 0.
     pub log_every: u64,
     /// What routers choose is measured on the batch of each so many steps, as an event; never where it
@@ -85,6 +88,7 @@ impl Default for TrainConfig {
             lora_plus_ratio: None,
             lora_plus_embedding_ratio: None,
             loss_weights: BTreeMap::new(),
+            on_nan: OnNan::default(),
             log_every: 1,
             log_routing_every: 10,
             checkpoint_every: 0,

@@ -13,6 +13,7 @@ mod events;
 mod length_groups;
 mod methods;
 mod metrics;
+mod not_finite;
 mod objective;
 pub mod optim;
 mod outcome;
@@ -41,6 +42,7 @@ pub use methods::Methods;
 pub use metrics::{
     Interval, accuracy, interval, macro_f1, mean_absolute_error, scores, sign_accuracy, spearman,
 };
+pub use not_finite::OnNan;
 pub use objective::{
     Classification, Metric, NextToken, Objective, Regression, Said, sentence_vectors,
 };

@@ -50,6 +50,7 @@ mod data;
 mod head;
 mod parts;
 mod phase;
+mod routing;
 mod source;
 
 use std::path::{Path, PathBuf};
@@ -224,8 +225,8 @@ impl Recipe {
 
     /// Gives the model the recipe's router and aggregator, fresh.
     pub(crate) fn route(&self, model: &mut Modular, methods: &Methods) -> Result<()> {
-        if let Some(router) = &self.router {
-            model.route(methods.registry.routers.parse(&router.config)?, router.global)?;
+        if let (Some(router), Some(config)) = (&self.router, self.router_for(model)?) {
+            model.route(methods.registry.routers.parse(&config)?, router.global)?;
         }
         if let Some(aggregator) = &self.aggregator {
             model.aggregate(methods.registry.aggregators.parse(aggregator)?)?;
