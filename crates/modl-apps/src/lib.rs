@@ -31,7 +31,8 @@ pub fn builtin() -> Result<Registry> {
     Registry::new()
         .with(modl_compute::register)?
         .with(modl_route::register)?
-        .with(modl_aggregate::register)
+        .with(modl_aggregate::register)?
+        .with(modl_models::register)
 }
 
 /// Runs the command line of this process over the methods of `registry`, and says how it ended.

@@ -6,8 +6,8 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::{
-    Context, Error, Host, HostFn, Kind, ModularLayer, ParamStore, Result, ResultExt, Segments,
-    Signal, Site, Tensors,
+    Context, Device, Error, Host, HostFn, Kind, ModularLayer, ParamStore, Result, ResultExt, Seed,
+    Segments, Signal, Site, Tensors,
 };
 
 /// A pretrained network whose sub-functions can be reached by name.
@@ -75,6 +75,18 @@ pub trait Backbone: Debug + Send {
         }
         Ok(hash.finalize().iter().take(8).map(|b| format!("{b:02x}")).collect())
     }
+}
+
+/// The settings of a backbone that is drawn, not loaded: what a recipe has under `fresh`.
+pub trait FreshBackbone: Debug + Send + Sync {
+    /// The name in recipes: `mlp`.
+    fn kind(&self) -> &'static str;
+
+    /// A backbone whose θ is drawn from `seed`, in this kind on this device.
+    ///
+    /// # Errors
+    /// Where a setting is out of range.
+    fn build(&self, seed: Seed, kind: Kind, device: Device) -> Result<Box<dyn Backbone>>;
 }
 
 /// A loss that a backbone gives by itself.

@@ -86,7 +86,7 @@ pub use activation::Activation;
 pub use activation_checkpointing::{ActivationCheckpoints, Segments};
 pub use aggregator::{Aggregator, AggregatorConfig, Order};
 pub use assignment::assignment;
-pub use backbone::{Backbone, Layers, OwnLoss};
+pub use backbone::{Backbone, FreshBackbone, Layers, OwnLoss};
 pub use bank::{Active, Bank};
 pub use cache::Cache;
 pub use context::{Context, Trace};

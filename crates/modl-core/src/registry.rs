@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::{AggregatorConfig, Error, ModuleConfig, Result, RouterConfig};
+use crate::{AggregatorConfig, Error, FreshBackbone, ModuleConfig, Result, RouterConfig};
 
 /// A method that can be named.
 pub struct Entry<T: ?Sized> {
@@ -111,6 +111,7 @@ macro_rules! registers {
 registers!(ModuleConfig);
 registers!(RouterConfig);
 registers!(AggregatorConfig);
+registers!(FreshBackbone);
 
 /// Reads the configuration of a method.
 ///
@@ -128,7 +129,7 @@ pub fn to_json(method: &str, config: &impl Serialize) -> Result<Value> {
     serde_json::to_value(config).map_err(|e| Error::invalid(method, e.to_string()))
 }
 
-/// All methods of the three axes that meet at a site.
+/// All methods of the three axes that meet at a site, and the networks that can be drawn afresh.
 #[derive(Debug)]
 pub struct Registry {
     /// Computation.
@@ -137,6 +138,8 @@ pub struct Registry {
     pub routers: Catalog<dyn RouterConfig>,
     /// Aggregation.
     pub aggregators: Catalog<dyn AggregatorConfig>,
+    /// Backbones that are drawn, not loaded.
+    pub backbones: Catalog<dyn FreshBackbone>,
 }
 
 impl Default for Registry {
@@ -152,6 +155,7 @@ impl Registry {
             modules: Catalog::new("module"),
             routers: Catalog::new("router"),
             aggregators: Catalog::new("aggregator"),
+            backbones: Catalog::new("fresh backbone"),
         }
     }
 

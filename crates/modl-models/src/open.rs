@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::bert::e5;
 use crate::folder::read_config;
 use crate::gguf::Gguf;
-use crate::{Bert, EfficientNet, EfficientNetConfig, Gpt2, Llama, T5, Vit};
+use crate::{Bert, EfficientNet, EfficientNetConfig, Gpt2, Llama, Mlp, T5, Vit};
 
 /// How a backbone is loaded.
 #[derive(Debug, Clone, PartialEq)]
@@ -46,6 +46,7 @@ const ARCHITECTURES: &[(&str, Load)] = &[
     ("gpt2", |dir, config, options| Ok(Box::new(Gpt2::from_config(dir, config, options)?))),
     ("llama", |dir, config, options| Ok(Box::new(Llama::from_config(dir, config, options)?))),
     ("mixtral", |dir, config, options| Ok(Box::new(Llama::from_config(dir, config, options)?))),
+    ("mlp", |dir, config, options| Ok(Box::new(Mlp::from_config(dir, config, options)?))),
     ("olmoe", |dir, config, options| Ok(Box::new(Llama::from_config(dir, config, options)?))),
     ("qwen2_moe", |dir, config, options| Ok(Box::new(Llama::from_config(dir, config, options)?))),
     ("roberta", |dir, config, options| Ok(Box::new(Bert::from_config(dir, config, options)?))),

@@ -1,29 +1,35 @@
 //! Examples, data sets, and batches as tensors.
 
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 
 use modl_core::{Context, Device, Error, Kind, Result, Tensor, Tensors};
 use sha2::{Digest, Sha256};
 
-/// One example: a text as token ids, and what is to be said of it.
+use crate::dense::DenseRows;
+
+/// One example: a text as token ids, or a row of a data set's dense inputs, and what is to be said of
+/// it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Example {
     /// A name that is unique within its task.
     pub id: String,
     /// The task, data set or language that it belongs to.
     pub task: String,
-    /// Token ids with the special tokens of the model.
+    /// Token ids with the special tokens of the model; none where it is a row of numbers alone.
     pub ids: Vec<i64>,
     /// The target, in the task's own unit.
     pub target: f32,
 }
 
-/// Examples in order, none of them empty, with named features for each.
+/// Examples in order, none of them empty, with named inputs and features for each.
 #[derive(Debug, Clone, Default)]
 pub struct Dataset {
     examples: Vec<Example>,
+    inputs: BTreeMap<String, DenseRows>,
     features: Tensors,
     pad: i64,
+    fingerprint: OnceLock<String>,
 }
 
 impl Dataset {
@@ -32,19 +38,58 @@ impl Dataset {
     /// # Errors
     /// Where there is no example at all, or one without tokens.
     pub fn new(examples: Vec<Example>) -> Result<Self> {
-        if examples.is_empty() {
+        Dataset { examples, ..Dataset::default() }.checked()
+    }
+
+    /// A data set of images or other rows of numbers, `rows` `[examples, …]`: bytes, which batches
+    /// have as f32 from 0 to 1, or floats. Examples need no tokens; either all of them have some, or
+    /// none.
+    ///
+    /// ```
+    /// use modl_core::{Device, Tensor};
+    /// use modl_train::{Dataset, Example};
+    /// let example = |i: u32| Example { id: i.to_string(), task: "digits".into(), ids: vec![], target: 1.0 };
+    /// let images = Tensor::from_slice(&[0u8, 255, 51, 0], &[2, 2], Device::Cpu)?;
+    /// let data = Dataset::dense(vec![example(0), example(1)], "pixel_values", images)?;
+    /// let batch = data.batch(&[1], Device::Cpu)?;
+    /// assert_eq!(batch.inputs.need("pixel_values")?.to_vec::<f32>()?, [0.2, 0.0]);
+    /// # Ok::<(), modl_core::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Where there is no example, or not one row for each, or `rows` are neither bytes nor floats.
+    pub fn dense(examples: Vec<Example>, name: impl Into<String>, rows: Tensor) -> Result<Self> {
+        Dataset { examples, ..Dataset::default() }.with_input(name, rows)?.checked()
+    }
+
+    fn checked(self) -> Result<Self> {
+        if self.examples.is_empty() {
             return Err(Error::invalid(
                 "data set",
                 "has no examples; check its files, its `limit` and its split",
             ));
         }
-        if let Some(e) = examples.iter().find(|e| e.ids.is_empty()) {
+        let tokens = self.inputs.is_empty() || self.examples.iter().any(|e| !e.ids.is_empty());
+        if let Some(e) = self.examples.iter().find(|e| tokens && e.ids.is_empty()) {
             return Err(Error::invalid(
                 format!("example `{}` of `{}`", e.id, e.task),
                 "has no tokens",
             ));
         }
-        Ok(Dataset { examples, features: Tensors::new(), pad: 0 })
+        Ok(self)
+    }
+
+    /// A further dense input for each example, as in [`Dataset::dense`]: batches hand its rows to the
+    /// backbone under this name.
+    ///
+    /// # Errors
+    /// As [`Dataset::dense`].
+    pub fn with_input(mut self, name: impl Into<String>, rows: Tensor) -> Result<Self> {
+        let name = name.into();
+        let rows = DenseRows::new(&name, rows, self.len())?;
+        self.inputs.insert(name, rows);
+        self.fingerprint = OnceLock::new();
+        Ok(self)
     }
 
     /// Batches are filled up with this token.
@@ -96,11 +141,59 @@ impl Dataset {
     /// # Errors
     /// Where it takes none.
     pub fn filter(&self, keep: impl Fn(&Example) -> bool) -> Result<Dataset> {
-        let index: Vec<usize> =
-            self.examples.iter().enumerate().filter(|(_, e)| keep(e)).map(|(i, _)| i).collect();
-        let examples = index.iter().filter_map(|i| self.examples.get(*i).cloned()).collect();
-        let features = self.feature_rows(&index)?;
-        Ok(Dataset { features, ..Dataset::new(examples)?.with_pad(self.pad) })
+        let kept = self.examples.iter().enumerate().filter(|(_, e)| keep(e));
+        self.rows(&kept.map(|(i, _)| i).collect::<Vec<_>>())
+    }
+
+    /// The examples at `index`, in that order, with their inputs and features.
+    ///
+    /// # Errors
+    /// Where an index is out of range, or there is none.
+    pub fn rows(&self, index: &[usize]) -> Result<Dataset> {
+        let examples: Option<Vec<Example>> =
+            index.iter().map(|i| self.examples.get(*i).cloned()).collect();
+        let examples = examples.ok_or_else(|| {
+            let problem = format!("are wanted beyond the {} that there are", self.len());
+            Error::invalid("examples", problem)
+        })?;
+        let inputs = self.inputs.iter().map(|(name, rows)| (name.clone(), rows.pick(index)));
+        let (inputs, features) = (inputs.collect(), self.feature_rows(index)?);
+        Dataset { examples, inputs, features, pad: self.pad, ..Dataset::default() }.checked()
+    }
+
+    /// The examples of `self`, then those of `other`, with their inputs and features.
+    ///
+    /// # Errors
+    /// Where the two do not have the same inputs and features, or they differ in shape or kind.
+    pub fn and(&self, other: &Dataset) -> Result<Dataset> {
+        let names = |d: &Dataset| -> Vec<String> {
+            d.inputs
+                .keys()
+                .map(String::as_str)
+                .chain(d.features.names())
+                .map(str::to_owned)
+                .collect()
+        };
+        let (own, others) = (names(self), names(other));
+        if own != others {
+            let problem = format!("have other inputs and features: {own:?} and {others:?}");
+            return Err(Error::invalid("data sets", problem));
+        }
+        let both = |(name, rows): (&String, &DenseRows)| match other.inputs.get(name) {
+            Some(more) => Ok((name.clone(), rows.and(more)?)),
+            None => Ok((name.clone(), rows.clone())),
+        };
+        let both_features = |name: &str, t: &Tensor| {
+            Tensor::cat(&[t.clone(), other.features.need(name)?.clone()], 0)
+        };
+        Dataset {
+            examples: self.examples.iter().chain(&other.examples).cloned().collect(),
+            inputs: self.inputs.iter().map(both).collect::<Result<_>>()?,
+            features: self.features.map(both_features)?,
+            pad: self.pad,
+            fingerprint: OnceLock::new(),
+        }
+        .checked()
     }
 
     /// The examples of one task.
@@ -161,13 +254,20 @@ impl Dataset {
             ids.extend(std::iter::repeat_n(self.pad, longest - e.ids.len()));
             mask.extend(std::iter::repeat_n(0i64, longest - e.ids.len()));
         }
-        let shape = [rows.len() as i64, longest as i64];
+        let n = rows.len() as i64;
+        let mut inputs = Tensors::new();
+        if longest > 0 {
+            let shape = [n, longest as i64];
+            inputs.set("input_ids", Tensor::from_slice(&ids, &shape, device)?);
+            inputs.set("attention_mask", Tensor::from_slice(&mask, &shape, device)?);
+        }
+        for (name, dense) in &self.inputs {
+            inputs.set(name.clone(), dense.rows(index, device)?);
+        }
         let targets: Vec<f32> = rows.iter().map(|e| e.target).collect();
         Ok(Batch {
-            inputs: Tensors::new()
-                .with("input_ids", Tensor::from_slice(&ids, &shape, device)?)
-                .with("attention_mask", Tensor::from_slice(&mask, &shape, device)?),
-            targets: Tensor::from_slice(&targets, &[shape[0]], device)?,
+            inputs,
+            targets: Tensor::from_slice(&targets, &[n], device)?,
             tasks: rows.iter().map(|e| e.task.clone()).collect(),
             ids: rows.iter().map(|e| e.id.clone()).collect(),
             features: self.feature_rows(index)?.map(|_, t| t.to_device(device))?,
@@ -175,19 +275,30 @@ impl Dataset {
     }
 
     /// Twelve hex digits that change with any example, so that a run is not resumed on other data.
-    pub fn fingerprint(&self) -> String {
+    ///
+    /// # Errors
+    /// Where a dense input cannot be read.
+    pub fn fingerprint(&self) -> Result<String> {
+        if let Some(known) = self.fingerprint.get() {
+            return Ok(known.clone());
+        }
         let mut hash = Sha256::new();
         for e in &self.examples {
             hash.update(format!("{}\0{}\0{}\0{:?}\n", e.task, e.id, e.target.to_bits(), e.ids));
         }
-        hash.finalize().iter().take(6).map(|b| format!("{b:02x}")).collect()
+        for (name, rows) in &self.inputs {
+            hash.update(format!("{name}\0{}\n", rows.digest()?));
+        }
+        let text = hash.finalize().iter().take(6).map(|b| format!("{b:02x}")).collect();
+        Ok(self.fingerprint.get_or_init(|| text).clone())
     }
 }
 
 /// Some examples as tensors.
 #[derive(Debug, Clone)]
 pub struct Batch {
-    /// `input_ids` and `attention_mask`, both `[batch, seq]` i64.
+    /// `input_ids` and `attention_mask`, both `[batch, seq]` i64, where there are tokens; dense
+    /// inputs `[batch, …]` by name.
     pub inputs: Tensors,
     /// `[batch]` f32.
     pub targets: Tensor,
@@ -200,11 +311,13 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Tells `cx` all that the batch knows: tasks, features and the `mask` `[batch, seq]` of real
-    /// tokens, in f32.
+    /// Tells `cx` all that the batch knows: tasks, features and, where there are tokens, the `mask`
+    /// `[batch, seq]` of real ones, in f32.
     pub fn describe(&self, cx: Context) -> Result<Context> {
-        let mask = self.inputs.need("attention_mask")?.to_kind(Kind::Float)?;
-        let cx = cx.with_tasks(&self.tasks).with_feature("mask", mask);
+        let mut cx = cx.with_tasks(&self.tasks);
+        if let Some(mask) = self.inputs.get("attention_mask") {
+            cx = cx.with_feature("mask", mask.to_kind(Kind::Float)?);
+        }
         Ok(self.features.iter().fold(cx, |cx, (name, rows)| cx.with_feature(name, rows.clone())))
     }
 }

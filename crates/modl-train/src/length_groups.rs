@@ -5,7 +5,7 @@
 //! programming over the rows in the order of their lengths. The loss is the mean over all rows as
 //! before, so that gradients are equal up to rounding.
 
-use modl_core::Result;
+use modl_core::{Kind, Result};
 
 use crate::Batch;
 
@@ -44,21 +44,29 @@ pub fn length_groups(lengths: &[usize]) -> Vec<Vec<usize>> {
 
 impl Batch {
     /// The batch in groups of similar length ([`length_groups`]), each filled up to its own longest
-    /// row. Rows are expected to have their padding at the end.
+    /// row; itself alone where it has no tokens. Rows are expected to have their padding at the end.
     ///
     /// # Errors
-    /// Where there is no `attention_mask`.
+    /// Where an input does not have the batch's rows.
     pub fn by_length(&self) -> Result<Vec<Batch>> {
-        let lengths = self.inputs.need("attention_mask")?.sum_dims(&[1], false)?.to_vec::<i64>()?;
+        let Some(mask) = self.inputs.get("attention_mask") else { return Ok(vec![self.clone()]) };
+        let lengths = mask.sum_dims(&[1], false)?.to_vec::<i64>()?;
         let lengths: Vec<usize> = lengths.iter().map(|n| *n as usize).collect();
         let groups = length_groups(&lengths);
         if groups.len() <= 1 {
             return Ok(vec![self.clone()]);
         }
+        let width = mask.len_of(1);
         let short = |rows: &Vec<usize>| {
             let longest = rows.iter().filter_map(|r| lengths.get(*r)).max().copied().unwrap_or(0);
             let all = self.rows(rows)?;
-            let inputs = all.inputs.map(|_, t| t.narrow(1, 0, longest as i64))?;
+            // Dense inputs are floats.
+            let inputs = all.inputs.map(|_, t| match t.kind() {
+                Kind::Int64 if t.dim() == 2 && t.len_of(1) == width => {
+                    t.narrow(1, 0, longest as i64)
+                }
+                _ => Ok(t.clone()),
+            })?;
             Ok(Batch { inputs, ..all })
         };
         groups.iter().map(short).collect()
@@ -110,7 +118,8 @@ mod tests {
         let batch = Batch {
             inputs: modl_core::Tensors::new()
                 .with("input_ids", tensor(&ids))
-                .with("attention_mask", tensor(&mask)),
+                .with("attention_mask", tensor(&mask))
+                .with("pixel_values", tensor(&ids).to_kind(Kind::Float).unwrap()),
             targets: Tensor::from_slice(&[0.0f32, 1.0, 2.0], &[3], Device::Cpu).unwrap(),
             tasks: words(["a", "b", "c"]),
             ids: words(["x", "y", "z"]),
@@ -119,6 +128,10 @@ mod tests {
         let [short, long] = <[Batch; 2]>::try_from(batch.by_length().unwrap()).unwrap();
         let ids = |b: &Batch| b.inputs.need("input_ids").unwrap().to_vec::<i64>().unwrap();
         assert_eq!((ids(&short), ids(&long)), (vec![1, 6], vec![2, 3, 4, 5]));
+        let pixels = long.inputs.need("pixel_values").unwrap().to_vec::<f32>().unwrap();
+        assert_eq!(pixels, [2.0, 3.0, 4.0, 5.0]);
+        let pixels = short.inputs.need("pixel_values").unwrap().size();
+        assert_eq!(pixels, [2, 4], "a dense input has no padding to lose");
         assert_eq!(short.targets.to_vec::<f32>().unwrap(), [0.0, 2.0]);
         assert_eq!(
             (short.tasks, short.ids, long.ids),

@@ -8,8 +8,10 @@ mod bootstrap;
 mod clip;
 mod config;
 mod data;
+mod dense;
 mod evaluate;
 mod events;
+mod gradients;
 mod length_groups;
 mod methods;
 mod metrics;
@@ -26,6 +28,8 @@ mod schedule;
 mod state;
 mod step;
 mod strategies;
+mod task_losses;
+mod temperature_sampling;
 mod trainer;
 mod tsv;
 
@@ -53,9 +57,11 @@ pub use run::{Examples, restore, run, run_in};
 pub use run_folder::RunFolder;
 pub use schedule::{Decay, Schedule, Warmup};
 pub use step::{Plain, StepContext, StepGradients, StepRule};
+pub use strategies::joint;
 pub use strategies::{
-    AccuracyMatrix, Continual, Convention, Ewc, Job, Joint, Labels, Learner, Naive, PerTask,
-    RoutingOnly, Strategy, TaskContext,
+    AGem, AccuracyMatrix, As, Continual, Convention, Ewc, Gem, Job, Joint, Labels, Learner, Lwf,
+    ModulePerTask, Naive, PerTask, Replay, RoutingOnly, Si, Strategy, TaskContext,
 };
+pub use temperature_sampling::Sampling;
 pub use trainer::Trainer;
 pub use tsv::{Row, read_tsv, sample};

@@ -13,7 +13,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use modl_core::checkpoint::{self, Checkpoint};
+use modl_core::checkpoint;
 use modl_core::{Error, Modular, Result, ResultExt, Select};
 
 use crate::state::differences;
@@ -77,7 +77,7 @@ pub fn run_in(
             paths.push(modl_route::winning_path(model).at(&phase.name)?);
         }
         if done.exists() {
-            take_over(model, &done)?;
+            outcome::load(&done, model, methods)?;
             continue;
         }
         let strategy = methods.strategies.parse(&phase.strategy)?;
@@ -127,7 +127,7 @@ pub fn restore(
     recipe.attach(model, methods)?;
     objective.setup(model)?;
     // Each in turn: what a phase trained of the backbone is in its own file only.
-    done.iter().try_for_each(|file| take_over(model, file))
+    done.iter().try_for_each(|file| outcome::load(file, model, methods).map(drop))
 }
 
 /// The names of all parameters that `train` takes, of modules only those that `free` takes, too.
@@ -196,13 +196,5 @@ fn save_results(model: &Modular, folder: &Path) -> Result<()> {
         model.params().select(&heads),
         HashMap::new(),
     )?;
-    let all = outcome::trained(model)?;
-    let tensors = all.iter().map(|(n, p)| (n, p.tensor()));
-    checkpoint::save(folder.join(PARAMS), tensors, HashMap::new())
-}
-
-/// Loads what a finished phase has saved.
-fn take_over(model: &mut Modular, file: &Path) -> Result<()> {
-    let saved: Vec<_> = Checkpoint::open(file)?.tensors(model.device())?.into_iter().collect();
-    outcome::load(model, &file.display().to_string(), &saved)
+    outcome::save(&folder.join(PARAMS), model, Vec::new())
 }

@@ -82,7 +82,7 @@ impl RunState {
             skipped: 0,
             seed,
             config,
-            data: data.fingerprint(),
+            data: data.fingerprint()?,
             base: if base_is_trained {
                 "trained".into()
             } else {

@@ -19,7 +19,7 @@ pub(crate) struct EvalArgs {
 }
 
 pub(crate) fn run(args: &EvalArgs, methods: &Methods) -> Result<()> {
-    let mut loaded = Loaded::new(run_folder::recipe_of(&args.run, methods)?)?;
+    let mut loaded = Loaded::new(run_folder::recipe_of(&args.run, methods)?, methods)?;
     modl_train::restore(
         &loaded.recipe,
         methods,

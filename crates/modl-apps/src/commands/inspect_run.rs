@@ -13,7 +13,14 @@ use crate::report::Table;
 /// What a run is and how far it is.
 pub(super) fn run(folder: &Path, methods: &Methods) -> Result<()> {
     let recipe = run_folder::recipe_of(folder, methods)?;
-    println!("run of a recipe: backbone {}", recipe.resolve(&recipe.backbone.path).display());
+    let backbone = match &recipe.backbone.fresh {
+        Some(fresh) => {
+            let (kind, settings) = described(fresh);
+            format!("fresh {kind}, {settings}")
+        }
+        None => recipe.backbone_folder()?.display().to_string(),
+    };
+    println!("run of a recipe: backbone {backbone}");
     let mut table = Table::new(["module", "method", "settings", "stands at"]).left();
     for m in &recipe.modules {
         let (kind, settings) = described(&m.config);

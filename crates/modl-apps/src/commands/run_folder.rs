@@ -1,9 +1,10 @@
 //! A run's folder: the recipe that it follows, and what is set beside it.
 
+use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
-use modl_core::{Modular, checkpoint};
+use modl_core::{Modular, ResultExt, checkpoint};
 use modl_models::{LoadOptions, Tokenizer, open};
 use modl_train::{Dataset, Methods, Objective, Recipe, RunFolder};
 use serde::{Deserialize, Serialize};
@@ -61,20 +62,36 @@ pub(super) fn recipe_of(folder: &Path, methods: &Methods) -> Result<Recipe> {
 }
 
 impl Loaded {
-    pub(super) fn new(recipe: Recipe) -> Result<Self> {
+    pub(super) fn new(recipe: Recipe, methods: &Methods) -> Result<Self> {
         let spec = &recipe.backbone;
-        let folder = recipe.resolve(&spec.path);
-        let options = LoadOptions {
-            kind: Some(spec.dtype.into()),
-            device: crate::cli::available(spec.device.0)?,
-            dropout: spec.dropout,
-            router_losses: spec.router_losses,
+        let device = crate::cli::available(spec.device.0)?;
+        let backbone = match recipe.fresh_backbone(methods)? {
+            Some(fresh) => fresh,
+            None => {
+                let folder = recipe.backbone_folder()?;
+                let options = LoadOptions {
+                    kind: Some(spec.dtype.into()),
+                    device,
+                    dropout: spec.dropout,
+                    router_losses: spec.router_losses,
+                };
+                open(&folder, &options)
+                    .with_context(|| format!("[backbone] {}", folder.display()))?
+            }
         };
-        let hint = || format!("[backbone] {}", folder.display());
-        let model = Modular::from_box(open(&folder, &options).with_context(hint)?, recipe.seed())?;
+        let model = Modular::from_box(backbone, recipe.seed())?;
         let objective = recipe.objective(&model)?;
-        let tokenizer = Tokenizer::open(&folder).with_context(hint)?;
-        let (train, test) = recipe.load_data(&|text| tokenizer.encode_one(text), 0)?;
+        // Opened for the first text: numbers need none.
+        let tokenizer = OnceCell::new();
+        let tokenise = |text: &str| {
+            if tokenizer.get().is_none() {
+                let folder = recipe.backbone_folder()?;
+                let opened = Tokenizer::open(&folder);
+                let _ = tokenizer.set(opened.at(format!("[backbone] {}", folder.display()))?);
+            }
+            tokenizer.get().map_or_else(|| Ok(Vec::new()), |t| t.encode_one(text))
+        };
+        let (train, test) = recipe.load_data(&tokenise, 0)?;
         Ok(Loaded { recipe, model, objective, train, test })
     }
 }

@@ -64,7 +64,7 @@ pub(crate) fn run(args: &TrainArgs, methods: &Methods) -> Result<()> {
         .with_context(|| format!("recipe {}", args.recipe.display()))?;
     let recipe = run_folder::read(&args.recipe, &text, &args.set, methods)?;
     args.may_begin()?;
-    let mut loaded = Loaded::new(recipe)?;
+    let mut loaded = Loaded::new(recipe, methods)?;
     println!(
         "{} examples for training, {} held out; results go to {}",
         loaded.train.len(),

@@ -56,6 +56,13 @@ impl Objective for Classification {
         hard.mul_scalar(1.0 - epsilon)?.add(&spread.mul_scalar(epsilon)?)
     }
 
+    fn distill(&self, predicted: &Tensor, taught: &Tensor, temperature: f64) -> Result<Tensor> {
+        let soft = |t: &Tensor| t.mul_scalar(1.0 / temperature)?.log_softmax(-1);
+        let (said, taught) = (soft(predicted)?, soft(taught)?);
+        let apart = taught.exp()?.mul(&taught.sub(&said)?)?.sum_dims(&[-1], false)?;
+        apart.mul_scalar(temperature * temperature)
+    }
+
     fn draw(&self, predicted: &Tensor, seed: Seed) -> Result<Tensor> {
         // Gumbel-max: argmax of ln p − ln(−ln u).
         let size = predicted.size();

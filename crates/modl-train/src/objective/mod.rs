@@ -32,6 +32,14 @@ pub trait Objective: Debug {
     /// How far two predictions of the same rows are apart, `[batch]` f32: 0 where they are equal.
     fn divergence(&self, a: &Tensor, b: &Tensor, batch: &Batch) -> Result<Tensor>;
 
+    /// How far the prediction of each row is from what another model said of it, `[batch]` f32: the
+    /// square of the difference, where nothing else is said. `temperature` is for distributions.
+    fn distill(&self, predicted: &Tensor, taught: &Tensor, temperature: f64) -> Result<Tensor> {
+        let _ = temperature;
+        let rows = predicted.len_of(0);
+        predicted.sub(taught)?.square()?.reshape(&[rows, -1])?.sum_dims(&[-1], false)
+    }
+
     /// Targets drawn from what was predicted, taken as a distribution whose −ln p is the loss but for
     /// a constant; `[batch]` f32.
     ///
@@ -41,6 +49,11 @@ pub trait Objective: Debug {
         let _ = (predicted, seed);
         let what = format!("drawing labels from {self:?}");
         Err(Error::unsupported(what, "take the labels of the data"))
+    }
+
+    /// Whether a row's loss is −ln p of what is right, as that of a choice is, rather than an error.
+    fn is_likelihood(&self) -> bool {
+        !self.classes().is_empty()
     }
 
     /// The mean loss of the batch, `[]` f32.
@@ -93,18 +106,20 @@ pub struct Metric {
     pub title: &'static str,
 }
 
-/// The mean of a model's last hidden states over the real tokens of a batch, `[batch, dim]` f32.
-/// Where a module has lengthened the sequence, the tokens that it put in are among them.
+/// The mean of a model's last hidden states over the real tokens of a batch, `[batch, dim]` f32: over
+/// all where neither the batch nor the model has an `attention_mask`, as with images. Where a module
+/// has lengthened the sequence, the tokens that it put in are among them.
 ///
 /// # Errors
 /// Where `last_hidden_state` is not among the outputs, or does not fit the mask.
 pub fn sentence_vectors(outputs: &Tensors, batch: &Batch) -> Result<Tensor> {
     let hidden = outputs.need("last_hidden_state")?.to_kind(Kind::Float)?; // [batch, seq, dim]
-    let mask = match outputs.get("attention_mask") {
-        Some(longer) => longer,
-        None => batch.inputs.need("attention_mask")?,
-    };
-    hidden.masked_mean(mask)
+    let longer = outputs.get("attention_mask");
+    match longer.or_else(|| batch.inputs.get("attention_mask")) {
+        Some(mask) => hidden.masked_mean(mask),
+        None if hidden.len_of(1) == 1 => hidden.squeeze(1),
+        None => hidden.mean_dims(&[1], false),
+    }
 }
 
 /// Makes `heads.NAME.weight` `[outputs, dim]` (uniform in ±1⁄√dim) and `heads.NAME.bias` `[outputs]`

@@ -4,7 +4,7 @@
 //! seed = 1
 //!
 //! [backbone]
-//! path = "assets/all-MiniLM-L6-v2"
+//! path = "assets/all-MiniLM-L6-v2"   # or `fresh`: see [`BackboneSpec`]
 //!
 //! [data]
 //! tasks = { tweets = "assets/sentiment/tweets.tsv", news = "assets/sentiment/nyt.tsv" }
@@ -46,6 +46,7 @@
 //! Reading is strict: an unknown key anywhere is an error with its line, the nearest known key and
 //! all known ones.
 
+mod backbone;
 mod data;
 mod head;
 mod parts;
@@ -58,9 +59,10 @@ use std::path::{Path, PathBuf};
 use modl_core::{Error, Modular, Result, Seed};
 use serde_json::{Map, Value};
 
+pub use backbone::BackboneSpec;
 pub use data::{DataFormat, DataSpec};
 pub use head::Head;
-pub use parts::{BackboneSpec, Dtype, ModuleSpec, Place, RouterSpec};
+pub use parts::{Dtype, ModuleSpec, Place, RouterSpec};
 pub use phase::Phase;
 
 use crate::Methods;
@@ -72,7 +74,7 @@ use source::Source;
 pub struct Recipe {
     /// Where all random numbers come from.
     pub seed: u64,
-    /// The pretrained model.
+    /// The network.
     pub backbone: BackboneSpec,
     /// Examples by task.
     pub data: DataSpec,
@@ -160,7 +162,7 @@ impl Recipe {
         };
         let recipe = Recipe {
             seed: top.seed,
-            backbone: source.read(&["backbone".to_owned()], &top.backbone)?,
+            backbone: BackboneSpec::read(&source, &top.backbone, registry)?,
             data: source.read(&["data".to_owned()], &top.data)?,
             head: source.read(&["head".to_owned()], &top.head)?,
             modules: top.modules.iter().map(module).collect::<Result<_>>()?,

@@ -1,7 +1,6 @@
 //! The tables of a recipe.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
 use modl_core::{Device, Error, Kind, Names, Registry, Result, Targets};
 use serde::{Deserialize, Serialize};
@@ -26,26 +25,6 @@ pub(super) struct Top {
     pub loss_weights: BTreeMap<String, f64>,
     #[serde(default)]
     pub phases: Vec<Value>,
-}
-
-/// The pretrained model.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct BackboneSpec {
-    /// Its folder, with `config.json` and `model.safetensors`.
-    pub path: PathBuf,
-    /// The kind in which it computes; f32 where nothing is said.
-    #[serde(default)]
-    pub dtype: Dtype,
-    /// `cpu` or `cuda:0`; the CPU where nothing is said.
-    #[serde(default)]
-    pub device: Place,
-    /// The probability of dropout in training; that of its `config.json` where nothing is said.
-    pub dropout: Option<f64>,
-    /// Whether a mixture of experts adds the losses of its own routers in training, by the weights
-    /// of its `config.json` or those in `loss_weights`. Where nothing is said its `config.json` says
-    /// it, as in transformers: `output_router_logits`, false where it is not there.
-    pub router_losses: Option<bool>,
 }
 
 /// An element type of weights.

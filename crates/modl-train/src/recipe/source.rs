@@ -136,15 +136,23 @@ fn convert(
 /// missing.
 fn blame(value: &Value, complaint: &str, check: &dyn Fn(&Value) -> Option<String>) -> Keys {
     let Some(table) = value.as_object() else { return Keys::new() };
-    let mut changed = None;
-    let mut gone = None;
+    let (mut gone, mut changed, mut missed) = (None, None, None);
     for key in table.keys() {
         let mut without = table.clone();
         without.shift_remove(key);
+        // Without its `type` a table has another complaint, whatever was wrong in it.
+        let telling = key != "type" || complaint.contains("unknown ");
         match check(&Value::Object(without)) {
             None => gone = gone.or(Some(key)),
-            // Another complaint: this one's cause is gone, unless the key itself is missed now.
-            Some(other) if other != complaint && !other.contains("missing field") => {
+            Some(other) if other == complaint => {}
+            // It is what is missing that is to blame, and no key that is there.
+            Some(_) if complaint.contains("missing field") => {}
+            // What is missed has been read with a complaint.
+            Some(other) if other.contains(&format!("missing field `{key}`")) => {
+                missed = missed.or(Some(key));
+            }
+            // Another complaint: this one's cause is gone.
+            Some(other) if telling && !other.contains("missing field") => {
                 changed = changed.or(Some(key));
             }
             Some(_) => {}
@@ -155,7 +163,7 @@ fn blame(value: &Value, complaint: &str, check: &dyn Fn(&Value) -> Option<String
     let field = table.keys().find(|key| quoted("field", key));
     let refused = |v: &Value| v.as_str().is_some_and(|v| quoted("variant", v));
     let variant = table.iter().find(|(_, v)| refused(v)).map(|(key, _)| key);
-    let Some(key) = gone.or(field).or(changed).or(variant) else { return Keys::new() };
+    let Some(key) = gone.or(field).or(changed).or(variant).or(missed) else { return Keys::new() };
     let inner = |v: &Value| {
         let mut table = table.clone();
         table.insert(key.clone(), v.clone());

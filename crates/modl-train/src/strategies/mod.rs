@@ -8,7 +8,7 @@
 
 mod continual;
 mod job;
-mod joint;
+pub mod joint;
 mod post_hoc;
 
 use std::fmt::Debug;
@@ -17,7 +17,8 @@ use modl_core::{Catalog, Entry, Result};
 use serde::de::DeserializeOwned;
 
 pub use continual::{
-    AccuracyMatrix, Continual, Convention, Ewc, Labels, Learner, Naive, TaskContext,
+    AGem, AccuracyMatrix, As, Continual, Convention, Ewc, Gem, Labels, Learner, Lwf, ModulePerTask,
+    Naive, Replay, Si, TaskContext,
 };
 pub use job::Job;
 pub use joint::Joint;

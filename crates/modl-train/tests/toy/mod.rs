@@ -53,5 +53,6 @@ pub fn data(n: usize) -> Dataset {
 pub fn methods() -> Methods {
     let registry = Registry::new().with(modl_compute::register).unwrap();
     let registry = registry.with(modl_route::register).unwrap();
+    let registry = registry.with(modl_models::register).unwrap();
     Methods::new(registry.with(modl_aggregate::register).unwrap()).unwrap()
 }

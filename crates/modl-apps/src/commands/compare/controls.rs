@@ -35,9 +35,9 @@ pub(super) fn of(mut loaded: Loaded, methods: &Methods) -> Result<Vec<Contestant
     let plain = ["uniform", "random"].into_iter().filter(|kind| has(kind));
     let mut all: Vec<Contestant> =
         plain.map(|kind| Contestant::new(kind, json!({ "type": kind }))).collect();
-    if has("hash") {
+    if has("hash") && recipe.backbone.fresh.is_none() {
         // A tokenizer may leave out ids, and a table of embeddings have more than are used.
-        let known = Tokenizer::open(recipe.resolve(&recipe.backbone.path))?.vocabulary() as i64;
+        let known = Tokenizer::open(recipe.backbone_folder()?)?.vocabulary() as i64;
         let rows = loaded.model.backbone().config().get("vocab_size").and_then(Value::as_i64);
         let vocabulary = rows.unwrap_or(0).max(known);
         all.push(Contestant::new("hash", json!({ "type": "hash", "vocab": vocabulary })));

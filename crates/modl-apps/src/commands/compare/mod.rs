@@ -60,7 +60,7 @@ pub(crate) fn run(args: &CompareArgs, methods: &Methods) -> Result<()> {
     let settled = |c: Contestant| study.settings(&c).map(|set| (c, set));
     let mut all = named.into_iter().map(settled).collect::<Result<Vec<_>>>()?;
     if let (false, Some((_, first))) = (args.no_controls, all.first()) {
-        let loaded = Loaded::new(study.recipe(first)?)?;
+        let loaded = Loaded::new(study.recipe(first)?, methods)?;
         let has = |c: &Contestant| all.iter().any(|(known, _)| known.config == c.config);
         let controls: Vec<Contestant> =
             controls::of(loaded, methods)?.into_iter().filter(|c| !has(c)).collect();
@@ -109,7 +109,7 @@ impl Study<'_> {
             own.entry("scope").or_insert_with(|| reach.clone());
         }
         set.push(format!("router={}", as_toml(&config).with_context(label)?));
-        let mut loaded = Loaded::new(self.recipe(&set).with_context(label)?)?;
+        let mut loaded = Loaded::new(self.recipe(&set).with_context(label)?, self.methods)?;
         loaded.recipe.attach(&mut loaded.model, self.methods).with_context(label)?;
         loaded.objective.setup(&mut loaded.model)?;
         let trains = |patterns: &[String]| {
@@ -145,7 +145,7 @@ impl Study<'_> {
         }
         let folder = self.args.out.join(folder(&contestant.label)).join(format!("seed-{seed}"));
         let clock = Instant::now();
-        let mut loaded = Loaded::new(recipe)?;
+        let mut loaded = Loaded::new(recipe, self.methods)?;
         run_folder::note(&folder, &self.args.recipe, &self.text, &set)?;
         let mut bars = Bars::new(format!("{} seed {seed} ", contestant.label));
         let mut lines = JsonLines::append(folder.join("events.jsonl"))?;

@@ -54,7 +54,7 @@ impl Labels {
         Ok(match by {
             By::Task => Labels::Task,
             By::TokenClass => {
-                let folder = loaded.recipe.resolve(&loaded.recipe.backbone.path);
+                let folder = loaded.recipe.backbone_folder()?;
                 Labels::TokenClass(Box::new(Tokenizer::open(folder)?))
             }
             By::File(path) => {

@@ -18,7 +18,7 @@ const BATCH: usize = 64;
 /// What the routers of a run choose for examples that it was trained on and for those held out, at
 /// most `limit` of each task, with labels of rows or tokens.
 pub(super) fn record(run: &Path, limit: usize, by: &By, methods: &Methods) -> Result<RoutingTrace> {
-    let mut loaded = Loaded::new(run_folder::recipe_of(run, methods)?)?;
+    let mut loaded = Loaded::new(run_folder::recipe_of(run, methods)?, methods)?;
     let objective = loaded.objective.as_ref();
     modl_train::restore(&loaded.recipe, methods, &mut loaded.model, objective, run)?;
     let labels = Labels::new(by, &loaded)?;

@@ -4,24 +4,38 @@
 //! The tasks are those of the phase's `tasks` in that order, else those of the data. After each of
 //! them all tasks are measured on what is held out: [`AccuracyMatrix`].
 
+mod a_gem;
 mod ewc;
+mod gem;
+mod lwf;
 mod matrix;
+mod memory;
+mod module_per_task;
 mod naive;
 mod quadratic;
+mod replay;
+mod reservoir;
 mod sequence;
+mod si;
 
 use std::fmt::Debug;
 
-use modl_core::{Catalog, Entry, Result};
+use modl_core::{Catalog, Entry, Modular, Result};
 use serde::de::DeserializeOwned;
 
 use super::{Job, Strategy};
 use crate::{StepRule, TrainConfig};
 
+pub use a_gem::AGem;
 pub use ewc::{Ewc, Labels};
+pub use gem::Gem;
+pub use lwf::{As, Lwf};
 pub use matrix::{AccuracyMatrix, Convention};
+pub use module_per_task::ModulePerTask;
 pub use naive::Naive;
+pub use replay::Replay;
 pub use sequence::TaskContext;
+pub use si::Si;
 
 /// A way to learn one task after the other: its settings.
 pub trait Continual: Debug + Send + Sync {
@@ -52,6 +66,20 @@ pub trait Learner: StepRule {
         Ok(())
     }
 
+    /// How a task is trained: as the phase says, where nothing else is said.
+    ///
+    /// # Errors
+    /// Where nothing can be trained.
+    fn config(&self, cx: &TaskContext) -> Result<TrainConfig> {
+        Ok(cx.config())
+    }
+
+    /// Whether a task can be asked about: always, where nothing else is said.
+    fn answers(&self, model: &Modular, task: &str) -> bool {
+        let _ = (model, task);
+        true
+    }
+
     /// Keeps what it needs of a task that has been learned.
     ///
     /// # Errors
@@ -72,6 +100,32 @@ pub(super) fn register(all: &mut Catalog<dyn Strategy>) -> Result<()> {
         "ewc",
         "Elastic weight consolidation (EWC), separate or online",
         "Kirkpatrick et al. 2017, arXiv 1612.00796",
+    ))?;
+    all.add(entry::<Si>("si", "Synaptic intelligence", "Zenke et al. 2017, arXiv 1703.04200"))?;
+    all.add(entry::<Lwf>(
+        "lwf",
+        "Learning without forgetting (LwF)",
+        "Li and Hoiem 2016, arXiv 1606.09282",
+    ))?;
+    all.add(entry::<Replay>(
+        "replay",
+        "Experience replay from a reservoir",
+        "Chaudhry et al. 2019, arXiv 1902.10486",
+    ))?;
+    all.add(entry::<ModulePerTask>(
+        "module_per_task",
+        "A module for each task: PackNet, SupSup, Piggyback, any other",
+        "Mallya and Lazebnik 2018, arXiv 1711.05769",
+    ))?;
+    all.add(entry::<AGem>(
+        "a_gem",
+        "Averaged gradient episodic memory (A-GEM)",
+        "Chaudhry et al. 2019, arXiv 1812.00420",
+    ))?;
+    all.add(entry::<Gem>(
+        "gem",
+        "Gradient episodic memory (GEM)",
+        "Lopez-Paz and Ranzato 2017, arXiv 1706.08840",
     ))
 }
 

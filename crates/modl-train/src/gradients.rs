@@ -1,0 +1,31 @@
+//! Gradients of several parameters as one vector.
+
+use modl_core::{Error, Kind, Result, Tensor, no_grad};
+
+/// Σ a·b over the parameters that have a gradient in both, summed in f64 over parameters.
+pub(crate) fn dot(a: &[Option<Tensor>], b: &[Option<Tensor>]) -> Result<f64> {
+    no_grad(|| {
+        let mut sum = 0.0;
+        for (a, b) in a.iter().zip(b) {
+            let (Some(a), Some(b)) = (a, b) else { continue };
+            sum += a.mul(b)?.to_kind(Kind::Double)?.sum()?.item()?;
+        }
+        Ok(sum)
+    })
+}
+
+/// Adds `factor` times `other` to the gradients that there are; what has none keeps none.
+pub(crate) fn add_scaled(
+    grads: &mut [Option<Tensor>],
+    factor: f64,
+    other: &[Option<Tensor>],
+) -> Result<()> {
+    no_grad(|| {
+        for (grad, other) in grads.iter_mut().zip(other) {
+            if let (Some(own), Some(other)) = (grad.as_ref(), other) {
+                *grad = Some(own.add(&other.mul_scalar(factor)?)?);
+            }
+        }
+        Ok::<(), Error>(())
+    })
+}
