@@ -2,6 +2,7 @@
 
 mod ada_merging;
 mod assignments;
+mod average;
 mod batch_parts;
 mod batches;
 mod bootstrap;
@@ -9,6 +10,7 @@ mod clip;
 mod config;
 mod data;
 mod dense;
+mod early_stop;
 mod evaluate;
 mod events;
 mod gradients;
@@ -30,6 +32,7 @@ mod step;
 mod strategies;
 mod task_losses;
 mod temperature_sampling;
+mod tensorboard;
 mod trainer;
 mod tsv;
 
@@ -39,6 +42,7 @@ pub use bootstrap::{Bounds, bootstrap};
 pub use clip::clip_grad_norm;
 pub use config::TrainConfig;
 pub use data::{Batch, Dataset, Describe, Example, held_out};
+pub use early_stop::Stop;
 pub use evaluate::{Prediction, evaluate};
 pub use events::{Event, Fanout, JsonLines, LossWeight, Sink};
 pub use length_groups::length_groups;
@@ -63,5 +67,6 @@ pub use strategies::{
     ModulePerTask, Naive, PerTask, Replay, RoutingOnly, Si, Strategy, TaskContext,
 };
 pub use temperature_sampling::Sampling;
+pub use tensorboard::TensorBoard;
 pub use trainer::Trainer;
 pub use tsv::{Row, read_tsv, sample};

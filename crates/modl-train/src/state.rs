@@ -2,8 +2,9 @@
 //!
 //! `state-STEP.safetensors` holds the trained parameters (`params.NAME`) and what the optimiser
 //! keeps (`optimizer.PART.NAME`), what is kept for each example (`assignments.NAME`, where it is) and
-//! what the strategy keeps (`rule.NAME`, where it does); `state.json`, written last, names that file
-//! and holds the rest.
+//! what the strategy keeps (`rule.NAME`, where it does), the average of the parameters
+//! (`average.NAME`) and the best ones (`best.NAME`), where they are kept; `state.json`, written last,
+//! names that file and holds the rest.
 //! Both appear whole or not at all, and older files go only after `state.json` names the new one:
 //! a run that is killed at any moment leaves a whole state.
 
@@ -16,6 +17,7 @@ use modl_core::{Device, Error, Modular, Result, Seed, Tensor};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::early_stop::Record;
 use crate::{Cursor, Dataset, TrainConfig};
 
 const FORMAT: u32 = 1;
@@ -37,6 +39,9 @@ pub(crate) struct RunState {
     /// Steps that were left out because their numbers were not finite.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub skipped: u64,
+    /// What has been measured to stop early, where anything is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watched: Option<Record>,
     seed: Seed,
     /// The [`TrainConfig`] as JSON text: as a text it can be compared exactly.
     config: String,
@@ -61,6 +66,8 @@ pub(crate) struct Parts {
     pub optimizer: Vec<(String, Tensor)>,
     pub assignments: Vec<(String, Tensor)>,
     pub rule: Vec<(String, Tensor)>,
+    pub average: Vec<(String, Tensor)>,
+    pub best: Vec<(String, Tensor)>,
 }
 
 impl RunState {
@@ -80,6 +87,7 @@ impl RunState {
             step: 0,
             cursor: Cursor::default(),
             skipped: 0,
+            watched: None,
             seed,
             config,
             data: data.fingerprint()?,
@@ -93,9 +101,15 @@ impl RunState {
     }
 
     /// The same after `step` steps.
-    pub(crate) fn at(&self, step: u64, cursor: Cursor, skipped: u64) -> Self {
+    pub(crate) fn at(
+        &self,
+        step: u64,
+        cursor: Cursor,
+        skipped: u64,
+        watched: Option<Record>,
+    ) -> Self {
         let file = format!("state-{step}.safetensors");
-        RunState { file, step, cursor, skipped, ..self.clone() }
+        RunState { file, step, cursor, skipped, watched, ..self.clone() }
     }
 
     /// Refuses to go on with another run than `own`, and notes what may change single bits.
@@ -172,6 +186,8 @@ pub(crate) fn save(folder: &Path, state: RunState, tensors: &Parts) -> Result<()
         named("optimizer", &tensors.optimizer),
         named("assignments", &tensors.assignments),
         named("rule", &tensors.rule),
+        named("average", &tensors.average),
+        named("best", &tensors.best),
     ]
     .concat();
     let tensors = all.iter().map(|(n, t)| (n.as_str(), t));
@@ -214,6 +230,8 @@ pub(crate) fn load(folder: &Path, device: Device) -> Result<Option<Saved>> {
             Some(("optimizer", rest)) => tensors.optimizer.push(own(rest)),
             Some(("assignments", rest)) => tensors.assignments.push(own(rest)),
             Some(("rule", rest)) => tensors.rule.push(own(rest)),
+            Some(("average", rest)) => tensors.average.push(own(rest)),
+            Some(("best", rest)) => tensors.best.push(own(rest)),
             _ => {
                 return Err(Error::file(
                     file.path(),

@@ -1,5 +1,6 @@
 //! The training loop, from batch to step, in one piece.
 
+mod given;
 mod saving;
 
 use std::cell::RefCell;
@@ -18,6 +19,8 @@ use crate::{
     Batches, Dataset, Describe, Event, Objective, OnNan, Optimizer, Plain, Sink, StepContext,
     StepGradients, StepRule, TrainConfig,
 };
+
+use given::{Given, Measuring};
 
 /// A model in training.
 #[derive(Debug)]
@@ -38,6 +41,7 @@ pub struct Trainer<'a> {
     step: u64,
     /// Steps that were left out because of a loss or gradients that were not finite.
     skipped: u64,
+    given: Given,
     saved: Option<u64>,
 }
 
@@ -86,6 +90,7 @@ impl<'a> Trainer<'a> {
             own: None,
             step: 0,
             skipped: 0,
+            given: Given::default(),
             saved: None,
         })
     }
@@ -122,13 +127,18 @@ impl<'a> Trainer<'a> {
         describe: &Describe,
         sink: &mut dyn Sink,
     ) -> Result<()> {
+        let (given, left) = Given::new(&self.config, self.seed, &self.params, data)?;
+        let whole = data;
+        let data = left.as_ref().unwrap_or(data);
+        self.given = given;
         let keeps = self.config.passes.keep.then(|| Assignments::new(data)).transpose()?;
         let mut assignments = keeps.map(RefCell::new);
         let known = assignments.as_mut().map(RefCell::get_mut);
-        let (cursor, note) = self.take_up(data, known, rule)?;
+        let (cursor, note) = self.take_up(whole, known, rule)?;
         let device = self.model.device();
-        let mut batches = Batches::new(data, self.config.batch_size, self.seed, device, cursor)?
-            .sampled(self.config.sampling)?;
+        let size = self.config.batch_size * self.config.accumulate as usize;
+        let mut batches =
+            Batches::new(data, size, self.seed, device, cursor)?.sampled(self.config.sampling)?;
         let epochs = self.config.epochs.unwrap_or(1);
         let steps = self.config.steps.unwrap_or(epochs * batches.per_epoch());
         let params = self.params.clone();
@@ -146,7 +156,7 @@ impl<'a> Trainer<'a> {
             losses: weights.clone(),
         })?;
         let mut told: BTreeSet<String> = BTreeSet::new();
-        while self.step < steps {
+        while self.step < steps && !self.given.stopped() {
             let clock = Instant::now();
             let before = batches.cursor();
             let batch = batches.advance()?;
@@ -199,6 +209,15 @@ impl<'a> Trainer<'a> {
                 }
             }
 
+            let by = Measuring {
+                name: &self.name,
+                model: self.model,
+                objective: self.objective,
+                batch_size: self.config.batch_size,
+                describe,
+                kept: &self.kept,
+            };
+            self.given.after_step(&self.params, self.step, self.step == steps, &by, sink)?;
             unused.retain(|i| grads.get(*i).is_some_and(Option::is_none));
             if cfg!(debug_assertions) && !frozen.is_empty() && self.step == 1 {
                 debug_assert_eq!(frozen, self.frozen_sample()?, "a frozen parameter has changed");
@@ -216,6 +235,7 @@ impl<'a> Trainer<'a> {
         if self.saved != Some(self.step) {
             self.save(batches.cursor(), assignments.as_ref(), rule, sink)?;
         }
+        self.given.publish(&self.kept)?;
         let name = |i: usize| self.params.get(i).map(|(n, _)| n.clone());
         let unused = unused.into_iter().filter_map(name).collect();
         sink.event(&Event::Finished { name: self.name.clone(), step: self.step, unused })

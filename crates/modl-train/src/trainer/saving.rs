@@ -54,14 +54,16 @@ impl Trainer<'_> {
         sink: &mut dyn Sink,
     ) -> Result<()> {
         let (Some(folder), Some(own)) = (&self.folder, &self.own) else { return Ok(()) };
-        let state = own.at(self.step, cursor, self.skipped);
+        let state = own.at(self.step, cursor, self.skipped, self.given.record());
         let assigned = assignments.map(|all| all.borrow().tensors()).transpose()?;
-        let tensors = Parts {
+        let mut tensors = Parts {
             params: self.kept.clone(),
             optimizer: self.optimizer.state()?,
             assignments: assigned.unwrap_or_default(),
             rule: rule.state()?,
+            ..Parts::default()
         };
+        self.given.save(&mut tensors);
         state::save(folder, state, &tensors).map_err(|e| {
             let kept = self.kept_state();
             let problem = format!("the state of step {} is not saved: {e}", self.step);
@@ -89,7 +91,8 @@ impl Trainer<'_> {
         for (name, t) in &self.kept {
             store.insert(name.clone(), t.clone())?;
         }
-        let tensors = saved.tensors;
+        let (state, tensors) = (saved.state, saved.tensors);
+        self.given.load(state.step - state.skipped.min(state.step), state.watched, &tensors)?;
         self.optimizer.load_state(&self.params, tensors.optimizer)?;
         if let Some(all) = assignments {
             all.load(tensors.assignments)?;
@@ -97,8 +100,8 @@ impl Trainer<'_> {
         rule.load_state(tensors.rule)?;
         let params = tensors.params.iter().map(|(n, t)| (n.as_str(), t));
         store.load(&folder.display().to_string(), params, &Select::all())?;
-        (self.step, self.skipped) = (saved.state.step, saved.state.skipped);
+        (self.step, self.skipped) = (state.step, state.skipped);
         self.saved = Some(self.step);
-        Ok((saved.state.cursor, note))
+        Ok((state.cursor, note))
     }
 }
