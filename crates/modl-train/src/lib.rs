@@ -63,8 +63,9 @@ pub use schedule::{Decay, Schedule, Warmup};
 pub use step::{Plain, StepContext, StepGradients, StepRule};
 pub use strategies::joint;
 pub use strategies::{
-    AGem, AccuracyMatrix, As, Continual, Convention, Ewc, Gem, Job, Joint, Labels, Learner, Lwf,
-    ModulePerTask, Naive, PerTask, Replay, RoutingOnly, Si, Strategy, TaskContext,
+    AGem, AccuracyMatrix, Adaptation, As, Continual, Convention, Ewc, Gem, Job, Joint, Labels,
+    Learner, Lwf, Maml, ModulePerTask, Naive, Order, PerTask, Replay, Reptile, RoutingOnly, Si,
+    Strategy, TaskContext,
 };
 pub use temperature_sampling::Sampling;
 pub use tensorboard::TensorBoard;

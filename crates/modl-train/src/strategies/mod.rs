@@ -4,11 +4,13 @@
 //! |---|---|---|
 //! | `joint` | §6.1 | everything selected, on the data of all tasks at once |
 //! | `continual` | §6.2 | one task after the other; earlier ones do not come back |
+//! | `meta` | §6.2 | a start from which tasks are learned quickly |
 //! | `post_hoc` | §6.3 | modules of a pretrained model, or what chooses among them |
 
 mod continual;
 mod job;
 pub mod joint;
+mod meta;
 mod post_hoc;
 
 use std::fmt::Debug;
@@ -22,6 +24,7 @@ pub use continual::{
 };
 pub use job::Job;
 pub use joint::Joint;
+pub use meta::{Adaptation, Maml, Order, Reptile};
 pub use post_hoc::{PerTask, RoutingOnly};
 
 /// A way to train a modular network.
@@ -42,6 +45,7 @@ pub(crate) fn catalog() -> Result<Catalog<dyn Strategy>> {
     joint::register(&mut all)?;
     continual::register(&mut all)?;
     post_hoc::register(&mut all)?;
+    meta::register(&mut all)?;
     Ok(all)
 }
 
