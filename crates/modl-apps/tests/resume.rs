@@ -38,7 +38,7 @@ fn recipes(b: &Bench) -> [String; 3] {
     [b.arg("tasks.toml"), with("joint.toml", "", "", joint), classified]
 }
 
-/// All files of a run but its log, with what is in them; a state's file by what it holds.
+/// All files of a run, with what is in them, but for those that say when and how long.
 fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut found = BTreeMap::new();
     let mut folders = vec![folder.to_owned()];
@@ -46,6 +46,7 @@ fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
         for entry in fs::read_dir(next).unwrap().flatten() {
             let path = entry.path();
             match path.is_dir() {
+                true if path.ends_with("tensorboard") => {}
                 true => folders.push(path),
                 false => {
                     let name = path.strip_prefix(folder).unwrap().to_owned();
@@ -54,7 +55,9 @@ fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
             }
         }
     }
-    found.remove(Path::new("events.jsonl"));
+    for timed in ["events.jsonl", "report.html"] {
+        found.remove(Path::new(timed));
+    }
     found
 }
 

@@ -35,6 +35,11 @@ impl Default for Stop {
 /// Metrics of which less is better.
 const LESS: [&str; 3] = ["loss", "mae", "perplexity"];
 
+/// Whether a smaller value of a metric is the better one: of `loss`, `mae` and `perplexity`.
+pub fn less_is_better(metric: &str) -> bool {
+    LESS.contains(&metric)
+}
+
 impl Stop {
     /// Checks the numbers.
     ///
@@ -126,7 +131,7 @@ impl Watch {
 
     /// Takes in the value after a step; whether it is the best so far.
     pub(crate) fn take(&mut self, value: f64, step: u64) -> bool {
-        let (less, delta) = (LESS.contains(&self.stop.metric.as_str()), self.stop.min_delta);
+        let (less, delta) = (less_is_better(&self.stop.metric), self.stop.min_delta);
         let better = match self.record.best {
             None => value.is_finite(),
             Some(best) if less => value < best - delta,

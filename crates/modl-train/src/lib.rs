@@ -42,7 +42,7 @@ pub use bootstrap::{Bounds, bootstrap};
 pub use clip::clip_grad_norm;
 pub use config::TrainConfig;
 pub use data::{Batch, Dataset, Describe, Example, held_out};
-pub use early_stop::Stop;
+pub use early_stop::{Stop, less_is_better};
 pub use evaluate::{Prediction, evaluate};
 pub use events::{Event, Fanout, JsonLines, LossWeight, Sink};
 pub use length_groups::length_groups;
