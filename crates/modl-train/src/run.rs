@@ -153,8 +153,9 @@ fn phase_folder(folder: &Path, index: usize, name: &str) -> PathBuf {
 fn claim(recipe: &Recipe, objective: &dyn Objective, folder: &Path) -> Result<()> {
     let path = folder.join(RunFolder::RECIPE);
     let own = serde_json::to_string_pretty(recipe.values()).map_err(|e| Error::file(&path, e))?;
-    if let Some(old) = written(&path, &own)? {
-        let what = differences(&old, &own);
+    if let Some(old) = written(&path, &own)?
+        && let Some(what) = differences(&old, &own)
+    {
         let problem = format!("holds the run of another recipe ({what}); choose another folder");
         return Err(Error::file(folder, problem));
     }

@@ -94,7 +94,7 @@ fn the_second_task_undoes_the_first_and_the_matrix_shows_it() {
     let found = matrix.metrics(Convention::Paper);
     assert!(found["bwt"] < -0.5, "{found:?}");
     let told = events.iter().find_map(|e| match e {
-        Event::Evaluated { name, metrics } if name == "learn" => Some(metrics["bwt"]),
+        Event::Evaluated { name, metrics, .. } if name == "learn" => Some(metrics["bwt"]),
         _ => None,
     });
     assert_eq!(told, Some(found["bwt"]));

@@ -180,7 +180,7 @@ impl Measured {
         let metrics = named.filter_map(|(task, v)| Some((task, (*v)?))).collect();
         let after = self.matrix.tasks.get(index).map(String::as_str).unwrap_or_default();
         let name = format!("{}/after {after}", job.phase.name);
-        job.sink.event(&Event::Evaluated { name, metrics })?;
+        job.sink.event(&Event::Evaluated { name, step: None, metrics })?;
         self.matrix.rows.push(row);
         self.save()
     }
@@ -198,6 +198,6 @@ impl Measured {
         }
         let metrics = self.matrix.metrics(Convention::Paper);
         let metrics = metrics.into_iter().map(|(n, v)| (n.to_owned(), v)).collect();
-        job.sink.event(&Event::Evaluated { name: job.phase.name.clone(), metrics })
+        job.sink.event(&Event::Evaluated { name: job.phase.name.clone(), step: None, metrics })
     }
 }
