@@ -11,6 +11,7 @@ mod data;
 mod dense;
 mod evaluate;
 mod events;
+mod formats;
 mod gradients;
 mod length_groups;
 mod methods;
@@ -19,6 +20,7 @@ mod objective;
 pub mod optim;
 mod outcome;
 mod passes;
+mod rearranged;
 pub mod recipe;
 mod routed;
 mod run;
@@ -26,8 +28,8 @@ mod schedule;
 mod state;
 mod step;
 mod strategies;
+mod streams;
 mod trainer;
-mod tsv;
 
 pub use ada_merging::{AdaMerged, AdaMerging, Factors, entropy, task_vectors, trimmed};
 pub use batches::{Batches, Cursor};
@@ -37,6 +39,7 @@ pub use config::TrainConfig;
 pub use data::{Batch, Dataset, Describe, Example, held_out};
 pub use evaluate::{Prediction, evaluate};
 pub use events::{Event, Fanout, JsonLines, LossWeight, Sink};
+pub use formats::{Row, read_tsv, sample};
 pub use length_groups::length_groups;
 pub use methods::Methods;
 pub use metrics::{
@@ -56,4 +59,3 @@ pub use strategies::{
     Naive, PerTask, Replay, RoutingOnly, Si, Strategy, TaskContext,
 };
 pub use trainer::Trainer;
-pub use tsv::{Row, read_tsv, sample};
