@@ -23,7 +23,7 @@ pub struct Cli {
 enum Command {
     /// Four domains of sentiment on a frozen MiniLM: modules, routers and merges compared.
     Demo(demo::DemoArgs),
-    /// Train what a recipe says; started again, it goes on where it was.
+    /// Train what a recipe says; with --resume it goes on where it was.
     Train(commands::train::TrainArgs),
     /// Evaluate a trained run on its held-out data.
     Eval(commands::eval::EvalArgs),

@@ -1,4 +1,4 @@
-//! The program as a user meets it: what it prints, what it writes, how it refuses, how it goes on.
+//! The program as a user meets it: what it prints, what it writes, how it refuses.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -6,10 +6,8 @@ mod bench;
 
 use std::fs;
 use std::path::Path;
-use std::process::Stdio;
-use std::time::{Duration, Instant};
 
-use bench::{BERT, Bench, LORA, RECIPE, modl, refuse, run, succeed, text};
+use bench::{BERT, Bench, LORA, RECIPE, refuse, run, succeed, text};
 use modl_core::Device;
 use modl_core::checkpoint::Checkpoint;
 
@@ -98,37 +96,11 @@ fn a_recipe_is_trained_tested_and_looked_at() {
     let adapter = b.arg("run/phases/1-fit/modules/a");
     assert!(succeed(&["inspect", &adapter]).contains("LORA"));
     assert!(succeed(&["inspect", &b.arg("model")]).contains("attention.self.query"));
-    // Another recipe does not overwrite the run.
+    // A run is not overwritten, and not gone on with by another recipe.
+    refuse(&["train", &recipe, "--out", &out], &["run: holds a run already", "--resume"]);
     let other = b.recipe("other.toml", "seed = 3", "seed = 4");
-    refuse(&["train", &other, "--out", &out], &["another recipe", "seed"]);
-}
-
-#[test]
-fn a_run_that_was_killed_at_any_moment_goes_on_to_the_same_bits() {
-    let b = Bench::new();
-    let recipe = b.arg("recipe.toml");
-    succeed(&["train", &recipe, "--out", &b.arg("straight")]);
-    // Each round is killed a little later, so that kills fall into starts, steps and saves.
-    for round in 0..60u64 {
-        let mut train = modl();
-        train.args(["train", &recipe, "--out", &b.arg("killed")]);
-        let mut child = train.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        let end = Instant::now() + Duration::from_millis(60 + 4 * round);
-        while Instant::now() < end && child.try_wait().unwrap().is_none() {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        child.kill().unwrap();
-        if child.wait().unwrap().success() {
-            break;
-        }
-    }
-    succeed(&["train", &recipe, "--out", &b.arg("killed")]);
-    for phase in ["1-fit", "2-router"] {
-        let params = |run: &str| {
-            fs::read(b.path(run).join("phases").join(phase).join("params.safetensors")).unwrap()
-        };
-        assert!(params("straight") == params("killed"), "{phase}: other bits");
-    }
+    let resumed = ["train", &other, "--out", &out, "--resume"];
+    refuse(&resumed, &["another recipe", "seed 3, now 4"]);
 }
 
 #[test]

@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::{Device, Error, Kind, Result, Tensor};
 
 pub use crate::torch_file::TorchFile;
-pub use crate::whole_file::write_whole;
+pub use crate::whole_file::{remove_unfinished, write_whole};
 
 /// A file of named tensors.
 pub trait TensorFile: Debug {

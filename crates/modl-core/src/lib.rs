@@ -18,6 +18,7 @@
 //! | `cache.rs` | what a decoder keeps of the tokens that it has seen |
 //! | `tensor.rs`, `linear.rs`, `random.rs` | fallible tensors over libtorch; seeds, initialisation, dropout |
 //! | `params.rs`, `scope.rs`, `checkpoint.rs`, `shards.rs`, `torch_file/`, `module_file.rs` | named parameters and files |
+//! | `folder_lock.rs` | folders that one process writes at a time |
 //! | `assignment.rs` | who gets what, at the least cost |
 //! | `registry.rs` | names to constructors, for recipes and the command line |
 //! | `testing/` | the contract that every module, router and aggregator passes |
@@ -43,6 +44,7 @@ mod context;
 mod dispatch;
 mod error;
 mod ffi;
+mod folder_lock;
 mod grouped;
 mod grouped_low_rank;
 mod grouping;
@@ -90,6 +92,7 @@ pub use cache::Cache;
 pub use context::{Context, Trace};
 pub use dispatch::{Base, Outputs};
 pub use error::{Error, Mismatch, Result, ResultExt};
+pub use folder_lock::FolderLock;
 pub use grouping::Grouping;
 pub use json::parse_json;
 pub use layer::ModularLayer;

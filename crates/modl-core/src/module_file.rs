@@ -85,6 +85,15 @@ fn tagged(kind: &str, config: Value) -> Value {
 }
 
 impl Modular {
+    /// The configuration of a module with its `type`, as [`crate::Registry`] reads it.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`] where there is no such module.
+    pub fn configuration(&self, name: &str) -> Result<Value> {
+        let (config, _) = self.recipe(name)?;
+        Ok(tagged(config.kind(), config.to_json()?))
+    }
+
     /// Refuses a file that was made for another backbone.
     ///
     /// # Errors

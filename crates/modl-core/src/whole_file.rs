@@ -52,6 +52,27 @@ pub fn write_whole(path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
     Pending::write(path.as_ref(), bytes)?.put()
 }
 
+/// Removes what writers that were killed left half done in a folder and the folders in it. For a folder
+/// that is this process's alone ([`crate::FolderLock`]): others may be writing elsewhere.
+pub fn remove_unfinished(folder: impl AsRef<Path>) {
+    // What cannot be removed does no harm: nothing reads it.
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if entry.file_type().is_ok_and(|t| t.is_dir()) {
+            remove_unfinished(entry.path());
+        } else if is_temporary(&name) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// Whether a name is one that [`Pending::write`] gives: `.NAME.PROCESS.tmp`.
+fn is_temporary(name: &str) -> bool {
+    let inner = name.strip_prefix('.').and_then(|n| n.strip_suffix(".tmp"));
+    let process = inner.and_then(|n| n.rsplit_once('.')).map_or("", |(_, process)| process);
+    !process.is_empty() && process.bytes().all(|b| b.is_ascii_digit())
+}
+
 /// Removes a file, if it is there, for good.
 pub(crate) fn remove(path: &Path) -> Result<()> {
     match fs::remove_file(path).and_then(|()| sync(folder(path))) {
@@ -75,4 +96,27 @@ fn sync(folder: &Path) -> io::Result<()> {
 
 fn cannot(path: &Path, e: &io::Error) -> Error {
     Error::file(path, format!("cannot be written: {e}; what was there before is untouched"))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic)]
+
+    use super::*;
+
+    #[test]
+    fn what_a_killed_writer_left_goes_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        write_whole(at("a/state.json"), b"whole").unwrap();
+        std::mem::forget(Pending::write(&at("a/state.json"), b"new").unwrap());
+        for name in ["mine.tmp", ".mine.tmp", ".mine.old.tmp"] {
+            fs::write(at(name), "").unwrap();
+        }
+        let count = |name: &str| fs::read_dir(at(name)).unwrap().count();
+        assert_eq!((count("a"), count(".")), (2, 4));
+        remove_unfinished(dir.path());
+        assert_eq!((count("a"), count(".")), (1, 4));
+        assert_eq!(fs::read(at("a/state.json")).unwrap(), b"whole");
+    }
 }

@@ -4,12 +4,19 @@
 //! An epoch's shuffled examples are cut into chunks of 32 batches; within a chunk they are sorted
 //! by length and cut into batches, and the batches of all chunks are shuffled again. The order
 //! depends on the seed and the epoch alone, so that a cursor of two numbers restores it.
+//!
+//! With [`Sampling`] an epoch has as many examples as before, but each is of a task that is drawn: the
+//! next one of the task's own shuffled examples, which begin again where they are used up.
+
+use std::collections::BTreeMap;
 
 use modl_core::{Device, Error, Result, Seed};
+use rand::Rng;
+use rand::distributions::{Distribution, WeightedIndex};
 use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 
-use crate::{Batch, Dataset};
+use crate::{Batch, Dataset, Sampling};
 
 /// Batches that are sorted by length together.
 const CHUNK: usize = 32;
@@ -32,6 +39,7 @@ pub struct Batches<'a> {
     seed: Seed,
     device: Device,
     cursor: Cursor,
+    sampling: Option<Sampling>,
     order: Vec<Vec<usize>>,
 }
 
@@ -56,8 +64,9 @@ impl<'a> Batches<'a> {
                 ),
             ));
         }
-        let mut all = Batches { data, size, seed, device, cursor, order: Vec::new() };
-        all.shuffle();
+        let sampling = None;
+        let mut all = Batches { data, size, seed, device, cursor, sampling, order: Vec::new() };
+        all.shuffle()?;
         if cursor.batch > all.order.len() {
             let problem = format!("is at batch {} of {}", cursor.batch, all.order.len());
             return Err(Error::invalid("data cursor", format!("{problem}; the data has changed")));
@@ -65,9 +74,24 @@ impl<'a> Batches<'a> {
         Ok(all)
     }
 
-    fn shuffle(&mut self) {
+    /// The same with tasks drawn by `sampling`, where there is any.
+    ///
+    /// # Errors
+    /// Where its number is out of its range.
+    pub fn sampled(mut self, sampling: Option<Sampling>) -> Result<Self> {
+        if sampling.is_some() {
+            self.sampling = sampling;
+            self.shuffle()?;
+        }
+        Ok(self)
+    }
+
+    fn shuffle(&mut self) -> Result<()> {
         let mut rng = self.seed.child("batches").nth(self.cursor.epoch).rng();
-        let mut index: Vec<usize> = (0..self.data.len()).collect();
+        let mut index: Vec<usize> = match self.sampling {
+            Some(sampling) => self.drawn(sampling, &mut rng)?,
+            None => (0..self.data.len()).collect(),
+        };
         index.shuffle(&mut rng);
         let length = |i: &usize| self.data.examples().get(*i).map_or(0, |e| e.ids.len());
         self.order.clear();
@@ -76,6 +100,30 @@ impl<'a> Batches<'a> {
             self.order.extend(chunk.chunks(self.size).map(<[usize]>::to_vec));
         }
         self.order.shuffle(&mut rng);
+        Ok(())
+    }
+
+    /// As many examples as there are, each of a task drawn by `sampling`.
+    fn drawn(&self, sampling: Sampling, rng: &mut impl Rng) -> Result<Vec<usize>> {
+        sampling.check()?;
+        let mut tasks: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+        for (i, example) in self.data.examples().iter().enumerate() {
+            tasks.entry(&example.task).or_default().push(i);
+        }
+        let mut tasks: Vec<(Vec<usize>, usize)> = tasks.into_values().map(|own| (own, 0)).collect();
+        let counts: Vec<usize> = tasks.iter().map(|(own, _)| own.len()).collect();
+        let draws = WeightedIndex::new(sampling.probabilities(&counts));
+        let draws = draws.map_err(|e| Error::invalid("sampling", e.to_string()))?;
+        let mut index = Vec::with_capacity(self.data.len());
+        while index.len() < self.data.len() {
+            let Some((own, next)) = tasks.get_mut(draws.sample(rng)) else { break };
+            if *next == 0 {
+                own.shuffle(rng);
+            }
+            index.extend(own.get(*next));
+            *next = (*next + 1) % own.len().max(1);
+        }
+        Ok(index)
     }
 
     /// The number of batches of an epoch.
@@ -92,7 +140,7 @@ impl<'a> Batches<'a> {
     pub fn advance(&mut self) -> Result<Batch> {
         if self.cursor.batch >= self.order.len() {
             self.cursor = Cursor { epoch: self.cursor.epoch + 1, batch: 0 };
-            self.shuffle();
+            self.shuffle()?;
         }
         let rows = self.order.get(self.cursor.batch).map(Vec::as_slice).unwrap_or_default();
         let batch = self.data.batch(rows, self.device)?;
@@ -144,6 +192,48 @@ mod tests {
             assert_eq!(straight.advance().unwrap().ids, restored.advance().unwrap().ids);
             assert_eq!(straight.cursor(), restored.cursor());
         }
+    }
+
+    #[test]
+    fn tasks_are_drawn_by_temperature_and_the_cursor_restores_that_too() {
+        let tasks = [("a", 900usize), ("b", 90), ("c", 10)];
+        let examples = tasks.iter().flat_map(|(task, n)| {
+            (0..*n).map(|i| Example {
+                id: i.to_string(),
+                task: (*task).to_owned(),
+                ids: vec![1; 1 + i % 3],
+                target: 0.0,
+            })
+        });
+        let data = Dataset::new(examples.collect()).unwrap();
+        for sampling in [Sampling::Temperature(1.0), Sampling::Temperature(5.0), Sampling::Uniform]
+        {
+            let sampled = |cursor| batches(&data, 3, cursor).sampled(Some(sampling)).unwrap();
+            let (mut straight, mut seen) = (sampled(Cursor::default()), [0.0; 3]);
+            let mut own: BTreeMap<String, usize> = BTreeMap::new();
+            for step in 0..2 * straight.per_epoch() {
+                let restored = (step % 101 == 7).then(|| sampled(straight.cursor()).advance());
+                let batch = straight.advance().unwrap();
+                if let Some(restored) = restored {
+                    assert_eq!(restored.unwrap().ids, batch.ids);
+                }
+                for (task, id) in batch.tasks.iter().zip(&batch.ids) {
+                    seen[tasks.iter().position(|(t, _)| t == task).unwrap()] += 1.0;
+                    *own.entry(format!("{task}{id}")).or_default() += 1;
+                }
+            }
+            let p = sampling.probabilities(&tasks.map(|(_, n)| n));
+            let chi: f64 = seen.iter().zip(p).map(|(n, p)| (n - 2e3 * p).powi(2) / (2e3 * p)).sum();
+            // χ² with two degrees of freedom is below 13.8 in 999 of 1000 cases.
+            assert!(chi < 13.8, "{sampling:?}: {seen:?}");
+            // Within a task examples come about equally often: once more or less in an epoch.
+            let of_c: Vec<usize> =
+                own.iter().filter(|(k, _)| k.starts_with('c')).map(|(_, n)| *n).collect();
+            let (least, most) = (of_c.iter().min().unwrap(), of_c.iter().max().unwrap());
+            assert!(most - least <= 2, "{sampling:?}: {of_c:?}");
+        }
+        let wrong = batches(&data, 3, Cursor::default()).sampled(Some(Sampling::Temperature(0.0)));
+        assert!(wrong.unwrap_err().to_string().contains("sampling.temperature"));
     }
 
     #[test]

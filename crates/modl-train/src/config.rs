@@ -6,7 +6,7 @@ use modl_core::{Error, Modular, Result, Select, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::optim::lora_plus::{self, Ratio};
-use crate::{LossWeight, OptimizerConfig, Passes, Schedule};
+use crate::{LossWeight, OptimizerConfig, Passes, Sampling, Schedule};
 
 /// How a model is trained.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -20,6 +20,10 @@ pub struct TrainConfig {
     pub steps: Option<u64>,
     /// Examples in a step.
     pub batch_size: usize,
+    /// How often each task is seen: `{ temperature = 5.0 }`, with p ∝ n^(1⁄5) of its n examples, or
+    /// `"uniform"`. Default: each example once in an epoch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sampling: Option<Sampling>,
     /// Computes a batch in groups of rows of similar length, so that less padding is computed; the
     /// gradients are those of the whole batch. Not for routers that look at the whole batch.
     /// Default: false.
@@ -74,6 +78,7 @@ impl Default for TrainConfig {
             epochs: None,
             steps: None,
             batch_size: 16,
+            sampling: None,
             split_by_length: false,
             activation_checkpointing: false,
             passes: Passes::default(),
@@ -173,6 +178,7 @@ impl TrainConfig {
                 return Err(Error::invalid(format!("loss_weights.{name}"), problem));
             }
         }
+        self.sampling.map_or(Ok(()), Sampling::check)?;
         self.passes.check()?;
         self.schedule.check()?;
         self.optimizer.build().map(drop)

@@ -20,7 +20,7 @@ pub(crate) struct DenseRows {
     /// Each example's view; nothing where there are none.
     view: Vec<usize>,
     /// Ways to see a row; `None` is as it is.
-    views: Arc<Vec<Option<Rearranged>>>,
+    views: Vec<Option<Rearranged>>,
     /// The mean that is taken off, and the standard deviation that is divided by.
     normal: Option<(f64, f64)>,
 }
@@ -46,7 +46,7 @@ impl DenseRows {
             digest: Arc::default(),
             index: (0..examples as i64).collect(),
             view: Vec::new(),
-            views: Arc::default(),
+            views: Vec::new(),
             normal: None,
         })
     }
@@ -77,7 +77,7 @@ impl DenseRows {
         let n = self.index.len();
         let view = (0..views.len()).flat_map(|v| std::iter::repeat_n(v, n)).collect();
         let index = self.index.repeat(views.len());
-        Ok(DenseRows { index, view, views: Arc::new(views), ..self.clone() })
+        Ok(DenseRows { index, view, views, ..self.clone() })
     }
 
     /// Those of some examples, which have to be there.
@@ -150,9 +150,15 @@ impl DenseRows {
         }
         let start = if shared { 0 } else { a.len_of(0) };
         all.index.extend(other.index.iter().map(|i| i + start));
-        let start = if Arc::ptr_eq(&self.views, &other.views) { 0 } else { self.views.len() };
-        if start > 0 {
-            all.views = Arc::new([self.views.as_slice(), &other.views].concat());
+        let same = |(a, b): (&Option<Rearranged>, &Option<Rearranged>)| match (a, b) {
+            (Some(a), Some(b)) => a.is(b),
+            (a, b) => a.is_none() && b.is_none(),
+        };
+        let views = self.views.len();
+        let same = views == other.views.len() && self.views.iter().zip(&other.views).all(same);
+        let start = if same { 0 } else { views };
+        if !same {
+            all.views.extend(other.views.iter().cloned());
         }
         all.view.extend(other.view.iter().map(|v| v + start));
         Ok(all)

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use modl_core::{Error, Result};
@@ -127,8 +127,8 @@ impl Sink for Vec<Event> {
     }
 }
 
-/// A file with one JSON object for each event, appended and flushed line by line. After a resumed
-/// run, steps between the last saved state and the stop are there twice; the later ones count.
+/// A file with one JSON object for each event, appended line by line. After a resumed run, steps
+/// between the last saved state and the stop are there twice; the later ones count.
 #[derive(Debug)]
 pub struct JsonLines {
     path: PathBuf,
@@ -136,14 +136,23 @@ pub struct JsonLines {
 }
 
 impl JsonLines {
-    /// Opens or makes the file.
+    /// Opens or makes the file. A last line that a stop has cut off is taken out.
     ///
     /// # Errors
     /// [`Error::File`] where it cannot be written.
     pub fn append(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref().to_owned();
-        let file = OpenOptions::new().create(true).append(true).open(&path);
-        let file = file.map_err(|e| Error::file(&path, format!("cannot be written: {e}")))?;
+        let open = || -> std::io::Result<File> {
+            let mut file = OpenOptions::new().create(true).read(true).append(true).open(&path)?;
+            let mut bytes = Vec::new();
+            file.read_to_end(&mut bytes)?;
+            let whole = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |end| end + 1);
+            if whole < bytes.len() {
+                file.set_len(whole as u64)?;
+            }
+            Ok(file)
+        };
+        let file = open().map_err(|e| Error::file(&path, format!("cannot be written: {e}")))?;
         Ok(JsonLines { path, file })
     }
 }
@@ -151,9 +160,10 @@ impl JsonLines {
 impl Sink for JsonLines {
     fn event(&mut self, event: &Event) -> Result<()> {
         let failed =
-            |e: &dyn std::fmt::Display| Error::file(&self.path, format!("event lost: {e}"));
-        let line = serde_json::to_string(event).map_err(|e| failed(&e))?;
-        writeln!(self.file, "{line}").and_then(|()| self.file.flush()).map_err(|e| failed(&e))
+            |e: &dyn std::fmt::Display| Error::file(&self.path, format!("cannot be written: {e}"));
+        let line = serde_json::to_string(event).map_err(|e| failed(&e))? + "\n";
+        // In one piece, so that a stop leaves a whole line or the start of one.
+        self.file.write_all(line.as_bytes()).map_err(|e| failed(&e))
     }
 }
 
@@ -191,5 +201,9 @@ mod tests {
         assert_eq!(read, [saved(1), saved(2)]);
         assert_eq!(kept, [saved(2)]);
         assert!(text.starts_with(r#"{"event":"saved","#), "{text}");
+        // What a stop has cut off goes before more comes.
+        std::fs::write(&path, &text[..text.len() - 3]).unwrap();
+        JsonLines::append(&path).unwrap().event(&saved(2)).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
     }
 }

@@ -29,3 +29,22 @@ pub(crate) fn add_scaled(
         Ok::<(), Error>(())
     })
 }
+
+/// Adds `factor` times `other` to sums, of which those begin that there are not yet.
+pub(crate) fn accumulate(
+    sums: &mut [Option<Tensor>],
+    factor: f64,
+    other: &[Option<Tensor>],
+) -> Result<()> {
+    no_grad(|| {
+        for (sum, other) in sums.iter_mut().zip(other) {
+            let Some(other) = other else { continue };
+            let own = other.mul_scalar(factor)?;
+            *sum = Some(match sum.take() {
+                Some(sum) => sum.add(&own)?,
+                None => own,
+            });
+        }
+        Ok::<(), Error>(())
+    })
+}

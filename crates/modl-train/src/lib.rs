@@ -24,11 +24,14 @@ mod rearranged;
 pub mod recipe;
 mod routed;
 mod run;
+mod run_folder;
 mod schedule;
 mod state;
 mod step;
 mod strategies;
 mod streams;
+mod task_losses;
+mod temperature_sampling;
 mod trainer;
 
 pub use ada_merging::{AdaMerged, AdaMerging, Factors, entropy, task_vectors, trimmed};
@@ -51,11 +54,15 @@ pub use objective::{
 pub use optim::{Optimizer, OptimizerConfig};
 pub use passes::{Combine, Passes, StepLoss};
 pub use recipe::{Phase, Recipe};
-pub use run::{Examples, restore, run};
+pub use run::{Examples, restore, run, run_in};
+pub use run_folder::RunFolder;
 pub use schedule::{Decay, Schedule, Warmup};
 pub use step::{Plain, StepContext, StepGradients, StepRule};
+pub use strategies::joint;
 pub use strategies::{
-    AGem, AccuracyMatrix, As, Continual, Convention, Ewc, Gem, Job, Joint, Labels, Learner, Lwf,
-    Naive, PerTask, Replay, RoutingOnly, Si, Strategy, TaskContext,
+    AGem, AccuracyMatrix, Adaptation, As, Continual, Convention, Ewc, Gem, Job, Joint, Labels,
+    Learner, Lwf, Maml, ModulePerTask, Naive, Order, PerTask, Replay, Reptile, RoutingOnly, Si,
+    Strategy, TaskContext,
 };
+pub use temperature_sampling::Sampling;
 pub use trainer::Trainer;

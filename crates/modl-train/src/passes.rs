@@ -82,17 +82,21 @@ impl Passes {
 
 /// One pass that has been made.
 #[derive(Debug)]
-struct Passed {
+pub(crate) struct Passed {
     cx: Context,
     trace: Trace,
     /// `[batch, …]`, in the graph.
     predicted: Tensor,
     /// `[batch]`, in the graph.
-    losses: Tensor,
+    pub(crate) losses: Tensor,
     /// `[batch]`, outside the graph.
-    known: Tensor,
+    pub(crate) known: Tensor,
     /// Which rows count, where of several passes the best is taken.
-    chosen: Option<Tensor>,
+    pub(crate) chosen: Option<Tensor>,
+    /// What a row counts in the step's loss.
+    pub(crate) counts: f64,
+    /// The tasks of the rows.
+    pub(crate) tasks: Vec<String>,
 }
 
 impl Passed {
@@ -112,7 +116,7 @@ pub struct StepLoss {
     pub(crate) total: Tensor,
     /// What was added, by name.
     pub(crate) aux: BTreeMap<String, f64>,
-    passed: Vec<Passed>,
+    pub(crate) passed: Vec<Passed>,
     /// What the passes kept for the backward pass, where they keep only some.
     pub(crate) kept: Option<ActivationCheckpoints>,
 }
@@ -255,13 +259,12 @@ impl Passing<'_> {
         let mut more: Option<Tensor> = None;
         for (n, p) in passed.iter_mut().enumerate() {
             p.chosen = chosen.as_ref().map(|c| c.select(0, n as i64)).transpose()?;
+            let rows = p.losses.len_of(0).max(1) as f64;
             let mean = match &p.chosen {
-                Some(mine) => {
-                    let (own, rows) = (p.losses.mul(mine)?.sum()?, p.losses.len_of(0).max(1));
-                    own.mul_scalar(share / rows as f64)?
-                }
+                Some(mine) => p.losses.mul(mine)?.sum()?.mul_scalar(share / rows)?,
                 None => p.losses.mean()?.mul_scalar(share / count as f64)?,
             };
+            p.counts = share / rows / if p.chosen.is_some() { 1.0 } else { count as f64 };
             loss = Some(plus(loss, mean)?);
             // Routers' losses are of all rows of a pass, what comes of the outcome of the chosen ones.
             let of_chosen = if p.chosen.is_some() { share } else { share * each };
@@ -298,7 +301,8 @@ impl Passing<'_> {
         let predicted = self.objective.predict(self.model, part, &cx)?;
         let losses = self.objective.losses(&predicted, part)?;
         let known = losses.detach()?;
-        Ok(Passed { trace: cx.take_trace(), cx, predicted, losses, known, chosen: None })
+        let (trace, tasks) = (cx.take_trace(), part.tasks.clone());
+        Ok(Passed { trace, cx, predicted, losses, known, chosen: None, counts: 0.0, tasks })
     }
 
     /// `sum` and a router's loss by its weight.
@@ -341,6 +345,7 @@ impl StepLoss {
         self.loss = self.loss.mul_scalar(factor)?;
         self.total = self.total.mul_scalar(factor)?;
         self.aux.values_mut().for_each(|v| *v *= factor);
+        self.passed.iter_mut().for_each(|p| p.counts *= factor);
         Ok(self)
     }
 

@@ -13,11 +13,11 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use modl_core::checkpoint::{self, Checkpoint};
+use modl_core::checkpoint;
 use modl_core::{Error, Modular, Result, ResultExt, Select};
 
 use crate::state::differences;
-use crate::{Dataset, Event, Job, Methods, Objective, Recipe, Sink, outcome};
+use crate::{Dataset, Event, Job, Methods, Objective, Recipe, RunFolder, Sink, outcome};
 
 /// The examples of a run.
 #[derive(Debug, Clone, Copy)]
@@ -38,7 +38,8 @@ impl<'a> From<&'a Dataset> for Examples<'a> {
 /// over, one that was stopped goes on.
 ///
 /// # Errors
-/// Where the folder holds another recipe's run, or a phase fails; what was saved is kept.
+/// Where the folder holds another recipe's run or is another run's at this moment, or a phase fails;
+/// what was saved is kept.
 pub fn run<'a>(
     recipe: &Recipe,
     methods: &Methods,
@@ -48,7 +49,23 @@ pub fn run<'a>(
     folder: impl AsRef<Path>,
     sink: &mut dyn Sink,
 ) -> Result<()> {
-    let (folder, Examples { train: data, test }) = (folder.as_ref(), data.into());
+    run_in(&RunFolder::hold(folder)?, recipe, methods, model, objective, data.into(), sink)
+}
+
+/// [`run`] in a folder that is held already.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_in(
+    folder: &RunFolder,
+    recipe: &Recipe,
+    methods: &Methods,
+    model: &mut Modular,
+    objective: &dyn Objective,
+    data: Examples,
+    sink: &mut dyn Sink,
+) -> Result<()> {
+    let (folder, Examples { train: data, test }) = (folder.path(), data);
     claim(recipe, objective, folder)?;
     recipe.attach(model, methods)?;
     objective.setup(model)?;
@@ -60,7 +77,7 @@ pub fn run<'a>(
             paths.push(modl_route::winning_path(model).at(&phase.name)?);
         }
         if done.exists() {
-            take_over(model, &done)?;
+            outcome::load(&done, model, methods)?;
             continue;
         }
         let strategy = methods.strategies.parse(&phase.strategy)?;
@@ -110,7 +127,7 @@ pub fn restore(
     recipe.attach(model, methods)?;
     objective.setup(model)?;
     // Each in turn: what a phase trained of the backbone is in its own file only.
-    done.iter().try_for_each(|file| take_over(model, file))
+    done.iter().try_for_each(|file| outcome::load(file, model, methods).map(drop))
 }
 
 /// The names of all parameters that `train` takes, of modules only those that `free` takes, too.
@@ -130,7 +147,7 @@ fn phase_folder(folder: &Path, index: usize, name: &str) -> PathBuf {
 
 /// Writes down what is run in a folder, or refuses it where that is something else.
 fn claim(recipe: &Recipe, objective: &dyn Objective, folder: &Path) -> Result<()> {
-    let path = folder.join("recipe.json");
+    let path = folder.join(RunFolder::RECIPE);
     let own = serde_json::to_string_pretty(recipe.values()).map_err(|e| Error::file(&path, e))?;
     if let Some(old) = written(&path, &own)? {
         let what = differences(&old, &own);
@@ -178,13 +195,5 @@ fn save_results(model: &Modular, folder: &Path) -> Result<()> {
         model.params().select(&heads),
         HashMap::new(),
     )?;
-    let all = outcome::trained(model)?;
-    let tensors = all.iter().map(|(n, p)| (n, p.tensor()));
-    checkpoint::save(folder.join(PARAMS), tensors, HashMap::new())
-}
-
-/// Loads what a finished phase has saved.
-fn take_over(model: &mut Modular, file: &Path) -> Result<()> {
-    let saved: Vec<_> = Checkpoint::open(file)?.tensors(model.device())?.into_iter().collect();
-    outcome::load(model, &file.display().to_string(), &saved)
+    outcome::save(&folder.join(PARAMS), model, Vec::new())
 }

@@ -119,7 +119,8 @@ impl<'a> Trainer<'a> {
         let known = assignments.as_mut().map(RefCell::get_mut);
         let (cursor, note) = self.take_up(data, known, rule)?;
         let device = self.model.device();
-        let mut batches = Batches::new(data, self.config.batch_size, self.seed, device, cursor)?;
+        let mut batches = Batches::new(data, self.config.batch_size, self.seed, device, cursor)?
+            .sampled(self.config.sampling)?;
         let epochs = self.config.epochs.unwrap_or(1);
         let steps = self.config.steps.unwrap_or(epochs * batches.per_epoch());
         let params = self.params.clone();

@@ -1,56 +1,25 @@
 //! What keeps a merge out of another's way and off a full disk: a lock on the folder in which it is
 //! made, and a look at the room there is before anything is written.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::path::Path;
 
-use fs4::{FileExt, TryLockError};
-use modl_core::{Error, Result};
+use modl_core::{Error, FolderLock, Result};
 
 use super::{Output, Plan};
 
-/// The file in the folder that is locked. The system lets go of it with the process, however that ends.
+/// The file in the folder that is locked.
 const NAME: &str = "merge.lock";
 
-/// A folder that is this process's alone.
-#[derive(Debug)]
-pub(super) struct Lock {
-    path: PathBuf,
-    // Held for what closing it does.
-    _file: File,
-}
-
-impl Lock {
-    /// Takes the folder `work`, in which `out` is made.
-    pub(super) fn of(work: &Path, out: &Path) -> Result<Self> {
-        let path = work.join(NAME);
-        let failed = |e: std::io::Error| Error::file(&path, format!("cannot be locked: {e}"));
-        let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
-        let file = file.map_err(failed)?;
-        match FileExt::try_lock(&file) {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let problem = "is being written by another merge at this moment; wait until it has \
-                               ended, or name another folder";
-                return Err(Error::file(work, problem));
-            }
-            // Some network file systems have no locks; two merges are then the user's affair.
-            Err(TryLockError::Error(e)) if e.kind() == ErrorKind::Unsupported => {}
-            Err(TryLockError::Error(e)) => return Err(failed(e)),
-        }
-        if out.exists() {
-            // The other merge has ended just now, and our file went with the folder.
-            let _ = fs::remove_file(out.join(NAME));
-            return Err(Error::file(out, "is there already; name a new folder"));
-        }
-        Ok(Lock { path, _file: file })
+/// Takes the folder `work`, in which `out` is made.
+pub(super) fn lock(work: &Path, out: &Path) -> Result<FolderLock> {
+    let lock = FolderLock::take(work, NAME, "another merge")?;
+    if out.exists() {
+        // The other merge has ended just now, and our file went with the folder.
+        let _ = fs::remove_file(out.join(NAME));
+        return Err(Error::file(out, "is there already; name a new folder"));
     }
-
-    /// Takes the file away: the folder gets its name next.
-    pub(super) fn leave(self) -> std::io::Result<()> {
-        fs::remove_file(&self.path)
-    }
+    Ok(lock)
 }
 
 /// Refuses a plan that the disk has no room for. What finished files of an earlier start hold already
@@ -92,21 +61,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_folder_is_one_merges_at_a_time() {
+    fn a_result_that_has_got_its_name_in_the_meantime_is_left_alone() {
         let dir = tempfile::tempdir().unwrap();
         let (work, out) = (dir.path().join("m.merging"), dir.path().join("m"));
-        fs::create_dir(&work).unwrap();
-        let first = Lock::of(&work, &out).unwrap();
-        let error = Lock::of(&work, &out).unwrap_err().to_string();
+        let first = lock(&work, &out).unwrap();
+        let error = lock(&work, &out).unwrap_err().to_string();
         assert!(error.contains("m.merging") && error.contains("another merge"), "{error}");
-        // One that was killed lets go, and its file stays.
         drop(first);
-        assert!(work.join(NAME).exists());
-        Lock::of(&work, &out).unwrap().leave().unwrap();
-        assert!(!work.join(NAME).exists());
-        // The result has got its name in the meantime.
         fs::create_dir(&out).unwrap();
-        let error = Lock::of(&work, &out).unwrap_err().to_string();
+        let error = lock(&work, &out).unwrap_err().to_string();
         assert!(error.contains("already"), "{error}");
     }
 

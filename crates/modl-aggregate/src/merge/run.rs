@@ -9,13 +9,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use modl_core::checkpoint::write_whole;
-use modl_core::{Error, Result, ResultExt};
+use modl_core::{Error, FolderLock, Result, ResultExt};
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::elements::{Stored, with_bytes};
-use super::guard::{Lock, room};
+use super::guard::{lock, room};
 use super::plan::STEM;
 use super::shard::{ShardFile, Sum};
 use super::source::read_json;
@@ -65,7 +65,7 @@ pub fn run(
     let state_file = work.join("merge.json");
     room(plan, &work)?;
     fs::create_dir_all(&work).map_err(|e| Error::file(&work, format!("cannot be made: {e}")))?;
-    let lock = Lock::of(&work, out)?;
+    let lock = lock(&work, out)?;
     let mut state = started(plan, &work, &state_file)?;
     with_groups(plan, &method.spec(), |groups| {
         let done = |state: &State, shard: &Shard| {
@@ -280,7 +280,7 @@ fn finish(
     shards: &[Shard],
     work: &Path,
     state_file: &Path,
-    lock: Lock,
+    lock: FolderLock,
     out: &Path,
 ) -> Result<()> {
     if shards.len() > 1 {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use modl_core::{Modular, ResultExt, checkpoint};
 use modl_models::{LoadOptions, Tokenizer, open};
-use modl_train::{Dataset, Methods, Objective, Recipe};
+use modl_train::{Dataset, Methods, Objective, Recipe, RunFolder};
 use serde::{Deserialize, Serialize};
 
 /// What a folder keeps of how it was started.
@@ -36,16 +36,15 @@ pub(super) fn read(path: &Path, text: &str, set: &[String], methods: &Methods) -
     Ok(recipe)
 }
 
-/// Writes down in `folder` which recipe is run there.
+/// Writes down in `folder` which recipe is run there, as long as none has begun.
 pub(super) fn note(folder: &Path, recipe: &Path, text: &str, set: &[String]) -> Result<()> {
-    let file = folder.join("recipe.toml");
-    if file.is_file() {
+    if RunFolder::has_run(folder) {
         return Ok(());
     }
     let recipe = std::path::absolute(recipe)?;
     let origin = Origin { recipe, set: set.to_vec() };
     checkpoint::write_whole(folder.join("origin.json"), &serde_json::to_vec_pretty(&origin)?)?;
-    checkpoint::write_whole(file, text.as_bytes())?;
+    checkpoint::write_whole(folder.join("recipe.toml"), text.as_bytes())?;
     Ok(())
 }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use clap::Args;
-use modl_train::{Event, Examples, Fanout, JsonLines, LossWeight, Methods, Sink};
+use modl_train::{Event, Examples, Fanout, JsonLines, LossWeight, Methods, RunFolder, Sink};
 
 use super::run_folder::{self, Loaded};
 use crate::progress::Bars;
@@ -14,9 +14,12 @@ use crate::progress::Bars;
 pub(crate) struct TrainArgs {
     /// The recipe.
     recipe: PathBuf,
-    /// The run's folder. Where a run of the same recipe is there, it goes on.
+    /// The run's folder.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
+    /// Goes on with the run of this recipe that is in the folder; begins one where there is none.
+    #[arg(long)]
+    resume: bool,
     /// Sets a value of the recipe, for instance phases.0.lr=1e-4; as often as wanted.
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
@@ -44,10 +47,23 @@ impl Sink for Told {
     }
 }
 
+impl TrainArgs {
+    /// Refuses a folder that has a run, where it is not to go on.
+    fn may_begin(&self) -> Result<()> {
+        anyhow::ensure!(
+            self.resume || !RunFolder::has_run(&self.out),
+            "{}: holds a run already; --resume goes on with it, another --out begins a new one",
+            self.out.display()
+        );
+        Ok(())
+    }
+}
+
 pub(crate) fn run(args: &TrainArgs, methods: &Methods) -> Result<()> {
     let text = std::fs::read_to_string(&args.recipe)
         .with_context(|| format!("recipe {}", args.recipe.display()))?;
     let recipe = run_folder::read(&args.recipe, &text, &args.set, methods)?;
+    args.may_begin()?;
     let mut loaded = Loaded::new(recipe, methods)?;
     println!(
         "{} examples for training, {} held out; results go to {}",
@@ -55,16 +71,18 @@ pub(crate) fn run(args: &TrainArgs, methods: &Methods) -> Result<()> {
         loaded.test.len(),
         args.out.display()
     );
+    let folder = RunFolder::hold(&args.out)?;
+    args.may_begin()?;
     run_folder::note(&args.out, &args.recipe, &text, &args.set)?;
     let mut bars = Bars::default();
     let mut lines = JsonLines::append(args.out.join("events.jsonl"))?;
-    modl_train::run(
+    modl_train::run_in(
+        &folder,
         &loaded.recipe,
         methods,
         &mut loaded.model,
         loaded.objective.as_ref(),
         Examples { train: &loaded.train, test: Some(&loaded.test) },
-        &args.out,
         &mut Fanout(vec![&mut Told, &mut bars, &mut lines]),
     )?;
     super::eval::report(&loaded, &args.out)?;

@@ -52,6 +52,11 @@ pub trait Objective: Debug {
         Err(Error::unsupported(what, "take the labels of the data"))
     }
 
+    /// Whether a row's loss is −ln p of what is right, as that of a choice is, rather than an error.
+    fn is_likelihood(&self) -> bool {
+        !self.classes().is_empty()
+    }
+
     /// The mean loss of the batch, `[]` f32.
     fn loss(&self, model: &Modular, batch: &Batch, cx: &Context) -> Result<Tensor> {
         self.losses(&self.predict(model, batch, cx)?, batch)?.mean()

@@ -94,6 +94,10 @@ impl Objective for NextToken {
         Ok(losses.into_iter().zip(tokens).map(said).collect())
     }
 
+    fn is_likelihood(&self) -> bool {
+        true
+    }
+
     fn metrics(&self) -> &'static [Metric] {
         Self::METRICS
     }

@@ -4,11 +4,13 @@
 //! |---|---|---|
 //! | `joint` | §6.1 | everything selected, on the data of all tasks at once |
 //! | `continual` | §6.2 | one task after the other; earlier ones do not come back |
+//! | `meta` | §6.2 | a start from which tasks are learned quickly |
 //! | `post_hoc` | §6.3 | modules of a pretrained model, or what chooses among them |
 
 mod continual;
 mod job;
-mod joint;
+pub mod joint;
+mod meta;
 mod post_hoc;
 
 use std::fmt::Debug;
@@ -17,11 +19,12 @@ use modl_core::{Catalog, Entry, Result};
 use serde::de::DeserializeOwned;
 
 pub use continual::{
-    AGem, AccuracyMatrix, As, Continual, Convention, Ewc, Gem, Labels, Learner, Lwf, Naive, Replay,
-    Si, TaskContext,
+    AGem, AccuracyMatrix, As, Continual, Convention, Ewc, Gem, Labels, Learner, Lwf, ModulePerTask,
+    Naive, Replay, Si, TaskContext,
 };
 pub use job::Job;
 pub use joint::Joint;
+pub use meta::{Adaptation, Maml, Order, Reptile};
 pub use post_hoc::{PerTask, RoutingOnly};
 
 /// A way to train a modular network.
@@ -42,6 +45,7 @@ pub(crate) fn catalog() -> Result<Catalog<dyn Strategy>> {
     joint::register(&mut all)?;
     continual::register(&mut all)?;
     post_hoc::register(&mut all)?;
+    meta::register(&mut all)?;
     Ok(all)
 }
 

@@ -33,20 +33,21 @@ pub struct AccuracyMatrix {
     pub tasks: Vec<String>,
     /// What is measured: the objective's first metric.
     pub metric: String,
-    /// b: that of the untrained model for each task.
-    pub before: Vec<f64>,
+    /// b: that of the untrained model for each task; nothing where it has no answer yet, as where each
+    /// task has a module of its own.
+    pub before: Vec<Option<f64>>,
     /// R: a row after each task.
-    pub rows: Vec<Vec<f64>>,
+    pub rows: Vec<Vec<Option<f64>>>,
 }
 
 impl AccuracyMatrix {
-    /// R[i][j], counted from 0.
-    fn at(&self, i: usize, j: usize) -> Option<f64> {
-        self.rows.get(i)?.get(j).copied()
+    /// R[i][j], counted from 0, where it was measured.
+    pub fn at(&self, i: usize, j: usize) -> Option<f64> {
+        self.rows.get(i)?.get(j).copied().flatten()
     }
 
-    /// `acc`, and with two tasks or more `bwt`, `fwt` and `forgetting`; nothing before all tasks are
-    /// learned.
+    /// `acc`, and with two tasks or more `bwt`, `fwt` and `forgetting`, those of them that are defined;
+    /// nothing before all tasks are learned.
     pub fn metrics(&self, convention: Convention) -> BTreeMap<&'static str, f64> {
         let tasks = self.tasks.len();
         let mut all = BTreeMap::new();
@@ -68,7 +69,9 @@ impl AccuracyMatrix {
             return all;
         }
         let backward = |j: usize| Some(self.at(last, j)? - self.at(j, j)?);
-        let forward = |j: usize| Some(self.at(j.checked_sub(1)?, j)? - self.before.get(j)?);
+        let forward = |j: usize| {
+            Some(self.at(j.checked_sub(1)?, j)? - self.before.get(j).copied().flatten()?)
+        };
         let lost = |j: usize| {
             let best = (0..last).filter_map(|i| self.at(i, j)).reduce(f64::max)?;
             Some(best - self.at(last, j)?)
@@ -89,8 +92,10 @@ mod tests {
         let matrix = AccuracyMatrix {
             tasks: ["a", "b", "c"].map(str::to_owned).to_vec(),
             metric: "accuracy".into(),
-            before: vec![0.1, 0.2, 0.1],
-            rows: vec![vec![0.9, 0.3, 0.1], vec![0.7, 0.8, 0.2], vec![0.8, 0.5, 0.9]],
+            before: [0.1, 0.2, 0.1].map(Some).to_vec(),
+            rows: [[0.9, 0.3, 0.1], [0.7, 0.8, 0.2], [0.8, 0.5, 0.9]]
+                .map(|r| r.map(Some).to_vec())
+                .to_vec(),
         };
         let close = |found: f64, wanted: f64| assert!((found - wanted).abs() < 1e-12, "{found}");
         let paper = matrix.metrics(Convention::Paper);
@@ -105,10 +110,22 @@ mod tests {
     }
 
     #[test]
+    fn what_has_no_answer_before_it_is_learned_has_no_forward_transfer() {
+        let matrix = AccuracyMatrix {
+            tasks: ["a", "b"].map(str::to_owned).to_vec(),
+            metric: "accuracy".into(),
+            before: vec![None, None],
+            rows: vec![vec![Some(0.9), None], vec![Some(0.9), Some(0.7)]],
+        };
+        let found = Vec::from_iter(matrix.metrics(Convention::Paper));
+        assert_eq!(found, [("acc", 0.8), ("bwt", 0.0), ("forgetting", 0.0)]);
+    }
+
+    #[test]
     fn there_are_no_means_before_all_is_learned_and_no_differences_of_one_task() {
         let mut matrix = AccuracyMatrix { tasks: vec!["a".into()], ..Default::default() };
         assert!(matrix.metrics(Convention::Paper).is_empty());
-        matrix.rows.push(vec![0.5]);
+        matrix.rows.push(vec![Some(0.5)]);
         assert_eq!(Vec::from_iter(matrix.metrics(Convention::Paper)), [("acc", 0.5)]);
     }
 }

@@ -10,6 +10,7 @@ mod gem;
 mod lwf;
 mod matrix;
 mod memory;
+mod module_per_task;
 mod naive;
 mod quadratic;
 mod replay;
@@ -19,7 +20,7 @@ mod si;
 
 use std::fmt::Debug;
 
-use modl_core::{Catalog, Entry, Result};
+use modl_core::{Catalog, Entry, Modular, Result};
 use serde::de::DeserializeOwned;
 
 use super::{Job, Strategy};
@@ -30,6 +31,7 @@ pub use ewc::{Ewc, Labels};
 pub use gem::Gem;
 pub use lwf::{As, Lwf};
 pub use matrix::{AccuracyMatrix, Convention};
+pub use module_per_task::ModulePerTask;
 pub use naive::Naive;
 pub use replay::Replay;
 pub use sequence::TaskContext;
@@ -64,6 +66,20 @@ pub trait Learner: StepRule {
         Ok(())
     }
 
+    /// How a task is trained: as the phase says, where nothing else is said.
+    ///
+    /// # Errors
+    /// Where nothing can be trained.
+    fn config(&self, cx: &TaskContext) -> Result<TrainConfig> {
+        Ok(cx.config())
+    }
+
+    /// Whether a task can be asked about: always, where nothing else is said.
+    fn answers(&self, model: &Modular, task: &str) -> bool {
+        let _ = (model, task);
+        true
+    }
+
     /// Keeps what it needs of a task that has been learned.
     ///
     /// # Errors
@@ -95,6 +111,11 @@ pub(super) fn register(all: &mut Catalog<dyn Strategy>) -> Result<()> {
         "replay",
         "Experience replay from a reservoir",
         "Chaudhry et al. 2019, arXiv 1902.10486",
+    ))?;
+    all.add(entry::<ModulePerTask>(
+        "module_per_task",
+        "A module for each task: PackNet, SupSup, Piggyback, any other",
+        "Mallya and Lazebnik 2018, arXiv 1711.05769",
     ))?;
     all.add(entry::<AGem>(
         "a_gem",

@@ -6,17 +6,15 @@
 //! PHASE/01-TASK/done.safetensors   what is learned and kept after it; written last
 //! ```
 
-use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use modl_core::checkpoint::{self, Checkpoint};
-use modl_core::{Error, Result, ResultExt, Seed, Select, Tensor, Tensors};
+use modl_core::checkpoint;
+use modl_core::{Error, Result, ResultExt, Seed, Select, Tensors};
 
 use super::matrix::{AccuracyMatrix, Convention};
 use super::{Continual, Job, Learner, Strategy};
-use crate::outcome::{self, trained};
-use crate::{Batch, Dataset, Event, evaluate};
+use crate::{Batch, Dataset, Event, TrainConfig, evaluate, outcome};
 
 /// A continual method as a strategy.
 #[derive(Debug)]
@@ -44,10 +42,14 @@ impl TaskContext<'_, '_> {
         self.seed
     }
 
-    /// What is going to be trained, by name.
+    /// The phase's settings for this task.
+    pub fn config(&self) -> TrainConfig {
+        self.job.phase.train.clone().naming("{task}", self.task)
+    }
+
+    /// What the phase's settings take, by name.
     pub fn to_train(&self) -> Tensors {
-        let config = self.job.phase.train.clone().naming("{task}", self.task);
-        let select = Select::any(config.train);
+        let select = Select::any(self.config().train);
         let model = &*self.job.model;
         let own = model.params().iter().map(|(n, p)| (n.to_owned(), p));
         let base = model.backbone().params().iter().map(|(n, p)| (format!("base.{n}"), p));
@@ -73,12 +75,12 @@ impl<C: Continual> Strategy for Sequence<C> {
     fn run(&self, job: &mut Job) -> Result<()> {
         let tasks = order(job);
         let mut learner = self.0.start()?;
-        let mut matrix = Measured::open(job, &tasks)?;
+        let mut matrix = Measured::open(job, learner.as_ref(), &tasks)?;
         for (index, task) in tasks.iter().enumerate() {
             let part = part(index, task);
             let done = job.folder.join(&part).join(DONE);
             if done.exists() {
-                take_over(job, learner.as_mut(), &done)?;
+                learner.load_state(outcome::load(&done, job.model, job.methods)?)?;
                 continue;
             }
             matrix.forget_after(index);
@@ -86,10 +88,10 @@ impl<C: Continual> Strategy for Sequence<C> {
             let seed = job.seed().child(&part).child("task");
             let mut cx = TaskContext { job, task, tasks: &tasks, index, data: &data, seed };
             learner.begin(&mut cx).at(task)?;
-            let config = cx.job.phase.train.clone().naming("{task}", task);
+            let config = learner.config(&cx)?;
             cx.job.train_by(learner.as_mut(), Some(&part), config, &data)?;
             learner.end(&mut cx).at(task)?;
-            matrix.measure(job, index)?;
+            matrix.measure(job, learner.as_ref(), index)?;
             finish(job, learner.as_ref(), &done)?;
         }
         matrix.tell(job)
@@ -111,26 +113,9 @@ fn part(index: usize, task: &str) -> String {
     format!("{:02}-{}", index + 1, task.chars().map(plain).collect::<String>())
 }
 
-fn take_over(job: &mut Job, learner: &mut dyn Learner, done: &Path) -> Result<()> {
-    let (mut params, mut kept) = (Vec::new(), Vec::new());
-    for (name, t) in Checkpoint::open(done)?.tensors(job.model.device())? {
-        match name.split_once('.') {
-            Some(("params", rest)) => params.push((rest.to_owned(), t)),
-            Some(("rule", rest)) => kept.push((rest.to_owned(), t)),
-            _ => return Err(Error::file(done, format!("holds `{name}`, no part of a task"))),
-        }
-    }
-    outcome::load(job.model, &done.display().to_string(), &params)?;
-    learner.load_state(kept)
-}
-
 /// Writes down what is learned; then what was there to go on within the task is not needed.
 fn finish(job: &Job, learner: &dyn Learner, done: &Path) -> Result<()> {
-    let params = trained(job.model)?;
-    let params = params.iter().map(|(n, p)| (format!("params.{n}"), p.tensor().clone()));
-    let kept = learner.state()?.into_iter().map(|(n, t)| (format!("rule.{n}"), t));
-    let all: Vec<(String, Tensor)> = params.chain(kept).collect();
-    checkpoint::save(done, all.iter().map(|(n, t)| (n.as_str(), t)), HashMap::new())?;
+    outcome::save(done, job.model, learner.state()?)?;
     let within = done.parent().map(fs::read_dir);
     for entry in within.into_iter().flatten().flatten().flatten() {
         if entry.file_name().to_string_lossy().starts_with("state") {
@@ -149,7 +134,7 @@ struct Measured {
 }
 
 impl Measured {
-    fn open(job: &mut Job, tasks: &[String]) -> Result<Self> {
+    fn open(job: &mut Job, learner: &dyn Learner, tasks: &[String]) -> Result<Self> {
         let path = job.folder.join(MATRIX);
         let held_out = |t: &String| job.test.map(|all| all.of_task(t)).transpose();
         let test: Vec<Option<Dataset>> = tasks.iter().map(held_out).collect::<Result<_>>()?;
@@ -162,17 +147,21 @@ impl Measured {
         all.matrix.tasks = tasks.to_vec();
         let metric = job.objective.metrics().first();
         all.matrix.metric = metric.map(|m| m.key.to_owned()).unwrap_or_default();
-        all.matrix.before = all.row(job)?;
+        all.matrix.before = all.row(job, learner)?;
         Ok(all)
     }
 
     /// What is measured of each task now.
-    fn row(&self, job: &Job) -> Result<Vec<f64>> {
+    fn row(&self, job: &Job, learner: &dyn Learner) -> Result<Vec<Option<f64>>> {
         let mut row = Vec::new();
-        for test in self.test.iter().flatten() {
+        for (task, test) in self.matrix.tasks.iter().zip(&self.test) {
+            let Some(test) = test.as_ref().filter(|_| learner.answers(job.model, task)) else {
+                row.push(None);
+                continue;
+            };
             let said = evaluate(job.model, job.objective, test, 64, &Batch::describe)?;
             let found = job.objective.scores(&said.iter().collect::<Vec<_>>());
-            row.push(found.get(&self.matrix.metric).copied().unwrap_or(f64::NAN));
+            row.push(found.get(&self.matrix.metric).copied());
         }
         Ok(row)
     }
@@ -182,9 +171,10 @@ impl Measured {
         self.matrix.rows.truncate(index);
     }
 
-    fn measure(&mut self, job: &mut Job, index: usize) -> Result<()> {
-        let row = self.row(job)?;
-        let metrics = self.matrix.tasks.iter().cloned().zip(row.iter().copied()).collect();
+    fn measure(&mut self, job: &mut Job, learner: &dyn Learner, index: usize) -> Result<()> {
+        let row = self.row(job, learner)?;
+        let named = self.matrix.tasks.iter().cloned().zip(&row);
+        let metrics = named.filter_map(|(task, v)| Some((task, (*v)?))).collect();
         let after = self.matrix.tasks.get(index).map(String::as_str).unwrap_or_default();
         let name = format!("{}/after {after}", job.phase.name);
         job.sink.event(&Event::Evaluated { name, metrics })?;

@@ -1,0 +1,86 @@
+//! A module for each task: what a task learns is its own, and no later task touches it.
+//!
+//! The recipe has the first task's module under the task's name. Before each further task a module of
+//! the same method is attached at the same sites under its name, `pack_net` with what earlier tasks
+//! have left free ([`modl_compute::sparse::pack_next`]). A router that goes by task (`fixed`) picks it. Of
+//! what earlier tasks use, nothing is trained again, so their outputs stay what they were bit for
+//! bit: heads of single tasks are trained with their task, a head that is common with the first.
+//!
+//! Any method will do: `sup_sup`, `piggyback` and `edge_popup` make masks on frozen weights, `lora` and
+//! `bottleneck` small additions, `full` copies of whole layers.
+//!
+//! Mallya and Lazebnik 2018, *PackNet*, arXiv 1711.05769; Mallya et al. 2018, *Piggyback*,
+//! arXiv 1801.06519; Wortsman et al. 2020, *Supermasks in Superposition*, arXiv 2006.14769. Survey
+//! §6.2.
+
+use modl_core::{Error, Modular, Result, Select};
+use serde::Deserialize;
+
+use super::{Continual, Learner, TaskContext};
+use crate::{StepRule, TrainConfig};
+
+/// Parameters of a task's own.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModulePerTask {}
+
+impl Continual for ModulePerTask {
+    fn kind(&self) -> &'static str {
+        "module_per_task"
+    }
+
+    fn trains(&self) -> Vec<String> {
+        ["modules.{task}.*", "heads.*"].map(str::to_owned).to_vec()
+    }
+
+    fn start(&self) -> Result<Box<dyn Learner>> {
+        Ok(Box::new(Isolated))
+    }
+}
+
+#[derive(Debug)]
+struct Isolated;
+
+impl StepRule for Isolated {}
+
+impl Learner for Isolated {
+    fn begin(&mut self, cx: &mut TaskContext) -> Result<()> {
+        if cx.job.model.modules().contains(&cx.task) {
+            return Ok(());
+        }
+        let before = cx.index.checked_sub(1).and_then(|i| cx.tasks.get(i));
+        let previous = before.ok_or_else(|| {
+            let advice = format!("call the recipe's module [modules.\"{}\"]", cx.task);
+            Error::invalid("the first task", format!("has no module of its name; {advice}"))
+        })?;
+        let (config, targets) = cx.job.model.recipe(previous)?;
+        if config.kind() == "pack_net" {
+            return modl_compute::sparse::pack_next(cx.job.model, previous, cx.task);
+        }
+        let targets = targets.clone();
+        let config = cx.job.model.configuration(previous)?;
+        let config = cx.job.methods.registry.modules.parse(&config)?;
+        cx.job.model.attach(cx.task, config, &targets)
+    }
+
+    fn answers(&self, model: &Modular, task: &str) -> bool {
+        model.modules().contains(&task)
+    }
+
+    /// Of what the phase takes, that which no earlier task uses.
+    fn config(&self, cx: &TaskContext) -> Result<TrainConfig> {
+        let earlier = cx.tasks.get(..cx.index).unwrap_or_default();
+        let used = |name: &str| {
+            let module = earlier.iter().any(|t| name.starts_with(&format!("modules.{t}.")));
+            let others = cx.tasks.iter().filter(|t| *t != cx.task);
+            let mut heads = others.map(|t| format!("heads.*.{t}.*"));
+            let own = Select::new(format!("heads.*.{}.*", cx.task)).matches(name);
+            let of_other = heads.any(|pattern| Select::new(pattern).matches(name));
+            let common = cx.index > 0 && !own && !name.starts_with("modules.");
+            module || of_other || common
+        };
+        let mut config = cx.config();
+        config.train = cx.to_train().names().filter(|n| !used(n)).map(str::to_owned).collect();
+        Ok(config)
+    }
+}
