@@ -25,6 +25,10 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Train what a recipe says; with --resume it goes on where it was.
     Train(commands::train::TrainArgs),
+    /// Say what a recipe will train, for how long and with how much memory; nothing is written.
+    Plan(commands::plan::PlanArgs),
+    /// Train a recipe with all combinations of some settings and several seeds, into one table.
+    Sweep(commands::sweep::SweepArgs),
     /// Evaluate a trained run on its held-out data.
     Eval(commands::eval::EvalArgs),
     /// Run tensors through a model with or without adapters.
@@ -71,6 +75,8 @@ impl Cli {
         match self.command {
             Command::Demo(args) => demo::run(&args, methods),
             Command::Train(args) => commands::train::run(&args, methods),
+            Command::Plan(args) => commands::plan::run(&args, methods),
+            Command::Sweep(args) => commands::sweep::run(&args, methods),
             Command::Eval(args) => commands::eval::run(&args, methods),
             Command::Forward(args) => commands::forward::run(&args, methods),
             Command::Convert(args) => commands::convert::run(&args, methods),

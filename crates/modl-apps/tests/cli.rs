@@ -104,6 +104,26 @@ fn a_recipe_is_trained_tested_and_looked_at() {
 }
 
 #[test]
+fn modules_may_stand_at_different_sites() {
+    let b = Bench::new();
+    let apart = RECIPE.replacen("[\"query\", \"value\"]", "[\"key\"]", 1);
+    let soft = "type = \"soft\"\nscope = \"global\"\ninit_std = 0.1";
+    let routing = apart.rfind("[[phases]]").unwrap();
+    let apart = apart[..routing].replace(soft, "type = \"fixed\"");
+    fs::write(b.path("apart.toml"), &apart).unwrap();
+    let (recipe, out) = (b.arg("apart.toml"), b.arg("run"));
+    assert!(succeed(&["train", &recipe, "--out", &out]).contains("spearman"));
+    assert!(succeed(&["eval", &out]).contains("spearman"));
+    // A name that no module has is none the less refused.
+    let other = "router={ type = \"fixed\", table = { a = \"a\", b = \"bb\" } }";
+    let refused = ["train", &recipe, "--out", &b.arg("other"), "--set", other];
+    refuse(&refused, &["unknown module of the router `bb`", "did you mean `b`"]);
+    let strict = "router={ type = \"fixed\", skip_absent = false }";
+    let refused = ["train", &recipe, "--out", &b.arg("strict"), "--set", strict];
+    refuse(&refused, &["unknown module"]);
+}
+
+#[test]
 fn a_mistake_in_a_recipe_is_named_with_its_line() {
     let b = Bench::new();
     let out = b.arg("run");

@@ -52,6 +52,8 @@ fn every_command_that_it_names_exists() {
     for (command, variant) in [
         ("demo", "Demo"),
         ("train", "Train"),
+        ("plan", "Plan"),
+        ("sweep", "Sweep"),
         ("eval", "Eval"),
         ("forward", "Forward"),
         ("convert", "Convert"),

@@ -38,7 +38,7 @@ fn recipes(b: &Bench) -> [String; 3] {
     [b.arg("tasks.toml"), with("joint.toml", "", "", joint), classified]
 }
 
-/// All files of a run but its log, with what is in them; a state's file by what it holds.
+/// All files of a run, with what is in them, but for those that say when and how long.
 fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut found = BTreeMap::new();
     let mut folders = vec![folder.to_owned()];
@@ -46,6 +46,7 @@ fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
         for entry in fs::read_dir(next).unwrap().flatten() {
             let path = entry.path();
             match path.is_dir() {
+                true if path.ends_with("tensorboard") => {}
                 true => folders.push(path),
                 false => {
                     let name = path.strip_prefix(folder).unwrap().to_owned();
@@ -54,7 +55,9 @@ fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
             }
         }
     }
-    found.remove(Path::new("events.jsonl"));
+    for timed in ["events.jsonl", "report.html"] {
+        found.remove(Path::new(timed));
+    }
     found
 }
 
@@ -115,4 +118,70 @@ fn a_run_that_was_killed_at_any_moment_goes_on_to_the_same_bytes() {
         fs::remove_dir_all(alone).unwrap();
     }
     assert!(killed > 10 && kept > 10, "killed {killed}, states kept {kept}");
+}
+
+/// The system refuses a file beyond a size, as a full disk does.
+#[cfg(unix)]
+#[test]
+fn a_disk_that_is_full_leaves_the_last_state_whole() {
+    let b = Bench::new();
+    // States of more than 64 kB, all else below 32.
+    let wide =
+        RECIPE.replace("r = 2", "r = 32").replace("checkpoint_every = 2", "checkpoint_every = 1");
+    let quiet = "\nlog_every = 0\nlog_routing_every = 0";
+    fs::write(b.path("wide.toml"), wide.replace("\nlr = 1e-2", &format!("{quiet}\nlr = 1e-2")))
+        .unwrap();
+    let (recipe, alone, out) = (b.arg("wide.toml"), b.path("alone"), b.path("out"));
+    succeed(&["train", &recipe, "--out", &b.arg("alone")]);
+    let mut run = start(&recipe, &out, false);
+    let state = b.path("out/phases/1-fit/a/state.json");
+    while !state.exists() {
+        assert!(run.try_wait().unwrap().is_none(), "it has ended before it was seen");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    run.kill().unwrap();
+    run.wait().unwrap();
+    let before = contents(&b.path("out/phases"));
+    let full = Command::new("sh")
+        // The signal would end the program.
+        .args(["-c", "trap '' XFSZ; ulimit -f 64; exec \"$0\" \"$@\""])
+        .arg(modl().get_program())
+        .args(["--threads", "1", "train", &recipe, "--resume", "--out", &b.arg("out")])
+        .output()
+        .unwrap();
+    let error = text(&full.stderr);
+    assert_eq!(full.status.code(), Some(1), "{error}");
+    for part in ["the state of step", "is not saved", "make room", "phases/1-fit/a"] {
+        assert!(error.contains(part), "lacks `{part}`: {error}");
+    }
+    let left = |name: &PathBuf| !name.to_string_lossy().ends_with(".tmp");
+    let mut before = before;
+    before.retain(|name, _| left(name));
+    assert!(contents(&b.path("out/phases")) == before, "the state of before is not whole");
+    succeed(&["train", &recipe, "--resume", "--out", &b.arg("out")]);
+    assert!(contents(&out) == contents(&alone));
+}
+
+#[cfg(unix)]
+#[test]
+fn two_runs_into_one_folder_do_not_meet() {
+    let b = Bench::new();
+    let (recipe, out) = (b.arg("recipe.toml"), b.path("run"));
+    let mut first = start(&recipe, &out, false);
+    assert!(has_begun(&mut first, &out));
+    // Stopped, so that it is still there when the others look.
+    let signal = |name: &str| {
+        let pid = first.id().to_string();
+        assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
+    };
+    signal("-STOP");
+    let again = ["train", &recipe, "--out", &b.arg("run"), "--resume"];
+    refuse(&again, &["run: is being written by another run", "wait until it has ended"]);
+    refuse(&again[..4], &["holds a run already", "--resume"]);
+    signal("-CONT");
+    assert!(first.wait().unwrap().success());
+    let finished = contents(&out);
+    // One that is finished stays as it is.
+    succeed(&again);
+    assert!(contents(&out) == finished);
 }

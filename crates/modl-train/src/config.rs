@@ -6,7 +6,7 @@ use modl_core::{Error, Modular, Result, Select, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::optim::lora_plus::{self, Ratio};
-use crate::{LossWeight, OptimizerConfig, Passes, Sampling, Schedule};
+use crate::{LossWeight, OnNan, OptimizerConfig, Passes, Sampling, Schedule, Stop};
 
 /// How a model is trained.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -24,6 +24,12 @@ pub struct TrainConfig {
     /// `"uniform"`. Default: each example once in an epoch.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sampling: Option<Sampling>,
+    /// The batches of a step, each passed forwards and back by itself, so that only one of them is in
+    /// memory: the gradients are those of one batch of `accumulate` · `batch_size` examples, but for
+    /// dropout, which each draws for itself, and for routers that look at the whole batch. Strategies
+    /// that need the gradients of single tasks, or losses of their own, pass all rows at once. Default: 1.
+    #[serde(skip_serializing_if = "is_one")]
+    pub accumulate: u64,
     /// Computes a batch in groups of rows of similar length, so that less padding is computed; the
     /// gradients are those of the whole batch. Not for routers that look at the whole batch.
     /// Default: false.
@@ -62,6 +68,18 @@ pub struct TrainConfig {
     /// `config.json` has (`aux_loss = router_aux_loss_coef`). A loss of which nobody knows what it
     /// counts is an error.
     pub loss_weights: BTreeMap<String, f64>,
+    /// The decay of an exponential moving average of the trained parameters, such as 0.999: the
+    /// average is what is measured and given in the end, where training started has no part in it.
+    /// Default: the parameters of the last step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ema: Option<f64>,
+    /// Ends training where a metric on watched examples does not become better any more, and gives the
+    /// best parameters. Default: never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stop: Option<Stop>,
+    /// What is done in a step whose loss or gradients are not finite. Default: training stops.
+    #[serde(skip_serializing_if = "OnNan::is_default")]
+    pub on_nan: OnNan,
     /// An event each so many steps; none where it is 0.
     pub log_every: u64,
     /// What routers choose is measured on the batch of each so many steps, as an event; never where it
@@ -78,6 +96,7 @@ impl Default for TrainConfig {
             epochs: None,
             steps: None,
             batch_size: 16,
+            accumulate: 1,
             sampling: None,
             split_by_length: false,
             activation_checkpointing: false,
@@ -90,6 +109,9 @@ impl Default for TrainConfig {
             lora_plus_ratio: None,
             lora_plus_embedding_ratio: None,
             loss_weights: BTreeMap::new(),
+            ema: None,
+            stop: None,
+            on_nan: OnNan::default(),
             log_every: 1,
             log_routing_every: 10,
             checkpoint_every: 0,
@@ -154,6 +176,7 @@ impl TrainConfig {
         }
         for (key, fits) in [
             ("batch_size", self.batch_size > 0),
+            ("accumulate", self.accumulate > 0),
             ("lr", self.lr >= 0.0 && self.lr.is_finite()),
             ("clip", self.clip.is_none_or(|c| c > 0.0)),
         ] {
@@ -179,8 +202,21 @@ impl TrainConfig {
             }
         }
         self.sampling.map_or(Ok(()), Sampling::check)?;
+        if let Some(decay) = self.ema
+            && !(0.0..1.0).contains(&decay)
+        {
+            return Err(Error::invalid(
+                "ema",
+                format!("is {decay}, wants a decay from 0 to below 1"),
+            ));
+        }
+        self.stop.as_ref().map_or(Ok(()), Stop::check)?;
         self.passes.check()?;
         self.schedule.check()?;
         self.optimizer.build().map(drop)
     }
+}
+
+fn is_one(n: &u64) -> bool {
+    *n == 1
 }

@@ -75,6 +75,9 @@ pub enum Event {
     Evaluated {
         /// On what.
         name: String,
+        /// The number of steps that were done, where it was on the way.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        step: Option<u64>,
         /// Metrics by name.
         metrics: BTreeMap<String, f64>,
     },

@@ -49,27 +49,50 @@ impl Batch {
     /// # Errors
     /// Where an input does not have the batch's rows.
     pub fn by_length(&self) -> Result<Vec<Batch>> {
-        let Some(mask) = self.inputs.get("attention_mask") else { return Ok(vec![self.clone()]) };
-        let lengths = mask.sum_dims(&[1], false)?.to_vec::<i64>()?;
-        let lengths: Vec<usize> = lengths.iter().map(|n| *n as usize).collect();
+        let Some(lengths) = self.lengths()? else { return Ok(vec![self.clone()]) };
         let groups = length_groups(&lengths);
         if groups.len() <= 1 {
             return Ok(vec![self.clone()]);
         }
-        let width = mask.len_of(1);
-        let short = |rows: &Vec<usize>| {
-            let longest = rows.iter().filter_map(|r| lengths.get(*r)).max().copied().unwrap_or(0);
-            let all = self.rows(rows)?;
-            // Dense inputs are floats.
-            let inputs = all.inputs.map(|_, t| match t.kind() {
-                Kind::Int64 if t.dim() == 2 && t.len_of(1) == width => {
-                    t.narrow(1, 0, longest as i64)
-                }
-                _ => Ok(t.clone()),
-            })?;
-            Ok(Batch { inputs, ..all })
+        groups.iter().map(|rows| self.rows_filled(rows, Some(&lengths))).collect()
+    }
+
+    /// The batch in `n` parts of consecutive rows, as equal in number as can be, each filled up to its
+    /// own longest row. Where there are fewer rows there are fewer parts.
+    pub(crate) fn in_parts(&self, n: u64) -> Result<Vec<Batch>> {
+        let (rows, n) = (self.len(), (n as usize).clamp(1, self.len().max(1)));
+        if n == 1 {
+            return Ok(vec![self.clone()]);
+        }
+        let lengths = self.lengths()?;
+        let part = |i: usize| {
+            let own: Vec<usize> = (i * rows / n..(i + 1) * rows / n).collect();
+            self.rows_filled(&own, lengths.as_deref())
         };
-        groups.iter().map(short).collect()
+        (0..n).map(part).collect()
+    }
+
+    /// The real tokens of each row; `None` where there are no tokens.
+    fn lengths(&self) -> Result<Option<Vec<usize>>> {
+        let Some(mask) = self.inputs.get("attention_mask") else { return Ok(None) };
+        let lengths = mask.sum_dims(&[1], false)?.to_vec::<i64>()?;
+        Ok(Some(lengths.iter().map(|n| *n as usize).collect()))
+    }
+
+    /// Some rows, filled up to the longest of them.
+    fn rows_filled(&self, rows: &[usize], lengths: Option<&[usize]>) -> Result<Batch> {
+        let all = self.rows(rows)?;
+        let (Some(lengths), Some(mask)) = (lengths, self.inputs.get("attention_mask")) else {
+            return Ok(all);
+        };
+        let longest = rows.iter().filter_map(|r| lengths.get(*r)).max().copied().unwrap_or(0);
+        let width = mask.len_of(1);
+        // Dense inputs are floats.
+        let inputs = all.inputs.map(|_, t| match t.kind() {
+            Kind::Int64 if t.dim() == 2 && t.len_of(1) == width => t.narrow(1, 0, longest as i64),
+            _ => Ok(t.clone()),
+        })?;
+        Ok(Batch { inputs, ..all })
     }
 }
 

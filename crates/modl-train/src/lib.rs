@@ -2,6 +2,7 @@
 
 mod ada_merging;
 mod assignments;
+mod average;
 mod batch_parts;
 mod batches;
 mod bootstrap;
@@ -9,12 +10,14 @@ mod clip;
 mod config;
 mod data;
 mod dense;
+mod early_stop;
 mod evaluate;
 mod events;
 mod gradients;
 mod length_groups;
 mod methods;
 mod metrics;
+mod not_finite;
 mod objective;
 pub mod optim;
 mod outcome;
@@ -29,6 +32,7 @@ mod step;
 mod strategies;
 mod task_losses;
 mod temperature_sampling;
+mod tensorboard;
 mod trainer;
 mod tsv;
 
@@ -38,6 +42,7 @@ pub use bootstrap::{Bounds, bootstrap};
 pub use clip::clip_grad_norm;
 pub use config::TrainConfig;
 pub use data::{Batch, Dataset, Describe, Example, held_out};
+pub use early_stop::{Stop, less_is_better};
 pub use evaluate::{Prediction, evaluate};
 pub use events::{Event, Fanout, JsonLines, LossWeight, Sink};
 pub use length_groups::length_groups;
@@ -45,6 +50,7 @@ pub use methods::Methods;
 pub use metrics::{
     Interval, accuracy, interval, macro_f1, mean_absolute_error, scores, sign_accuracy, spearman,
 };
+pub use not_finite::OnNan;
 pub use objective::{
     Classification, Metric, NextToken, Objective, Regression, Said, sentence_vectors,
 };
@@ -57,10 +63,11 @@ pub use schedule::{Decay, Schedule, Warmup};
 pub use step::{Plain, StepContext, StepGradients, StepRule};
 pub use strategies::joint;
 pub use strategies::{
-    AGem, AccuracyMatrix, Adaptation, As, Continual, Convention, Ewc, Gem, Job, Joint, Labels,
-    Learner, Lwf, Maml, ModulePerTask, Naive, Order, PerTask, Replay, Reptile, RoutingOnly, Si,
-    Strategy, TaskContext,
+    AGem, AccuracyMatrix, Adaptation, As, Continual, Convention, Ewc, Gem, Growth, Job, Joint,
+    Labels, Learner, Lwf, Maml, ModulePerTask, Naive, Order, PerTask, Replay, Reptile, RoutingOnly,
+    Si, Strategy, TaskContext,
 };
 pub use temperature_sampling::Sampling;
+pub use tensorboard::TensorBoard;
 pub use trainer::Trainer;
 pub use tsv::{Row, read_tsv, sample};

@@ -13,6 +13,8 @@ use crate::Methods;
 
 /// Where the file's metadata has the modules.
 const MODULES: &str = "modl.modules";
+/// And the router, where it is another than the recipe's.
+const ROUTER: &str = "modl.router";
 
 /// How a module was attached.
 #[derive(Debug, Serialize, Deserialize)]
@@ -23,8 +25,14 @@ struct Attached {
     targets: Targets,
 }
 
-/// Writes all of it, and `more` tensors under names of their own.
-pub(crate) fn save(path: &Path, model: &Modular, more: Vec<(String, Tensor)>) -> Result<()> {
+/// Writes all of it, the `router` that is in the place of the recipe's, and `more` tensors under names
+/// of their own.
+pub(crate) fn save(
+    path: &Path,
+    model: &Modular,
+    router: Option<&Value>,
+    more: Vec<(String, Tensor)>,
+) -> Result<()> {
     let mut modules = Vec::new();
     for name in model.modules() {
         let targets = model.recipe(name)?.1.clone();
@@ -32,6 +40,8 @@ pub(crate) fn save(path: &Path, model: &Modular, more: Vec<(String, Tensor)>) ->
         modules.push(Attached { name: name.to_owned(), config, targets });
     }
     let modules = serde_json::to_string(&modules).map_err(|e| Error::file(path, e))?;
+    let mut metadata = HashMap::from([(MODULES.to_owned(), modules)]);
+    metadata.extend(router.map(|r| (ROUTER.to_owned(), r.to_string())));
     let mut all = own(model)?;
     for (name, p) in model.backbone().params().iter().filter(|(_, p)| p.trainable()) {
         all.insert(format!("base.{name}"), p.tensor().clone())?;
@@ -40,19 +50,19 @@ pub(crate) fn save(path: &Path, model: &Modular, more: Vec<(String, Tensor)>) ->
         all.insert(format!("{RULE}{name}"), t)?;
     }
     let tensors = all.iter().map(|(n, p)| (n, p.tensor()));
-    checkpoint::save(path, tensors, HashMap::from([(MODULES.to_owned(), modules)]))
+    checkpoint::save(path, tensors, metadata)
 }
 
 /// The names of what a strategy keeps beside the model start so.
 const RULE: &str = "rule.";
 
-/// Makes of a model what was saved, and gives what was saved beside it. Modules that it lacks are
-/// attached.
+/// Makes of a model what was saved, and gives the router that was put in the place of the recipe's, and
+/// what was saved beside it. Modules that it lacks are attached.
 pub(crate) fn load(
     path: &Path,
     model: &mut Modular,
     methods: &Methods,
-) -> Result<Vec<(String, Tensor)>> {
+) -> Result<(Option<Value>, Vec<(String, Tensor)>)> {
     let file = Checkpoint::open(path)?;
     if let Some(text) = file.metadata().get(MODULES) {
         let modules: Vec<Attached> =
@@ -63,6 +73,13 @@ pub(crate) fn load(
                 model.attach(&name, config, &targets)?;
             }
         }
+    }
+    let router: Option<Value> = match file.metadata().get(ROUTER) {
+        Some(text) => Some(serde_json::from_str(text).map_err(|e| Error::file(path, e))?),
+        None => None,
+    };
+    if let Some(config) = &router {
+        model.route(methods.registry.routers.parse(config)?, false)?;
     }
     let (mut saved, mut more) = (Vec::new(), Vec::new());
     for (name, t) in file.tensors(model.device())? {
@@ -78,7 +95,7 @@ pub(crate) fn load(
     }
     let tensors = saved.iter().map(|(n, t)| (n.as_str(), t));
     all.load(&path.display().to_string(), tensors, &Select::all())?;
-    Ok(more)
+    Ok((router, more))
 }
 
 fn own(model: &Modular) -> Result<ParamStore> {

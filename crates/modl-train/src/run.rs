@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 use modl_core::checkpoint;
 use modl_core::{Error, Modular, Result, ResultExt, Select};
+use serde_json::Value;
 
 use crate::state::differences;
 use crate::{Dataset, Event, Job, Methods, Objective, Recipe, RunFolder, Sink, outcome};
@@ -89,7 +90,7 @@ pub fn run_in(
         }
         let part = phase.tasks.as_ref().map(|tasks| data.of_tasks(tasks)).transpose();
         let part = part.at(&phase.name)?;
-        strategy.run(&mut Job {
+        let mut job = Job {
             model,
             objective,
             data: part.as_ref().unwrap_or(data),
@@ -99,8 +100,11 @@ pub fn run_in(
             sink,
             recipe,
             methods,
-        })?;
-        save_results(model, &own)?;
+            router: None,
+        };
+        strategy.run(&mut job)?;
+        let router = job.router.take();
+        save_results(model, router.as_ref(), &own)?;
         sink.event(&Event::PhaseFinished { name: phase.name.clone(), path: own })?;
     }
     Ok(())
@@ -149,8 +153,9 @@ fn phase_folder(folder: &Path, index: usize, name: &str) -> PathBuf {
 fn claim(recipe: &Recipe, objective: &dyn Objective, folder: &Path) -> Result<()> {
     let path = folder.join(RunFolder::RECIPE);
     let own = serde_json::to_string_pretty(recipe.values()).map_err(|e| Error::file(&path, e))?;
-    if let Some(old) = written(&path, &own)? {
-        let what = differences(&old, &own);
+    if let Some(old) = written(&path, &own)?
+        && let Some(what) = differences(&old, &own)
+    {
         let problem = format!("holds the run of another recipe ({what}); choose another folder");
         return Err(Error::file(folder, problem));
     }
@@ -178,7 +183,7 @@ fn written(path: &Path, text: &str) -> Result<Option<String>> {
     Ok((old != text).then_some(old))
 }
 
-fn save_results(model: &Modular, folder: &Path) -> Result<()> {
+fn save_results(model: &Modular, router: Option<&Value>, folder: &Path) -> Result<()> {
     for name in model.modules() {
         let modules = folder.join("modules");
         match modl_compute::peft::save(model, name, modules.join(name)) {
@@ -195,5 +200,5 @@ fn save_results(model: &Modular, folder: &Path) -> Result<()> {
         model.params().select(&heads),
         HashMap::new(),
     )?;
-    outcome::save(&folder.join(PARAMS), model, Vec::new())
+    outcome::save(&folder.join(PARAMS), model, router, Vec::new())
 }

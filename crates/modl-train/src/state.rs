@@ -2,7 +2,9 @@
 //!
 //! `state-STEP.safetensors` holds the trained parameters (`params.NAME`) and what the optimiser
 //! keeps (`optimizer.PART.NAME`), what is kept for each example (`assignments.NAME`, where it is) and
-//! what the strategy keeps (`rule.NAME`, where it does); `state.json`, written last, names that file and holds the rest.
+//! what the strategy keeps (`rule.NAME`, where it does), the average of the parameters
+//! (`average.NAME`) and the best ones (`best.NAME`), where they are kept; `state.json`, written last,
+//! names that file and holds the rest.
 //! Both appear whole or not at all, and older files go only after `state.json` names the new one:
 //! a run that is killed at any moment leaves a whole state.
 
@@ -15,6 +17,7 @@ use modl_core::{Device, Error, Modular, Result, Seed, Tensor};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::early_stop::Record;
 use crate::{Cursor, Dataset, TrainConfig};
 
 const FORMAT: u32 = 1;
@@ -33,6 +36,12 @@ pub(crate) struct RunState {
     pub step: u64,
     /// Where the data goes on.
     pub cursor: Cursor,
+    /// Steps that were left out because their numbers were not finite.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub skipped: u64,
+    /// What has been measured to stop early, where anything is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watched: Option<Record>,
     seed: Seed,
     /// The [`TrainConfig`] as JSON text: as a text it can be compared exactly.
     config: String,
@@ -57,12 +66,13 @@ pub(crate) struct Parts {
     pub optimizer: Vec<(String, Tensor)>,
     pub assignments: Vec<(String, Tensor)>,
     pub rule: Vec<(String, Tensor)>,
+    pub average: Vec<(String, Tensor)>,
+    pub best: Vec<(String, Tensor)>,
 }
 
 impl RunState {
+    /// That of a run before its first step.
     pub(crate) fn new(
-        step: u64,
-        cursor: Cursor,
         seed: Seed,
         config: &TrainConfig,
         model: &Modular,
@@ -73,9 +83,11 @@ impl RunState {
         let base_is_trained = model.trainable().iter().any(|(n, _)| n.starts_with("base."));
         Ok(RunState {
             format: FORMAT,
-            file: format!("state-{step}.safetensors"),
-            step,
-            cursor,
+            file: String::new(),
+            step: 0,
+            cursor: Cursor::default(),
+            skipped: 0,
+            watched: None,
             seed,
             config,
             data: data.fingerprint()?,
@@ -88,14 +100,26 @@ impl RunState {
         })
     }
 
+    /// The same after `step` steps.
+    pub(crate) fn at(
+        &self,
+        step: u64,
+        cursor: Cursor,
+        skipped: u64,
+        watched: Option<Record>,
+    ) -> Self {
+        let file = format!("state-{step}.safetensors");
+        RunState { file, step, cursor, skipped, watched, ..self.clone() }
+    }
+
     /// Refuses to go on with another run than `own`, and notes what may change single bits.
     pub(crate) fn check(&self, own: &RunState, folder: &Path) -> Result<Option<String>> {
         let refuse = |what: String| {
             let advice = "give it another folder, or what it was started with";
             Err(Error::file(folder, format!("holds a run with {what}; {advice}")))
         };
-        if self.config != own.config {
-            return refuse(format!("other settings ({})", differences(&self.config, &own.config)));
+        if let Some(what) = differences(&self.config, &own.config) {
+            return refuse(format!("other settings ({what})"));
         }
         for (what, old, new) in
             [("data", &self.data, &own.data), ("backbone", &self.base, &own.base)]
@@ -116,18 +140,40 @@ impl RunState {
     }
 }
 
-/// The settings in which two configurations differ: `lr 0.1, now 0.2`.
-pub(crate) fn differences(old: &str, new: &str) -> String {
+fn is_zero(n: &u64) -> bool {
+    *n == 0
+}
+
+/// Settings that have no part in what steps without trouble come to: a run may go on with others.
+const MAY_DIFFER: [&str; 4] = ["log_every", "log_routing_every", "checkpoint_every", "on_nan"];
+
+/// The settings in which two configurations, as JSON, differ: `phases.0.lr 0.1, now 0.2`. `None` where
+/// there are none that matter.
+pub(crate) fn differences(old: &str, new: &str) -> Option<String> {
     let read = |text: &str| serde_json::from_str::<Value>(text).unwrap_or_default();
-    let (old, new) = (read(old), read(new));
-    let keys: BTreeSet<&String> =
-        [&old, &new].into_iter().filter_map(Value::as_object).flat_map(|t| t.keys()).collect();
-    let changed = keys.into_iter().filter(|k| old.get(k) != new.get(k));
-    let say = |k: &String| {
-        let show = |v: &Value| v.get(k).map_or("nothing".to_owned(), Value::to_string);
-        format!("{k} {}, now {}", show(&old), show(&new))
-    };
-    changed.map(say).collect::<Vec<_>>().join("; ")
+    let mut found = Vec::new();
+    compare("", Some(&read(old)), Some(&read(new)), &mut found);
+    (!found.is_empty()).then(|| found.join("; "))
+}
+
+fn compare(path: &str, old: Option<&Value>, new: Option<&Value>, found: &mut Vec<String>) {
+    let at = |key: &str| if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
+    match (old, new) {
+        (Some(Value::Object(a)), Some(Value::Object(b))) => {
+            let keys: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
+            let keys = keys.into_iter().filter(|k| !MAY_DIFFER.contains(&k.as_str()));
+            keys.for_each(|k| compare(&at(k), a.get(k), b.get(k), found));
+        }
+        (Some(Value::Array(a)), Some(Value::Array(b))) if a.len() == b.len() => {
+            let pairs = a.iter().zip(b).enumerate();
+            pairs.for_each(|(i, (a, b))| compare(&at(&i.to_string()), Some(a), Some(b), found));
+        }
+        _ if old == new => {}
+        _ => {
+            let show = |v: Option<&Value>| v.map_or("nothing".to_owned(), Value::to_string);
+            found.push(format!("{path} {}, now {}", show(old), show(new)));
+        }
+    }
 }
 
 /// Writes a state; the one before stays whole until this one is.
@@ -140,6 +186,8 @@ pub(crate) fn save(folder: &Path, state: RunState, tensors: &Parts) -> Result<()
         named("optimizer", &tensors.optimizer),
         named("assignments", &tensors.assignments),
         named("rule", &tensors.rule),
+        named("average", &tensors.average),
+        named("best", &tensors.best),
     ]
     .concat();
     let tensors = all.iter().map(|(n, t)| (n.as_str(), t));
@@ -182,6 +230,8 @@ pub(crate) fn load(folder: &Path, device: Device) -> Result<Option<Saved>> {
             Some(("optimizer", rest)) => tensors.optimizer.push(own(rest)),
             Some(("assignments", rest)) => tensors.assignments.push(own(rest)),
             Some(("rule", rest)) => tensors.rule.push(own(rest)),
+            Some(("average", rest)) => tensors.average.push(own(rest)),
+            Some(("best", rest)) => tensors.best.push(own(rest)),
             _ => {
                 return Err(Error::file(
                     file.path(),
@@ -191,4 +241,20 @@ pub(crate) fn load(folder: &Path, device: Device) -> Result<Option<Saved>> {
         }
     }
     Ok(Some(Saved { state, tensors }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_that_differ_are_named_and_those_that_do_not_matter_are_not() {
+        let old = r#"{"seed":1,"phases":[{"lr":0.1,"log_every":1,"train":["a"]}],"limit":5}"#;
+        let new = r#"{"phases":[{"lr":0.2,"on_nan":"stop","train":["a","b"]}],"seed":1}"#;
+        let found = differences(old, new).unwrap();
+        let wanted = r#"limit 5, now nothing; phases.0.lr 0.1, now 0.2; phases.0.train ["a"], now ["a","b"]"#;
+        assert_eq!(found, wanted);
+        let same = old.replace(r#""log_every":1"#, r#""log_every":50,"checkpoint_every":3"#);
+        assert_eq!(differences(old, &same), None);
+    }
 }

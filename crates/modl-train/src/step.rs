@@ -167,8 +167,29 @@ impl<'a> StepContext<'a> {
     /// # Errors
     /// Where a pass fails.
     pub fn gradients(&self, batch: &Batch) -> Result<StepGradients> {
-        let loss = self.loss(batch)?;
-        let grads = self.gradients_of(&loss)?;
+        let mut sum: Option<(StepLoss, Vec<Option<Tensor>>)> = None;
+        // One after the other, so that only one part's graph is in memory.
+        for (n, part) in batch.in_parts(self.passing.config.accumulate)?.iter().enumerate() {
+            let share = part.len() as f64 / batch.len().max(1) as f64;
+            let loss = self.loss_of_part(part, n as u64)?;
+            let loss = if n == 0 && share == 1.0 { loss } else { loss.times(share)? };
+            let grads = self.gradients_of(&loss)?;
+            sum = Some(match sum {
+                None => (loss, grads),
+                Some((s, all)) => (s.and(loss)?, added(all, grads)?),
+            });
+        }
+        let (loss, grads) = sum.ok_or_else(|| Error::invalid("batch", "has no rows"))?;
         Ok(StepGradients { loss, grads, noted: BTreeMap::new() })
     }
+}
+
+/// The sums of gradients, parameter by parameter; `None` where none of the two had a part.
+fn added(a: Vec<Option<Tensor>>, b: Vec<Option<Tensor>>) -> Result<Vec<Option<Tensor>>> {
+    let both = a.into_iter().zip(b);
+    both.map(|(a, b)| match (a, b) {
+        (Some(a), Some(b)) => a.add(&b).map(Some),
+        (a, b) => Ok(a.or(b)),
+    })
+    .collect()
 }

@@ -1,22 +1,26 @@
 //! The training loop, from batch to step, in one piece.
 
+mod given;
+mod saving;
+
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use modl_core::{
-    Error, Kind, Modular, ParamStore, Result, ResultExt, Seed, Select, Tensor, Tensors,
-};
+use modl_core::{Error, Kind, Modular, Result, ResultExt, Seed, Select, Tensor, Tensors};
 
 use crate::assignments::Assignments;
 use crate::clip::clip_grad_norm;
+use crate::not_finite::Broken;
 use crate::passes::Passing;
-use crate::state::{self, Parts, RunState};
+use crate::state::RunState;
 use crate::{
-    Batches, Cursor, Dataset, Describe, Event, Objective, Optimizer, Plain, Sink, StepContext,
+    Batches, Dataset, Describe, Event, Objective, OnNan, Optimizer, Plain, Sink, StepContext,
     StepGradients, StepRule, TrainConfig,
 };
+
+use given::{Given, Measuring};
 
 /// A model in training.
 #[derive(Debug)]
@@ -32,7 +36,12 @@ pub struct Trainer<'a> {
     kept: Vec<(String, Tensor)>,
     optimizer: Box<dyn Optimizer>,
     folder: Option<PathBuf>,
+    /// What a state says of the run it is of, where states are saved.
+    own: Option<RunState>,
     step: u64,
+    /// Steps that were left out because of a loss or gradients that were not finite.
+    skipped: u64,
+    given: Given,
     saved: Option<u64>,
 }
 
@@ -78,7 +87,10 @@ impl<'a> Trainer<'a> {
             kept,
             optimizer,
             folder: None,
+            own: None,
             step: 0,
+            skipped: 0,
+            given: Given::default(),
             saved: None,
         })
     }
@@ -92,8 +104,9 @@ impl<'a> Trainer<'a> {
     /// Trains to the end.
     ///
     /// # Errors
-    /// Where a saved state is another run's, the loss or a gradient is not finite (the state saved
-    /// last is kept), or a forward pass fails.
+    /// Where a saved state is another run's, a forward pass fails, a state cannot be saved, or the loss
+    /// or a gradient is not finite and the configuration does not say to leave such steps out. Then
+    /// the state saved last is kept; where there is none, that before the step is saved.
     pub fn train(
         &mut self,
         data: &Dataset,
@@ -114,13 +127,18 @@ impl<'a> Trainer<'a> {
         describe: &Describe,
         sink: &mut dyn Sink,
     ) -> Result<()> {
+        let (given, left) = Given::new(&self.config, self.seed, &self.params, data)?;
+        let whole = data;
+        let data = left.as_ref().unwrap_or(data);
+        self.given = given;
         let keeps = self.config.passes.keep.then(|| Assignments::new(data)).transpose()?;
         let mut assignments = keeps.map(RefCell::new);
         let known = assignments.as_mut().map(RefCell::get_mut);
-        let (cursor, note) = self.take_up(data, known, rule)?;
+        let (cursor, note) = self.take_up(whole, known, rule)?;
         let device = self.model.device();
-        let mut batches = Batches::new(data, self.config.batch_size, self.seed, device, cursor)?
-            .sampled(self.config.sampling)?;
+        let size = self.config.batch_size * self.config.accumulate as usize;
+        let mut batches =
+            Batches::new(data, size, self.seed, device, cursor)?.sampled(self.config.sampling)?;
         let epochs = self.config.epochs.unwrap_or(1);
         let steps = self.config.steps.unwrap_or(epochs * batches.per_epoch());
         let params = self.params.clone();
@@ -138,8 +156,9 @@ impl<'a> Trainer<'a> {
             losses: weights.clone(),
         })?;
         let mut told: BTreeSet<String> = BTreeSet::new();
-        while self.step < steps {
+        while self.step < steps && !self.given.stopped() {
             let clock = Instant::now();
+            let before = batches.cursor();
             let batch = batches.advance()?;
             let lr = self.config.lr * self.config.schedule.factor(self.step, steps);
             let cx = StepContext {
@@ -159,9 +178,18 @@ impl<'a> Trainer<'a> {
             };
             let batch = rule.batch(&cx, batch)?;
             let StepGradients { loss: losses, mut grads, noted } = rule.gradients(&cx, &batch)?;
-            self.finite("loss", losses.total.item()?)?;
             let grad_norm = clip_grad_norm(&mut grads, self.config.clip)?;
-            self.finite("norm of the gradients", grad_norm)?;
+            if let Some(broken) = Broken::of(losses.total.item()?, grad_norm) {
+                match self.config.on_nan {
+                    OnNan::Skip(most) if self.skipped < most => {
+                        (self.step, self.skipped) = (self.step + 1, self.skipped + 1);
+                        let text = broken.skipped(self.skipped, most);
+                        sink.event(&Event::Notice { step: self.step, text })?;
+                        continue;
+                    }
+                    _ => return self.stop(&broken, before, assignments.as_ref(), rule, sink),
+                }
+            }
             self.optimizer.step(&self.params, &grads, &|n| lr * self.config.lr_factor(n))?;
             rule.after_step(&cx, &grads)?;
             self.step += 1;
@@ -181,6 +209,15 @@ impl<'a> Trainer<'a> {
                 }
             }
 
+            let by = Measuring {
+                name: &self.name,
+                model: self.model,
+                objective: self.objective,
+                batch_size: self.config.batch_size,
+                describe,
+                kept: &self.kept,
+            };
+            self.given.after_step(&self.params, self.step, self.step == steps, &by, sink)?;
             unused.retain(|i| grads.get(*i).is_some_and(Option::is_none));
             if cfg!(debug_assertions) && !frozen.is_empty() && self.step == 1 {
                 debug_assert_eq!(frozen, self.frozen_sample()?, "a frozen parameter has changed");
@@ -192,12 +229,13 @@ impl<'a> Trainer<'a> {
                 sink.event(&Event::Step { step: self.step, loss, aux, lr, grad_norm, seconds })?;
             }
             if every(self.config.checkpoint_every, self.step) && self.step < steps {
-                self.save(batches.cursor(), data, assignments.as_ref(), rule, sink)?;
+                self.save(batches.cursor(), assignments.as_ref(), rule, sink)?;
             }
         }
         if self.saved != Some(self.step) {
-            self.save(batches.cursor(), data, assignments.as_ref(), rule, sink)?;
+            self.save(batches.cursor(), assignments.as_ref(), rule, sink)?;
         }
+        self.given.publish(&self.kept)?;
         let name = |i: usize| self.params.get(i).map(|(n, _)| n.clone());
         let unused = unused.into_iter().filter_map(name).collect();
         sink.event(&Event::Finished { name: self.name.clone(), step: self.step, unused })
@@ -207,71 +245,6 @@ impl<'a> Trainer<'a> {
     fn named(&self, grads: &[Option<Tensor>]) -> Tensors {
         let named = self.params.iter().zip(grads);
         named.filter_map(|((n, _), g)| Some((n.clone(), g.clone()?))).collect()
-    }
-
-    fn finite(&self, what: &str, value: f64) -> Result<()> {
-        if value.is_finite() {
-            return Ok(());
-        }
-        let kept = match (&self.folder, self.saved) {
-            (Some(f), Some(step)) => format!("the state of step {step} is in {}", f.display()),
-            _ => "no state had been saved".to_owned(),
-        };
-        let advice = "try a lower lr, a longer warm-up, a smaller clip, or f32 instead of bf16";
-        let place = format!("{}, step {}", self.name, self.step + 1);
-        Err(Error::invalid(what, format!("is {value}; {advice}; {kept}"))).at(place)
-    }
-
-    fn save(
-        &mut self,
-        cursor: Cursor,
-        data: &Dataset,
-        assignments: Option<&RefCell<Assignments>>,
-        rule: &dyn StepRule,
-        sink: &mut dyn Sink,
-    ) -> Result<()> {
-        let Some(folder) = &self.folder else { return Ok(()) };
-        let state = RunState::new(self.step, cursor, self.seed, &self.config, self.model, data)?;
-        let assigned = assignments.map(|all| all.borrow().tensors()).transpose()?;
-        let tensors = Parts {
-            params: self.kept.clone(),
-            optimizer: self.optimizer.state()?,
-            assignments: assigned.unwrap_or_default(),
-            rule: rule.state()?,
-        };
-        state::save(folder, state, &tensors)?;
-        self.saved = Some(self.step);
-        sink.event(&Event::Saved { path: folder.clone(), step: self.step })
-    }
-
-    /// Takes up the saved state, if there is one: where the data goes on, and what may differ.
-    fn take_up(
-        &mut self,
-        data: &Dataset,
-        assignments: Option<&mut Assignments>,
-        rule: &mut dyn StepRule,
-    ) -> Result<(Cursor, Option<String>)> {
-        let Some(folder) = &self.folder else { return Ok(Default::default()) };
-        let Some(saved) = state::load(folder, self.model.device())? else {
-            return Ok(Default::default());
-        };
-        let own = RunState::new(0, Cursor::default(), self.seed, &self.config, self.model, data)?;
-        let note = saved.state.check(&own, folder)?;
-        let mut store = ParamStore::new();
-        for (name, t) in &self.kept {
-            store.insert(name.clone(), t.clone())?;
-        }
-        let tensors = saved.tensors;
-        self.optimizer.load_state(&self.params, tensors.optimizer)?;
-        if let Some(all) = assignments {
-            all.load(tensors.assignments)?;
-        }
-        rule.load_state(tensors.rule)?;
-        let params = tensors.params.iter().map(|(n, t)| (n.as_str(), t));
-        store.load(&folder.display().to_string(), params, &Select::all())?;
-        self.step = saved.state.step;
-        self.saved = Some(self.step);
-        Ok((saved.state.cursor, note))
     }
 
     /// The first numbers of each frozen parameter, to see in debug builds that none changes.

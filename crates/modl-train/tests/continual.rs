@@ -94,7 +94,7 @@ fn the_second_task_undoes_the_first_and_the_matrix_shows_it() {
     let found = matrix.metrics(Convention::Paper);
     assert!(found["bwt"] < -0.5, "{found:?}");
     let told = events.iter().find_map(|e| match e {
-        Event::Evaluated { name, metrics } if name == "learn" => Some(metrics["bwt"]),
+        Event::Evaluated { name, metrics, .. } if name == "learn" => Some(metrics["bwt"]),
         _ => None,
     });
     assert_eq!(told, Some(found["bwt"]));
@@ -261,6 +261,77 @@ checkpoint_every = 15
         }
         assert_ne!(said(&model, "minus"), said(&model, "plus"));
     }
+}
+
+/// Of three tasks the last is like the first: it gets that one's module, and nothing is trained.
+#[test]
+fn a_module_grows_only_where_none_serves() {
+    let data = {
+        let again = told_apart(16);
+        let mut examples = again.examples().to_vec();
+        let like = again.examples().iter().filter(|e| e.task == "plus");
+        examples.extend(like.map(|e| Example { task: "like_plus".into(), ..e.clone() }));
+        Dataset::new(examples).unwrap()
+    };
+    let text = r#"
+[backbone]
+path = "toy"
+
+[data]
+tasks = { plus = "plus.tsv", minus = "minus.tsv" }
+
+[modules.plus]
+type = "lora"
+targets = ["query", "value"]
+r = 4
+
+[router]
+type = "fixed"
+
+[aggregator]
+type = "weighted_sum"
+
+[head]
+type = "regression"
+
+[[phases]]
+name = "learn"
+strategy = "growth"
+tasks = ["plus", "minus", "like_plus"]
+steps = 60
+batch_size = 8
+lr = 0.03
+checkpoint_every = 25
+"#;
+    modl_core::set_threads(1);
+    let recipe = Recipe::parse(text, "recipe.toml", &methods()).unwrap();
+    let learn = |folder: &Path, sink: &mut dyn Sink| -> Result<Modular> {
+        let mut model = Modular::new(backbone(), Seed(3)).unwrap();
+        let examples = Examples { train: &data, test: Some(&data) };
+        run(&recipe, &methods(), &mut model, &head(), examples, folder, sink)?;
+        Ok(model)
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let stop = learn(dir.path(), &mut StopAfter(5)).unwrap_err().to_string();
+    assert!(stop.contains("stop"), "{stop}");
+    let model = learn(dir.path(), &mut ()).unwrap();
+    assert_eq!(model.modules(), ["minus", "plus"]);
+    let rows = matrix(dir.path()).rows;
+    assert_eq!(rows[0].iter().map(Option::is_some).collect::<Vec<_>>(), [true, false, false]);
+    assert_eq!(rows[2][0], rows[0][0], "what was learned stays");
+    assert_eq!(rows[2][2], rows[0][0], "by the same module");
+    // What is restored sends the tasks where they were sent.
+    let mut again = Modular::new(backbone(), Seed(3)).unwrap();
+    restore(&recipe, &methods(), &mut again, &head(), dir.path()).unwrap();
+    let said = |model: &Modular| {
+        let said = evaluate(model, &head(), &data, 16, &Batch::describe).unwrap();
+        said.iter().map(|p| p.prediction.to_bits()).collect::<Vec<_>>()
+    };
+    assert_eq!(said(&model), said(&again));
+    let whole = tempfile::tempdir().unwrap();
+    learn(whole.path(), &mut ()).unwrap();
+    let read = |dir: &Path| std::fs::read(dir.join("phases/1-learn/params.safetensors")).unwrap();
+    assert!(read(whole.path()) == read(dir.path()), "a stop changes nothing");
 }
 
 #[test]

@@ -244,7 +244,7 @@ fn a_new_task_is_adapted_to_and_told_apart() {
         [("minus", true), ("plus", false)]
     );
     let told = events.iter().find_map(|e| match e {
-        Event::Evaluated { name, metrics } if name == "learn/after adaptation" => {
+        Event::Evaluated { name, metrics, .. } if name == "learn/after adaptation" => {
             Some(metrics.clone())
         }
         _ => None,

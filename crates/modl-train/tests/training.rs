@@ -12,8 +12,8 @@ use modl_core::{Context, Error, Modular, Result, Seed, Targets, Tensor};
 use modl_models::{LoadOptions, open};
 use modl_route::Fixed;
 use modl_train::{
-    Batch, Event, Objective, OptimizerConfig, Prediction, Regression, Sink, TrainConfig, Trainer,
-    evaluate, mean_absolute_error,
+    Batch, Dataset, Event, Objective, OnNan, OptimizerConfig, Prediction, Regression, Sink,
+    TrainConfig, Trainer, evaluate, mean_absolute_error,
 };
 use toy::{data, head, model, with_dropout};
 
@@ -516,4 +516,82 @@ fn alpha_of_cross_stitch_units_learns_a_hundred_times_faster() {
     }
     let [others, alpha] = most;
     assert!((others / 1e-3 - 1.0).abs() < 0.01 && (alpha / 0.1 - 1.0).abs() < 0.01, "{most:?}");
+}
+
+/// The toy data with one example whose target is no number.
+fn with_a_broken_example() -> Dataset {
+    let mut examples = data(10).examples().to_vec();
+    examples[7].target = f32::NAN;
+    Dataset::new(examples).unwrap()
+}
+
+fn skipping(most: u64, steps: u64) -> TrainConfig {
+    let sgd = serde_json::from_value(serde_json::json!({"type": "sgd", "momentum": 0.9})).unwrap();
+    TrainConfig { on_nan: OnNan::Skip(most), optimizer: sgd, ..config(steps) }
+}
+
+/// Trains on data with a broken example in each epoch of five steps: the numbers of the steps that
+/// were left out, and what the training came to.
+fn past_a_broken_example(
+    config: TrainConfig,
+    folder: Option<&Path>,
+) -> (Vec<u64>, Vec<(String, Tensor)>, Result<()>) {
+    let (model, head) = (model(3), head());
+    let mut events: Vec<Event> = Vec::new();
+    let mut trainer = Trainer::new("toy", &model, &head, config, Seed(7)).unwrap();
+    if let Some(folder) = folder {
+        trainer = trainer.keep_in(folder);
+    }
+    let done = trainer.train(&with_a_broken_example(), &Batch::describe, &mut events);
+    let left_out = events.iter().filter_map(|e| match e {
+        Event::Notice { step, text } if text.contains("loss is NaN") => Some(*step),
+        _ => None,
+    });
+    (left_out.collect(), params(&model), done)
+}
+
+#[test]
+fn a_step_that_is_not_finite_is_left_out_so_many_times() {
+    let (left_out, _, done) = past_a_broken_example(skipping(2, 10), None);
+    done.unwrap();
+    let [first, second] = left_out[..] else { panic!("{left_out:?}") };
+    assert!((1..=5).contains(&first) && (6..=10).contains(&second), "{left_out:?}");
+    // It changes nothing, momentum included: the step after it is the one that would have been next.
+    let (_, before, _) = past_a_broken_example(skipping(2, second - 1), None);
+    let (_, after, _) = past_a_broken_example(skipping(2, second), None);
+    assert_bit_equal(&before, &after);
+    let start = params(&model(3));
+    assert!(before.iter().zip(&start).any(|((_, a), (_, b))| !a.bit_equal(b).unwrap()));
+    // The third is one too many, also where the first two were before a stop.
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path();
+    let with_states = TrainConfig { checkpoint_every: 1, ..skipping(2, 20) };
+    let (all, _, done) = past_a_broken_example(with_states.clone(), Some(folder));
+    let e = done.unwrap_err().to_string();
+    assert_eq!(all.len(), 2);
+    assert!(e.contains("loss: is NaN") && e.contains("the state of step"), "{e}");
+    let (again, _, done) = past_a_broken_example(with_states, Some(folder));
+    assert!(again.is_empty() && done.is_err(), "{again:?}");
+}
+
+#[test]
+fn a_run_that_breaks_leaves_the_state_of_before_and_goes_on_from_it() {
+    let (straight, expected, _) = past_a_broken_example(skipping(9, 10), None);
+    // The seed puts the broken example behind the first step, so that there is something to keep.
+    let first = straight[0];
+    assert!(first > 1, "{straight:?}");
+    let dir = tempfile::tempdir().unwrap();
+    let stopping = TrainConfig { on_nan: OnNan::Stop, ..skipping(9, 10) };
+    let (_, kept, done) = past_a_broken_example(stopping, Some(dir.path()));
+    let e = done.unwrap_err().to_string();
+    let place = format!("step {first}`");
+    let state = format!("the state of step {} is in", first - 1);
+    assert!(e.contains(&place) && e.contains(&state) && e.contains("on_nan"), "{e}");
+    let (_, before, _) = past_a_broken_example(skipping(9, first - 1), None);
+    assert_bit_equal(&kept, &before);
+    // The policy has no part in the steps that were made, and may be another after the stop.
+    let (resumed, found, done) = past_a_broken_example(skipping(9, 10), Some(dir.path()));
+    done.unwrap();
+    assert_eq!(resumed, straight);
+    assert_bit_equal(&found, &expected);
 }

@@ -27,14 +27,14 @@ pub(crate) fn run(args: &EvalArgs, methods: &Methods) -> Result<()> {
         loaded.objective.as_ref(),
         &args.run,
     )?;
-    report(&loaded, &args.run)
+    report(&loaded, &args.run).map(drop)
 }
 
 /// Rows of a batch.
 const BATCH: usize = 64;
 
-/// Prints the metrics of the held-out examples by task, and writes predictions and metrics.
-pub(super) fn report(loaded: &Loaded, folder: &Path) -> Result<()> {
+/// Prints the metrics of the held-out examples by task as a table, and writes predictions and metrics.
+pub(super) fn report(loaded: &Loaded, folder: &Path) -> Result<Table> {
     let all = measure(loaded, folder)?;
     let metrics = || loaded.objective.metrics().iter().map(|m| m.key);
     let mut table = Table::new(["held out", "examples"].into_iter().chain(metrics()));
@@ -43,7 +43,7 @@ pub(super) fn report(loaded: &Loaded, folder: &Path) -> Result<()> {
         table.row([name, examples.to_string()].into_iter().chain(metrics().map(value)));
     }
     println!("{}", table.text());
-    Ok(())
+    Ok(table)
 }
 
 /// Tasks with the number of their held-out examples and their metrics; `all` is the last.

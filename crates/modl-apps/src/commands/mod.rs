@@ -10,10 +10,15 @@ mod health;
 pub(crate) mod inspect;
 pub(crate) mod list;
 pub(crate) mod merge;
+pub(crate) mod plan;
 pub(crate) mod route_report;
+pub(crate) mod sweep;
 pub(crate) mod train;
 pub(crate) mod upcycle;
 
 mod adapter;
 mod inspect_run;
+mod run_events;
 mod run_folder;
+mod study;
+mod train_report;

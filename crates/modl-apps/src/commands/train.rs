@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use clap::Args;
-use modl_train::{Event, Examples, Fanout, JsonLines, LossWeight, Methods, RunFolder, Sink};
+use modl_train::{
+    Event, Examples, Fanout, JsonLines, LossWeight, Methods, RunFolder, Sink, TensorBoard,
+};
 
 use super::run_folder::{self, Loaded};
 use crate::progress::Bars;
@@ -76,6 +78,7 @@ pub(crate) fn run(args: &TrainArgs, methods: &Methods) -> Result<()> {
     run_folder::note(&args.out, &args.recipe, &text, &args.set)?;
     let mut bars = Bars::default();
     let mut lines = JsonLines::append(args.out.join("events.jsonl"))?;
+    let mut board = TensorBoard::below(args.out.join("tensorboard"));
     modl_train::run_in(
         &folder,
         &loaded.recipe,
@@ -83,9 +86,10 @@ pub(crate) fn run(args: &TrainArgs, methods: &Methods) -> Result<()> {
         &mut loaded.model,
         loaded.objective.as_ref(),
         Examples { train: &loaded.train, test: Some(&loaded.test) },
-        &mut Fanout(vec![&mut Told, &mut bars, &mut lines]),
+        &mut Fanout(vec![&mut Told, &mut bars, &mut lines, &mut board]),
     )?;
-    super::eval::report(&loaded, &args.out)?;
-    println!("{}: done; `modl eval {0}` tests it again", args.out.display());
+    let measured = super::eval::report(&loaded, &args.out)?;
+    let report = super::train_report::write(&args.out, &args.recipe, &measured)?;
+    println!("{}: done; `modl eval {0}` tests it again; {}", args.out.display(), report.display());
     Ok(())
 }

@@ -66,7 +66,11 @@ impl Setting {
             epochs: Some(3),
             batch_size: 16,
             lr: 2e-3,
-            schedule: Schedule { decay: Decay::Linear, warmup: Warmup::Share(0.06), floor: 0.0 },
+            schedule: Schedule {
+                decay: Decay::Linear,
+                warmup: Warmup::Share(0.06),
+                ..Schedule::default()
+            },
             checkpoint_every: 25,
             ..TrainConfig::default()
         };

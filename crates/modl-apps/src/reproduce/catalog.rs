@@ -12,6 +12,7 @@ pub(super) fn all() -> Vec<Box<dyn Experiment>> {
         Box::new(super::soups::Soups),
         Box::new(super::demix::Domains),
         Box::new(super::fusion::Fusing),
+        Box::new(super::forgetting::Forgetting),
         Box::new(super::conflict::Conflict),
     ]
 }

@@ -13,6 +13,7 @@ mod demix;
 mod experiment;
 mod expert;
 mod fit;
+mod forgetting;
 mod fusion;
 mod glyphs;
 mod merged;
@@ -23,6 +24,7 @@ mod network;
 mod polytropon;
 mod report;
 mod schedule;
+mod sequence;
 mod skills;
 mod soups;
 

@@ -39,6 +39,9 @@
 //! optimizer = { type = "adamw", weight_decay = 0.01 }   # or lion, rmsprop, adafactor, sgd
 //! # lora_plus_ratio = 16      # LoRA+: B of each LoRA learns 16 times faster than its A
 //! schedule = { type = "cosine", warmup = 0.06 }
+//! # ema = 0.999              # the average of the parameters is what is measured and given
+//! # stop = { metric = "loss", every = 50, patience = 3 }   # ends before its time, gives the best
+//! # accumulate = 4            # a step of four batches, of which one is in memory
 //! # tasks = ["news"]          # trains on the examples of some tasks only
 //! # next_task = true          # in a later phase: PathNet keeps its paths, all else begins again
 //! ```
@@ -51,6 +54,7 @@ mod data;
 mod head;
 mod parts;
 mod phase;
+mod routing;
 mod source;
 
 use std::path::{Path, PathBuf};
@@ -226,8 +230,8 @@ impl Recipe {
 
     /// Gives the model the recipe's router and aggregator, fresh.
     pub(crate) fn route(&self, model: &mut Modular, methods: &Methods) -> Result<()> {
-        if let Some(router) = &self.router {
-            model.route(methods.registry.routers.parse(&router.config)?, router.global)?;
+        if let (Some(router), Some(config)) = (&self.router, self.router_for(model)?) {
+            model.route(methods.registry.routers.parse(&config)?, router.global)?;
         }
         if let Some(aggregator) = &self.aggregator {
             model.aggregate(methods.registry.aggregators.parse(aggregator)?)?;

@@ -5,6 +5,7 @@ use std::path::Path;
 use modl_aggregate::WeightedSum;
 use modl_core::{Modular, Result, ResultExt, Seed, Select, Tensor, no_grad};
 use modl_route::Fixed;
+use serde_json::Value;
 
 use crate::{
     Batch, Dataset, Methods, Objective, Phase, Plain, Recipe, Sink, StepRule, TrainConfig, Trainer,
@@ -26,6 +27,8 @@ pub struct Job<'a> {
     pub folder: &'a Path,
     /// Who is told.
     pub sink: &'a mut dyn Sink,
+    /// The configuration of the router that the strategy has put in the place of the recipe's.
+    pub(crate) router: Option<Value>,
     pub(crate) recipe: &'a Recipe,
     pub(crate) methods: &'a Methods,
 }
@@ -72,6 +75,17 @@ impl Job<'_> {
         };
         let trainer = Trainer::new(&name, self.model, self.objective, config, seed)?;
         trainer.keep_in(folder).train_by(rule, data, &Batch::describe, self.sink)
+    }
+
+    /// Puts a router in the place of the recipe's, by its configuration with its `type`. It is kept
+    /// with the results.
+    ///
+    /// # Errors
+    /// Where there is no such router, or it does not fit the modules.
+    pub fn route(&mut self, config: Value) -> Result<()> {
+        self.model.route(self.methods.registry.routers.parse(&config)?, false)?;
+        self.router = Some(config);
+        Ok(())
     }
 
     /// Runs `work` while one module alone is active for every input, whatever the router says, and

@@ -3,6 +3,8 @@
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
+use super::super::study::folder;
+
 /// A router that takes part.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Contestant {
@@ -57,12 +59,6 @@ pub(super) fn contestants(list: &str) -> Result<Vec<Contestant>> {
     }
     anyhow::ensure!(!all.is_empty(), "--routers: names none");
     Ok(all)
-}
-
-/// The name of a router's folder: what is neither letter nor digit in its label is one `-`.
-pub(super) fn folder(label: &str) -> String {
-    let parts = label.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == '.'));
-    parts.filter(|p| !p.is_empty()).collect::<Vec<_>>().join("-")
 }
 
 /// A value as TOML writes it in one line.

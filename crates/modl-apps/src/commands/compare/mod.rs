@@ -8,21 +8,19 @@ mod contestants;
 mod controls;
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use clap::Args;
 use modl_core::{Select, checkpoint};
-use modl_train::{Fanout, JsonLines, Methods, Metric, Recipe};
+use modl_train::{Methods, Metric};
 use serde_json::Value;
 
-use contestants::{Contestant, as_toml, contestants, folder};
+use contestants::{Contestant, as_toml, contestants};
 
-use super::eval::measure;
-use super::run_folder::{self, Loaded};
-use crate::progress::Bars;
+use super::run_folder::Loaded;
+use super::study::Study as Trainings;
 use crate::report::{Bar, Page, grouped_bars};
-use crate::trials::{Columns, Measure, Results, Run, Runs, commit, fingerprint, peak_rss_mb};
+use crate::trials::{Columns, Measure, Results};
 
 /// Arguments of `modl compare`.
 #[derive(Debug, Args)]
@@ -50,17 +48,16 @@ pub(crate) struct CompareArgs {
 
 pub(crate) fn run(args: &CompareArgs, methods: &Methods) -> Result<()> {
     anyhow::ensure!(args.seeds > 0, "--seeds is to be at least 1");
-    let text = std::fs::read_to_string(&args.recipe)
-        .with_context(|| format!("recipe {}", args.recipe.display()))?;
+    let trainings = Trainings::open(&args.recipe, &args.out, methods)?;
     let named = contestants(&args.routers)?;
-    let recipe = run_folder::read(&args.recipe, &text, &args.set, methods)?;
+    let recipe = trainings.recipe(&args.set)?;
     anyhow::ensure!(recipe.router.is_some(), "the recipe has no [router] to be replaced");
-    let mut study = Study { args, methods, text, runs: Runs::open(args.out.join("runs.jsonl"))? };
+    let mut study = Study { args, methods, trainings };
     // With all that is set for each; a wrong one is refused before anything is trained.
     let settled = |c: Contestant| study.settings(&c).map(|set| (c, set));
     let mut all = named.into_iter().map(settled).collect::<Result<Vec<_>>>()?;
     if let (false, Some((_, first))) = (args.no_controls, all.first()) {
-        let loaded = Loaded::new(study.recipe(first)?, methods)?;
+        let loaded = Loaded::new(study.trainings.recipe(first)?, methods)?;
         let has = |c: &Contestant| all.iter().any(|(known, _)| known.config == c.config);
         let controls: Vec<Contestant> =
             controls::of(loaded, methods)?.into_iter().filter(|c| !has(c)).collect();
@@ -75,7 +72,7 @@ pub(crate) fn run(args: &CompareArgs, methods: &Methods) -> Result<()> {
     let mut runs = Vec::new();
     for (contestant, set) in &all {
         for seed in 0..args.seeds {
-            runs.push(study.run(contestant, set, seed)?);
+            runs.push(study.trainings.run(&contestant.label, set, seed)?);
         }
     }
     let contestants: Vec<Contestant> = all.into_iter().map(|(c, _)| c).collect();
@@ -87,21 +84,16 @@ pub(crate) fn run(args: &CompareArgs, methods: &Methods) -> Result<()> {
 struct Study<'a> {
     args: &'a CompareArgs,
     methods: &'a Methods,
-    text: String,
-    runs: Runs,
+    trainings: Trainings<'a>,
 }
 
 impl Study<'_> {
-    fn recipe(&self, set: &[String]) -> Result<Recipe> {
-        run_folder::read(&self.args.recipe, &self.text, set, self.methods)
-    }
-
     /// What is set in the recipe for a router: itself, and the phases without those in which it
     /// leaves nothing to be trained, as where `routing` is trained and the router does not learn.
     fn settings(&self, contestant: &Contestant) -> Result<Vec<String>> {
         let label = || format!("router {}", contestant.label);
         let mut set = [self.args.set.as_slice(), &contestant.set].concat();
-        let before = self.recipe(&set)?;
+        let before = self.trainings.recipe(&set)?;
         let mut config = contestant.config.clone();
         // Its reach is not the router's own setting, and stays as the recipe has it.
         let reach = before.values().get("router").and_then(|r| r.get("scope"));
@@ -109,7 +101,8 @@ impl Study<'_> {
             own.entry("scope").or_insert_with(|| reach.clone());
         }
         set.push(format!("router={}", as_toml(&config).with_context(label)?));
-        let mut loaded = Loaded::new(self.recipe(&set).with_context(label)?, self.methods)?;
+        let mut loaded =
+            Loaded::new(self.trainings.recipe(&set).with_context(label)?, self.methods)?;
         loaded.recipe.attach(&mut loaded.model, self.methods).with_context(label)?;
         loaded.objective.setup(&mut loaded.model)?;
         let trains = |patterns: &[String]| {
@@ -132,47 +125,6 @@ impl Study<'_> {
             set.push(format!("phases={}", as_toml(&left.into())?));
         }
         Ok(set)
-    }
-
-    /// Trains and tests a router with a seed, if that has not been done.
-    fn run(&mut self, contestant: &Contestant, set: &[String], seed: u64) -> Result<Run> {
-        let set = [set, &[format!("seed={seed}")]].concat();
-        let place = || format!("router {}, seed {seed}", contestant.label);
-        let recipe = self.recipe(&set).with_context(place)?;
-        let config = fingerprint(&Value::Object(recipe.values().clone()));
-        if let Some(run) = self.runs.find(&contestant.label, seed, &config) {
-            return Ok(run.clone());
-        }
-        let folder = self.args.out.join(folder(&contestant.label)).join(format!("seed-{seed}"));
-        let clock = Instant::now();
-        let mut loaded = Loaded::new(recipe, self.methods)?;
-        run_folder::note(&folder, &self.args.recipe, &self.text, &set)?;
-        let mut bars = Bars::new(format!("{} seed {seed} ", contestant.label));
-        let mut lines = JsonLines::append(folder.join("events.jsonl"))?;
-        modl_train::run(
-            &loaded.recipe,
-            self.methods,
-            &mut loaded.model,
-            loaded.objective.as_ref(),
-            &loaded.train,
-            &folder,
-            &mut Fanout(vec![&mut bars, &mut lines]),
-        )
-        .with_context(place)?;
-        let measured = measure(&loaded, &folder)?;
-        let (_, _, metrics) = measured.into_iter().next_back().context("nothing is held out")?;
-        let run = Run {
-            condition: contestant.label.clone(),
-            seed,
-            config,
-            metrics,
-            seconds: clock.elapsed().as_secs_f64(),
-            peak_rss_mb: peak_rss_mb(),
-            modl: env!("CARGO_PKG_VERSION").to_owned(),
-            commit: commit(),
-        };
-        self.runs.add(run.clone())?;
-        Ok(run)
     }
 }
 

@@ -7,6 +7,7 @@
 mod a_gem;
 mod ewc;
 mod gem;
+mod growth;
 mod lwf;
 mod matrix;
 mod memory;
@@ -29,6 +30,7 @@ use crate::{StepRule, TrainConfig};
 pub use a_gem::AGem;
 pub use ewc::{Ewc, Labels};
 pub use gem::Gem;
+pub use growth::Growth;
 pub use lwf::{As, Lwf};
 pub use matrix::{AccuracyMatrix, Convention};
 pub use module_per_task::ModulePerTask;
@@ -66,12 +68,12 @@ pub trait Learner: StepRule {
         Ok(())
     }
 
-    /// How a task is trained: as the phase says, where nothing else is said.
+    /// How a task is trained: as the phase says, where nothing else is said. `None` trains nothing.
     ///
     /// # Errors
-    /// Where nothing can be trained.
-    fn config(&self, cx: &TaskContext) -> Result<TrainConfig> {
-        Ok(cx.config())
+    /// Where a setting does not fit.
+    fn config(&self, cx: &TaskContext) -> Result<Option<TrainConfig>> {
+        Ok(Some(cx.config()))
     }
 
     /// Whether a task can be asked about: always, where nothing else is said.
@@ -116,6 +118,11 @@ pub(super) fn register(all: &mut Catalog<dyn Strategy>) -> Result<()> {
         "module_per_task",
         "A module for each task: PackNet, SupSup, Piggyback, any other",
         "Mallya and Lazebnik 2018, arXiv 1711.05769",
+    ))?;
+    all.add(entry::<Growth>(
+        "growth",
+        "A new module where none that is there serves",
+        "cf. Ostapenko et al. 2021, arXiv 2111.07736",
     ))?;
     all.add(entry::<AGem>(
         "a_gem",

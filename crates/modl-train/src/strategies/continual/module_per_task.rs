@@ -45,42 +45,52 @@ impl StepRule for Isolated {}
 
 impl Learner for Isolated {
     fn begin(&mut self, cx: &mut TaskContext) -> Result<()> {
-        if cx.job.model.modules().contains(&cx.task) {
-            return Ok(());
-        }
-        let before = cx.index.checked_sub(1).and_then(|i| cx.tasks.get(i));
-        let previous = before.ok_or_else(|| {
-            let advice = format!("call the recipe's module [modules.\"{}\"]", cx.task);
-            Error::invalid("the first task", format!("has no module of its name; {advice}"))
-        })?;
-        let (config, targets) = cx.job.model.recipe(previous)?;
-        if config.kind() == "pack_net" {
-            return modl_compute::sparse::pack_next(cx.job.model, previous, cx.task);
-        }
-        let targets = targets.clone();
-        let config = cx.job.model.configuration(previous)?;
-        let config = cx.job.methods.registry.modules.parse(&config)?;
-        cx.job.model.attach(cx.task, config, &targets)
+        attach_like_before(cx)
     }
 
     fn answers(&self, model: &Modular, task: &str) -> bool {
         model.modules().contains(&task)
     }
 
-    /// Of what the phase takes, that which no earlier task uses.
-    fn config(&self, cx: &TaskContext) -> Result<TrainConfig> {
-        let earlier = cx.tasks.get(..cx.index).unwrap_or_default();
-        let used = |name: &str| {
-            let module = earlier.iter().any(|t| name.starts_with(&format!("modules.{t}.")));
-            let others = cx.tasks.iter().filter(|t| *t != cx.task);
-            let mut heads = others.map(|t| format!("heads.*.{t}.*"));
-            let own = Select::new(format!("heads.*.{}.*", cx.task)).matches(name);
-            let of_other = heads.any(|pattern| Select::new(pattern).matches(name));
-            let common = cx.index > 0 && !own && !name.starts_with("modules.");
-            module || of_other || common
-        };
-        let mut config = cx.config();
-        config.train = cx.to_train().names().filter(|n| !used(n)).map(str::to_owned).collect();
-        Ok(config)
+    fn config(&self, cx: &TaskContext) -> Result<Option<TrainConfig>> {
+        Ok(Some(of_own(cx)))
     }
+}
+
+/// Attaches a module of the task's name where there is none, like that of the task before.
+pub(super) fn attach_like_before(cx: &mut TaskContext) -> Result<()> {
+    let model = &mut *cx.job.model;
+    if model.modules().contains(&cx.task) {
+        return Ok(());
+    }
+    let mut before = cx.tasks.iter().take(cx.index).rev();
+    let previous = before.find(|t| model.modules().contains(&t.as_str())).ok_or_else(|| {
+        let advice = format!("call the recipe's module [modules.\"{}\"]", cx.task);
+        Error::invalid("the first task", format!("has no module of its name; {advice}"))
+    })?;
+    let (config, targets) = model.recipe(previous)?;
+    if config.kind() == "pack_net" {
+        return modl_compute::sparse::pack_next(model, previous, cx.task);
+    }
+    let targets = targets.clone();
+    let config = cx.job.methods.registry.modules.parse(&model.configuration(previous)?)?;
+    model.attach(cx.task, config, &targets)
+}
+
+/// The phase's settings with what it takes but for all that another task uses.
+pub(super) fn of_own(cx: &TaskContext) -> TrainConfig {
+    let earlier = cx.tasks.get(..cx.index).unwrap_or_default();
+    let of_head = |task: &str| Select::new(format!("heads.*.{task}.*"));
+    let others: Vec<Select> =
+        cx.tasks.iter().filter(|t| *t != cx.task).map(|t| of_head(t)).collect();
+    let own_head = of_head(cx.task);
+    let used = |name: &str| {
+        let module = earlier.iter().any(|t| name.starts_with(&format!("modules.{t}.")));
+        // Of the first task's: what all have in common.
+        let common = cx.index > 0 && !own_head.matches(name) && !name.starts_with("modules.");
+        module || common || others.iter().any(|head| head.matches(name))
+    };
+    let mut config = cx.config();
+    config.train = cx.to_train().names().filter(|n| !used(n)).map(str::to_owned).collect();
+    config
 }

@@ -80,7 +80,9 @@ impl<C: Continual> Strategy for Sequence<C> {
             let part = part(index, task);
             let done = job.folder.join(&part).join(DONE);
             if done.exists() {
-                learner.load_state(outcome::load(&done, job.model, job.methods)?)?;
+                let (router, kept) = outcome::load(&done, job.model, job.methods)?;
+                job.router = router;
+                learner.load_state(kept)?;
                 continue;
             }
             matrix.forget_after(index);
@@ -88,8 +90,9 @@ impl<C: Continual> Strategy for Sequence<C> {
             let seed = job.seed().child(&part).child("task");
             let mut cx = TaskContext { job, task, tasks: &tasks, index, data: &data, seed };
             learner.begin(&mut cx).at(task)?;
-            let config = learner.config(&cx)?;
-            cx.job.train_by(learner.as_mut(), Some(&part), config, &data)?;
+            if let Some(config) = learner.config(&cx)? {
+                cx.job.train_by(learner.as_mut(), Some(&part), config, &data)?;
+            }
             learner.end(&mut cx).at(task)?;
             matrix.measure(job, learner.as_ref(), index)?;
             finish(job, learner.as_ref(), &done)?;
@@ -115,7 +118,7 @@ fn part(index: usize, task: &str) -> String {
 
 /// Writes down what is learned; then what was there to go on within the task is not needed.
 fn finish(job: &Job, learner: &dyn Learner, done: &Path) -> Result<()> {
-    outcome::save(done, job.model, learner.state()?)?;
+    outcome::save(done, job.model, job.router.as_ref(), learner.state()?)?;
     let within = done.parent().map(fs::read_dir);
     for entry in within.into_iter().flatten().flatten().flatten() {
         if entry.file_name().to_string_lossy().starts_with("state") {
@@ -177,7 +180,7 @@ impl Measured {
         let metrics = named.filter_map(|(task, v)| Some((task, (*v)?))).collect();
         let after = self.matrix.tasks.get(index).map(String::as_str).unwrap_or_default();
         let name = format!("{}/after {after}", job.phase.name);
-        job.sink.event(&Event::Evaluated { name, metrics })?;
+        job.sink.event(&Event::Evaluated { name, step: None, metrics })?;
         self.matrix.rows.push(row);
         self.save()
     }
@@ -195,6 +198,6 @@ impl Measured {
         }
         let metrics = self.matrix.metrics(Convention::Paper);
         let metrics = metrics.into_iter().map(|(n, v)| (n.to_owned(), v)).collect();
-        job.sink.event(&Event::Evaluated { name: job.phase.name.clone(), metrics })
+        job.sink.event(&Event::Evaluated { name: job.phase.name.clone(), step: None, metrics })
     }
 }

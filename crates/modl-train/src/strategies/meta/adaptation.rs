@@ -95,7 +95,7 @@ pub(super) fn measure(job: &mut Job, inner: Descent, support: usize) -> Result<(
     for (when, of) in [("before", (|a| a.before) as fn(&Adaptation) -> _), ("after", |a| a.after)] {
         let metrics = all.iter().filter_map(|(t, a)| Some((t.clone(), of(a)?))).collect();
         let name = format!("{}/{when} adaptation", job.phase.name);
-        job.sink.event(&Event::Evaluated { name, metrics })?;
+        job.sink.event(&Event::Evaluated { name, step: None, metrics })?;
     }
     Ok(())
 }
