@@ -205,12 +205,12 @@ mod tests {
             for x2 in [-9.0, -2.5, -0.3, 0.6, 3.0, 9.0] {
                 let (_, grads) = losses([x1, x2]);
                 let h = 1e-6;
-                for k in 0..2 {
-                    let moved = |by: f64| if k == 0 { [x1 + by, x2] } else { [x1, x2 + by] };
-                    let (up, down) = (losses(moved(h)).0, losses(moved(-h)).0);
-                    for i in 0..2 {
-                        let numeric = (up[i] - down[i]) / (2.0 * h);
-                        assert!((grads[i][k] - numeric).abs() < 1e-5 * (1.0 + numeric.abs()));
+                for (i, own) in grads.iter().enumerate() {
+                    for (k, slope) in own.iter().enumerate() {
+                        let moved = |by: f64| if k == 0 { [x1 + by, x2] } else { [x1, x2 + by] };
+                        let (up, down) = (losses(moved(h)).0[i], losses(moved(-h)).0[i]);
+                        let numeric = (up - down) / (2.0 * h);
+                        assert!((slope - numeric).abs() < 1e-5 * (1.0 + numeric.abs()));
                     }
                 }
             }
