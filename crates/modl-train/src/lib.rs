@@ -16,6 +16,7 @@ mod events;
 mod formats;
 mod gradients;
 mod length_groups;
+mod library;
 mod methods;
 mod metrics;
 mod not_finite;
@@ -49,6 +50,7 @@ pub use evaluate::{Prediction, evaluate};
 pub use events::{Event, Fanout, JsonLines, LossWeight, Sink};
 pub use formats::{Row, read_tsv, sample};
 pub use length_groups::length_groups;
+pub use library::{Card, Library};
 pub use methods::Methods;
 pub use metrics::{
     Interval, accuracy, interval, macro_f1, mean_absolute_error, scores, sign_accuracy, spearman,
