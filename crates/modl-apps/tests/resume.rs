@@ -22,12 +22,16 @@ fn recipes(b: &Bench) -> [String; 3] {
         fs::write(b.path(name), head + phase).unwrap();
         b.arg(name)
     };
-    let joint = "[[phases]]\nname = \"all\"\nstrategy = \"joint\"\nsteps = 40\nlr = 1e-2\n\
+    let joint = "[[phases]]\nname = \"all\"\nstrategy = \"joint\"\nsteps = 24\nlr = 1e-2\n\
                  batch_size = 8\nsplit_by_length = true\ncheckpoint_every = 3\n\
                  schedule = { type = \"cosine\", warmup = 0.1 }\n";
-    let classes = "[[phases]]\nname = \"all\"\nstrategy = \"joint\"\nsteps = 40\nlr = 1e-2\n\
+    let classes = "[[phases]]\nname = \"all\"\nstrategy = \"joint\"\nsteps = 24\nlr = 1e-2\n\
                    batch_size = 8\ncheckpoint_every = 3\noptimizer = { type = \"lion\" }\n";
-    fs::write(b.path("tasks.toml"), RECIPE.replace("epochs = 2", "epochs = 1")).unwrap();
+    fs::write(
+        b.path("tasks.toml"),
+        RECIPE.replace("epochs = 2", "steps = 8").replace("epochs = 1", "steps = 8"),
+    )
+    .unwrap();
     let reinforce = "type = \"classification\"\n[loss_weights]\n";
     let classified = with("classes.toml", "type = \"regression\"", reinforce, classes);
     let learns = fs::read_to_string(b.path("classes.toml")).unwrap();
@@ -67,10 +71,16 @@ fn start(recipe: &str, out: &Path, resume: bool) -> Child {
     train.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
 }
 
-/// Waits until a run has begun; whether it then still goes on.
-fn has_begun(run: &mut Child, folder: &Path) -> bool {
+/// The length of a run's log.
+fn log(folder: &Path) -> u64 {
+    fs::metadata(folder.join("events.jsonl")).map_or(0, |m| m.len())
+}
+
+/// Waits until a run trains, which is some time after its program has begun: until its log is longer
+/// than it was. Whether it then still goes on.
+fn has_begun(run: &mut Child, folder: &Path, log_before: u64) -> bool {
     while run.try_wait().unwrap().is_none() {
-        if folder.join("recipe.json").exists() {
+        if log(folder) > log_before {
             return true;
         }
         std::thread::sleep(Duration::from_micros(200));
@@ -78,46 +88,58 @@ fn has_begun(run: &mut Child, folder: &Path) -> bool {
     false
 }
 
-/// Twenty kills at random moments over three recipes: a run that goes on leaves the files of one that
-/// was left alone, to the byte.
+/// Twenty kills at random moments over three recipes, several of them in one run: it leaves the files
+/// of one that was left alone, to the byte.
 #[test]
 fn a_run_that_was_killed_at_any_moment_goes_on_to_the_same_bytes() {
     let b = Bench::new();
-    let (mut killed, mut kept) = (0, 0);
+    let (mut kills, mut kept) = (0, 0);
     for (n, recipe) in recipes(&b).iter().enumerate() {
-        let alone = b.path("alone");
+        let (alone, out) = (b.path("alone"), b.path("out"));
         let mut run = start(recipe, &alone, false);
-        assert!(has_begun(&mut run, &alone), "{recipe}");
+        assert!(has_begun(&mut run, &alone, 0), "{recipe}");
         let begun = Instant::now();
         assert!(run.wait().unwrap().success(), "{recipe}");
         let taken = begun.elapsed();
         let expected = contents(&alone);
         let adapter = |p: &PathBuf| p.ends_with("modules/a/adapter_model.safetensors");
         assert!(expected.keys().any(adapter), "{:?}", expected.keys());
-        let out = b.path("out");
-        for round in 0..[6, 7, 7][n] {
-            let mut run = start(recipe, &out, false);
-            has_begun(&mut run, &out);
-            // Uniform over the time that the work took.
-            let draw = Seed(n as u64).child("kill").nth(round).0;
-            let share = (draw >> 11) as f64 / (1u64 << 53) as f64;
-            std::thread::sleep(taken.mul_f64(share));
-            killed += usize::from(run.try_wait().unwrap().is_none());
-            run.kill().unwrap();
-            run.wait().unwrap();
-            kept += contents(&out).keys().filter(|p| p.ends_with("state.json")).count();
-            assert!(start(recipe, &out, true).wait().unwrap().success(), "{recipe} {round}");
+        let is_whole = |round: u64| {
             let found = contents(&out);
             let names = |all: &BTreeMap<PathBuf, Vec<u8>>| all.keys().cloned().collect::<Vec<_>>();
             assert_eq!(names(&found), names(&expected), "{recipe} {round}");
             for (name, bytes) in &expected {
                 assert!(found[name] == *bytes, "{recipe} {round}: {}", name.display());
             }
-            fs::remove_dir_all(&out).unwrap();
+        };
+        let (mut round, wanted) = (0, kills + [6, 7, 7][n]);
+        while kills < wanted {
+            let before = log(&out);
+            let mut run = start(recipe, &out, true);
+            if has_begun(&mut run, &out, before) {
+                // Uniform over half of the time that the work took: a run is killed about twice.
+                let draw = Seed(n as u64).child("kill").nth(round).0;
+                let share = (draw >> 11) as f64 / (1u64 << 53) as f64;
+                std::thread::sleep(taken.mul_f64(share / 2.0));
+            }
+            round += 1;
+            run.kill().unwrap();
+            if run.wait().unwrap().success() {
+                // It has ended before it was killed.
+                is_whole(round);
+                fs::remove_dir_all(&out).unwrap();
+            } else {
+                kills += 1;
+                kept += contents(&out).keys().filter(|p| p.ends_with("state.json")).count();
+            }
         }
-        fs::remove_dir_all(alone).unwrap();
+        assert!(start(recipe, &out, true).wait().unwrap().success(), "{recipe} {round}");
+        is_whole(round);
+        for folder in [alone, out] {
+            fs::remove_dir_all(folder).unwrap();
+        }
     }
-    assert!(killed > 10 && kept > 10, "killed {killed}, states kept {kept}");
+    assert!(kills == 20 && kept > 10, "killed {kills}, states kept {kept}");
 }
 
 /// The system refuses a file beyond a size, as a full disk does.
@@ -168,7 +190,7 @@ fn two_runs_into_one_folder_do_not_meet() {
     let b = Bench::new();
     let (recipe, out) = (b.arg("recipe.toml"), b.path("run"));
     let mut first = start(&recipe, &out, false);
-    assert!(has_begun(&mut first, &out));
+    assert!(has_begun(&mut first, &out, 0));
     // Stopped, so that it is still there when the others look.
     let signal = |name: &str| {
         let pid = first.id().to_string();

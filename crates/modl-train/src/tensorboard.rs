@@ -24,8 +24,17 @@ use crate::{Event, Sink};
 #[derive(Debug)]
 pub struct TensorBoard {
     root: PathBuf,
-    /// The file of the training that goes on, and its last step.
-    open: Option<(PathBuf, File, u64)>,
+    open: Option<Open>,
+}
+
+/// The file of the training that goes on.
+#[derive(Debug)]
+struct Open {
+    training: String,
+    path: PathBuf,
+    file: File,
+    /// The last step.
+    step: u64,
 }
 
 impl TensorBoard {
@@ -50,7 +59,7 @@ impl TensorBoard {
                 Err(e) => return Err(failed(e)),
             }
         };
-        self.open = Some((path, file, step));
+        self.open = Some(Open { training: name.to_owned(), path, file, step });
         self.write(&version(now()))?;
         self.write(&session_start(now(), step + 1))
     }
@@ -63,7 +72,7 @@ impl TensorBoard {
     }
 
     fn write(&mut self, event: &[u8]) -> Result<()> {
-        let Some((path, file, _)) = &mut self.open else { return Ok(()) };
+        let Some(Open { path, file, .. }) = &mut self.open else { return Ok(()) };
         let written = file.write_all(&record(event));
         written.map_err(|e| Error::file(path, format!("cannot be written: {e}")))
     }
@@ -77,8 +86,8 @@ impl Sink for TensorBoard {
         match event {
             Event::Started { name, step, .. } => self.begin(name, *step),
             Event::Step { step, loss, aux, lr, grad_norm, seconds } => {
-                if let Some((_, _, last)) = &mut self.open {
-                    *last = *step;
+                if let Some(open) = &mut self.open {
+                    open.step = *step;
                 }
                 let mut all: Vec<(String, f64)> =
                     [("loss", loss), ("lr", lr), ("grad_norm", grad_norm), ("seconds", seconds)]
@@ -89,8 +98,11 @@ impl Sink for TensorBoard {
             }
             Event::Routed { step, metrics } => self.scalars(*step, &named("routing/", metrics)),
             Event::Evaluated { name, step, metrics } => {
-                let last = self.open.as_ref().map_or(0, |(_, _, last)| *last);
-                self.scalars(step.unwrap_or(last), &named(&format!("{name}/"), metrics))
+                let Some(open) = &self.open else { return Ok(()) };
+                // The folder says which training it is.
+                let own = name.strip_prefix(&open.training).and_then(|n| n.strip_prefix('/'));
+                let tag = format!("{}/", own.unwrap_or(name));
+                self.scalars(step.unwrap_or(open.step), &named(&tag, metrics))
             }
             _ => Ok(()),
         }
@@ -234,6 +246,9 @@ mod tests {
             board.event(&step).unwrap();
             board.event(&started(after)).unwrap();
             board.event(&step).unwrap();
+            let metrics = [("mae".to_owned(), 0.25)].into();
+            let name = "fit/a/watched".into();
+            board.event(&Event::Evaluated { name, step: Some(1), metrics }).unwrap();
         }
         let files: Vec<PathBuf> =
             fs::read_dir(dir.path().join("fit/a")).unwrap().map(|e| e.unwrap().path()).collect();
@@ -242,8 +257,9 @@ mod tests {
             let name = file.file_name().unwrap().to_string_lossy().into_owned();
             assert!(name.starts_with("events.out.tfevents."), "{name}");
             let text = String::from_utf8_lossy(&fs::read(file).unwrap()).into_owned();
-            for part in ["brain.Event:2", "loss", "aux/balance", "grad_norm"] {
-                assert!(text.contains(part), "{part}");
+            // Before the last the length of its tag.
+            for part in ["brain.Event:2", "loss", "aux/balance", "\u{b}watched/mae"] {
+                assert!(text.contains(part), "{part:?}");
             }
         }
     }
