@@ -151,7 +151,10 @@ fn add_run(
             base: Some(base.clone()),
             data: Some(data.fingerprint()?),
             recipe: Some(text.clone()),
-            metrics: metrics.get(if of_task { name.as_str() } else { "all" }).cloned().unwrap_or_default(),
+            metrics: metrics
+                .get(if of_task { name.as_str() } else { "all" })
+                .cloned()
+                .unwrap_or_default(),
             prototype: Some(prototype(&loaded.model, &data)?),
             name,
             ..Card::default()
