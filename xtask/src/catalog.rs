@@ -1,5 +1,7 @@
 //! The assets that modl's tests, examples and demo use: one entry each.
 
+use crate::convert::Convert;
+use crate::datasets::{BROWN, FASHION, MNIST, MNIST_5K, UDHR};
 use crate::pip::{Form, Package};
 
 /// A model or data set and where it comes from.
@@ -15,6 +17,8 @@ pub struct Asset {
     pub citation: &'static str,
     /// The files to take.
     pub items: &'static [Item],
+    /// Those that are made of others.
+    pub convert: Option<Convert>,
 }
 
 /// A file of an asset.
@@ -36,7 +40,19 @@ pub struct Item {
 pub const ASSETS: &[Asset] = &[MINILM, SENTIMENT];
 
 /// Further ones, fetched where they are named.
-pub const OPTIONAL: &[Asset] = &[SMOLLM2, EFFICIENTNET, E5, E5_TOKENIZER, RESEMBLYZER, SILERO];
+pub const OPTIONAL: &[Asset] = &[
+    SMOLLM2,
+    EFFICIENTNET,
+    E5,
+    E5_TOKENIZER,
+    RESEMBLYZER,
+    SILERO,
+    MNIST,
+    MNIST_5K,
+    FASHION,
+    BROWN,
+    UDHR,
+];
 
 const MINILM: Asset = Asset {
     name: "all-MiniLM-L6-v2",
@@ -88,6 +104,7 @@ const MINILM: Asset = Asset {
             sha256: "72f73f88d4c3c6abb4467c422c7d647f0e59374dd5188fa6093367f184afdbdf",
         },
     ],
+    convert: None,
 };
 
 const HUTTO: Option<&str> =
@@ -144,6 +161,7 @@ const SENTIMENT: Asset = Asset {
             sha256: "74cfe41cdbf7f6925aeb4c18c148ec8db042540edb6739fd81069aa4e3c8b118",
         },
     ],
+    convert: None,
 };
 
 const SMOLLM2: Asset = Asset {
@@ -175,6 +193,7 @@ const SMOLLM2: Asset = Asset {
             sha256: "c71d239df91726fc519c6eb72d318ec65820627232b2f796219e87dcf35d0ab4",
         },
     ],
+    convert: None,
 };
 
 const EFFICIENTNET: Asset = Asset {
@@ -206,6 +225,7 @@ const EFFICIENTNET: Asset = Asset {
             sha256: "986421244f5760195585c5d8fc93d118f7d81e3ed3860262772b000c7315cf09",
         },
     ],
+    convert: None,
 };
 
 /// The weights in 4 bits. The package has its licence in its description.
@@ -238,6 +258,7 @@ const E5: Asset = Asset {
             sha256: "3e7d5726219bda8dfba6dcb893a78970661c05ceea6e892150f01eda05c434f1",
         },
     ],
+    convert: None,
 };
 
 /// The tokenizer of the same model, of another package.
@@ -270,6 +291,7 @@ const E5_TOKENIZER: Asset = Asset {
             sha256: "99b8705a4eb9a5a890deb0db3b3080348a1732ea457530231e406ed0e547c0d8",
         },
     ],
+    convert: None,
 };
 
 const RESEMBLYZER: Asset = Asset {
@@ -300,6 +322,7 @@ const RESEMBLYZER: Asset = Asset {
             sha256: "835cbdc5bdc6c60fae874e544e7d5ba648d77d25ec72e4c2efc26b5fde0862c3",
         },
     ],
+    convert: None,
 };
 
 const SILERO: Asset = Asset {
@@ -330,4 +353,5 @@ const SILERO: Asset = Asset {
             sha256: "2e63e9a38b6e8fc0c7bc37ce174caca1862870856c6daf5697cfb785e925520b",
         },
     ],
+    convert: None,
 };

@@ -4,12 +4,15 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod apt;
 mod assets;
 mod bench;
 mod cargo;
 mod catalog;
 mod checksum;
 mod ci;
+mod convert;
+mod datasets;
 mod demo;
 mod disk;
 mod docs;
@@ -19,6 +22,7 @@ mod gpu;
 mod libtorch;
 mod machine;
 mod measurements;
+mod npm;
 mod peers;
 mod pip;
 mod progress;

@@ -1,4 +1,5 @@
-//! Pinned packages, downloaded by pip from whatever index it is configured for.
+//! Pinned packages, downloaded by pip from whatever index it is configured for; some by npm or apt,
+//! each as it is configured.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -9,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use crate::scratch::Scratch;
-use crate::{checksum, progress, python};
+use crate::{apt, checksum, npm, progress, python};
 
 /// A package file as the index serves it.
 #[derive(Debug)]
@@ -35,6 +36,21 @@ pub enum Form {
     Wheel(Option<&'static str>),
     /// The source archive.
     Source,
+    /// A package of npm.
+    Npm,
+    /// A package of Debian.
+    Deb,
+}
+
+impl Form {
+    /// What downloads it, and how its settings are shown.
+    fn tool(&self) -> (&'static str, String) {
+        match self {
+            Form::Npm => ("npm", "npm config list".into()),
+            Form::Deb => ("apt-get", "apt-cache policy".into()),
+            _ => ("pip", format!("{} -m pip config list", python::interpreter())),
+        }
+    }
 }
 
 impl Package {
@@ -60,11 +76,23 @@ impl Package {
     }
 
     fn download(&self, cache: &Path, again: &str) -> Result<()> {
-        python::pip_version()?;
         let scratch = Scratch::new(cache, "partial")?;
-        let log = scratch.path().join("pip.log");
+        let log = scratch.path().join("log");
         let saved = scratch.path().join("saved");
-        let mut command = self.command(scratch.path(), &saved);
+        let mut command = match self.form {
+            Form::Npm => npm::pack(cache, again)?,
+            Form::Deb => apt::download()?,
+            _ => {
+                python::pip_version()?;
+                self.command(scratch.path(), &saved)
+            }
+        };
+        if matches!(self.form, Form::Npm | Form::Deb) {
+            fs::create_dir_all(&saved)
+                .with_context(|| format!("{} cannot be made", saved.display()))?;
+            let at = if matches!(self.form, Form::Npm) { "@" } else { "=" };
+            command.arg(format!("{}{at}{}", self.name, self.version)).current_dir(&saved);
+        }
         let log_file =
             File::create(&log).with_context(|| format!("{} cannot be made", log.display()))?;
         let mut child = command
@@ -86,13 +114,13 @@ impl Package {
 
         if !status.success() {
             let log = fs::read_to_string(&log).unwrap_or_default();
+            let (tool, settings) = self.form.tool();
             bail!(
-                "pip could not download {}=={} ({status}):\n{}\ncheck the network, the disk and \
-                 pip's index settings (`{} -m pip config list`), then run `{again}` again",
+                "{tool} could not download {} {} ({status}):\n{}\ncheck the network, the disk and \
+                 {tool}'s settings (`{settings}`), then run `{again}` again",
                 self.name,
                 self.version,
                 reason(&log),
-                python::interpreter()
             );
         }
         self.accept(&saved, cache, again)
@@ -111,7 +139,7 @@ impl Package {
                     command.args(["--platform", platform]);
                 }
             }
-            Form::Source => {
+            _ => {
                 command.args(["--no-binary", self.name]);
             }
         }
@@ -127,7 +155,8 @@ impl Package {
         let from = saved.join(self.file);
         if !from.exists() {
             bail!(
-                "pip saved {} for {}=={}, not {}: its index serves other files than xtask pins",
+                "{} saved {} for {}=={}, not {}: its index serves other files than xtask pins",
+                self.form.tool().0,
                 names(saved),
                 self.name,
                 self.version,
@@ -137,8 +166,10 @@ impl Package {
         checksum::verify(&from, self.sha256).with_context(|| {
             format!(
                 "{}=={} is not the file that was checked; it was thrown away: run `{again}` \
-                 again, and if that fails too, compare pip's index with another",
-                self.name, self.version
+                 again, and if that fails too, compare {}'s index with another",
+                self.name,
+                self.version,
+                self.form.tool().0
             )
         })?;
         let to = self.in_cache(cache);
@@ -148,13 +179,16 @@ impl Package {
 
 /// The lines of a pip log that say why it failed.
 fn reason(log: &str) -> String {
-    let errors: Vec<&str> =
-        log.lines().filter(|line| line.trim_start().starts_with("ERROR")).collect();
+    let errors: Vec<&str> = log.lines().filter(|line| is_error(line.trim_start())).collect();
     if errors.is_empty() {
         log.lines().last().unwrap_or_default().to_owned()
     } else {
         errors.join("\n")
     }
+}
+
+fn is_error(line: &str) -> bool {
+    ["ERROR", "npm error", "E: "].iter().any(|start| line.starts_with(start))
 }
 
 fn folder_size(dir: &Path) -> u64 {

@@ -49,6 +49,22 @@ pub fn tar_gz(archive: impl Read, name: &str, wanted: &str) -> Result<Vec<u8>> {
     bail!("{name} holds no {wanted}")
 }
 
+/// Files of a `.tar.gz` whose paths begin so, by their last names below `dest`; how many there are.
+pub fn tar_gz_all(archive: impl Read, name: &str, start: &str, dest: &Path) -> Result<usize> {
+    let damaged = || format!("{name} is damaged: delete it and run again");
+    let mut tar = tar::Archive::new(GzDecoder::new(archive));
+    let mut written = 0;
+    for entry in tar.entries().with_context(damaged)? {
+        let mut entry = entry.with_context(damaged)?;
+        let path = entry.path().with_context(damaged)?.into_owned();
+        if let (true, Some(last)) = (path.to_string_lossy().starts_with(start), path.file_name()) {
+            write(&mut entry, dest, Path::new(last))?;
+            written += 1;
+        }
+    }
+    Ok(written)
+}
+
 fn write(from: &mut impl Read, dest: &Path, place: &Path) -> Result<()> {
     if !place.components().all(|part| matches!(part, Component::Normal(_))) {
         bail!("{} would leave the folder it is unpacked into", place.display());

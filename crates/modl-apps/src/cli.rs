@@ -53,6 +53,8 @@ enum Command {
     Reproduce(reproduce::ReproduceArgs),
     /// Run several routers on a recipe, with seeds, controls and paired differences.
     Compare(commands::compare::CompareArgs),
+    /// Keep trained modules in a library: add, list, search, remove.
+    Lib(commands::lib::LibArgs),
     /// List the methods of an axis, or the experiments.
     List(commands::list::ListArgs),
 }
@@ -89,6 +91,7 @@ impl Cli {
             Command::RouteReport(args) => commands::route_report::run(&args, methods),
             Command::Reproduce(args) => reproduce::run(&args, methods, self.threads),
             Command::Compare(args) => commands::compare::run(&args, methods),
+            Command::Lib(args) => commands::lib::run(&args, methods),
             Command::List(args) => commands::list::run(&args, methods),
         }
     }

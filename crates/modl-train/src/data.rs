@@ -25,11 +25,11 @@ pub struct Example {
 /// Examples in order, none of them empty, with named inputs and features for each.
 #[derive(Debug, Clone, Default)]
 pub struct Dataset {
-    examples: Vec<Example>,
-    inputs: BTreeMap<String, DenseRows>,
-    features: Tensors,
-    pad: i64,
-    fingerprint: OnceLock<String>,
+    pub(crate) examples: Vec<Example>,
+    pub(crate) inputs: BTreeMap<String, DenseRows>,
+    pub(crate) features: Tensors,
+    pub(crate) pad: i64,
+    pub(crate) fingerprint: OnceLock<String>,
 }
 
 impl Dataset {
@@ -62,7 +62,7 @@ impl Dataset {
         Dataset { examples, ..Dataset::default() }.with_input(name, rows)?.checked()
     }
 
-    fn checked(self) -> Result<Self> {
+    pub(crate) fn checked(self) -> Result<Self> {
         if self.examples.is_empty() {
             return Err(Error::invalid(
                 "data set",
@@ -229,7 +229,7 @@ impl Dataset {
         Ok((self.filter(|e| !out(e))?, self.filter(out)?))
     }
 
-    fn feature_rows(&self, index: &[usize]) -> Result<Tensors> {
+    pub(crate) fn feature_rows(&self, index: &[usize]) -> Result<Tensors> {
         let rows: Vec<i64> = index.iter().map(|i| *i as i64).collect();
         self.features.map(|_, t| {
             t.index_select(0, &Tensor::from_slice(&rows, &[rows.len() as i64], t.device())?)

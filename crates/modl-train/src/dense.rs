@@ -5,16 +5,24 @@ use std::sync::{Arc, OnceLock};
 use modl_core::{Device, Error, Kind, Result, Tensor, is_float};
 use sha2::{Digest, Sha256};
 
+use crate::rearranged::Rearranged;
+
 /// One row of numbers for each example. The rows themselves are shared by all data sets that were
-/// cut out of one, each of which knows which are its own.
+/// cut out of one, each of which knows which are its own and how it sees them.
 #[derive(Debug, Clone)]
 pub(crate) struct DenseRows {
     /// `[rows, …]`, u8 or floats.
     values: Tensor,
     /// Of the values; known once it has been asked for, and the same one wherever they are the same.
     digest: Arc<OnceLock<String>>,
-    /// The row of each example.
+    /// Each example's row.
     index: Vec<i64>,
+    /// Each example's view; nothing where there are none.
+    view: Vec<usize>,
+    /// Ways to see a row; `None` is as it is.
+    views: Vec<Option<Rearranged>>,
+    /// The mean that is taken off, and the standard deviation that is divided by.
+    normal: Option<(f64, f64)>,
 }
 
 impl DenseRows {
@@ -33,51 +41,130 @@ impl DenseRows {
         if values.kind() != Kind::Uint8 && !is_float(values.kind()) {
             return wrong(format!("{values:?} is to be made of bytes or of floats"));
         }
-        let values = values.detach()?.to_device(Device::Cpu)?.contiguous()?;
-        Ok(DenseRows { values, digest: Arc::default(), index: (0..examples as i64).collect() })
+        Ok(DenseRows {
+            values: values.detach()?.to_device(Device::Cpu)?.contiguous()?,
+            digest: Arc::default(),
+            index: (0..examples as i64).collect(),
+            view: Vec::new(),
+            views: Vec::new(),
+            normal: None,
+        })
+    }
+
+    /// The shape of a row.
+    pub(crate) fn shape(&self) -> Vec<i64> {
+        self.values.size().split_off(1)
+    }
+
+    /// The numbers of a row.
+    pub(crate) fn width(&self) -> i64 {
+        self.shape().iter().product()
+    }
+
+    /// The same rows with this mean taken off and divided by this standard deviation.
+    pub(crate) fn normalized(self, mean: f64, deviation: f64) -> Self {
+        DenseRows { normal: Some((mean, deviation)), ..self }
+    }
+
+    /// All examples once for each view, one view after the other.
+    ///
+    /// # Errors
+    /// Where they have views already.
+    pub(crate) fn seen(&self, views: Vec<Option<Rearranged>>) -> Result<Self> {
+        if !self.view.is_empty() {
+            return Err(Error::unsupported("a stream of a stream", "make it of the data itself"));
+        }
+        let n = self.index.len();
+        let view = (0..views.len()).flat_map(|v| std::iter::repeat_n(v, n)).collect();
+        let index = self.index.repeat(views.len());
+        Ok(DenseRows { index, view, views, ..self.clone() })
     }
 
     /// Those of some examples, which have to be there.
     pub(crate) fn pick(&self, examples: &[usize]) -> Self {
         let index = examples.iter().filter_map(|i| self.index.get(*i).copied()).collect();
-        DenseRows { values: self.values.clone(), digest: self.digest.clone(), index }
+        let view = examples.iter().filter_map(|i| self.view.get(*i).copied()).collect();
+        let (digest, views) = (self.digest.clone(), self.views.clone());
+        DenseRows { values: self.values.clone(), digest, index, view, views, normal: self.normal }
     }
 
     /// Those of some examples as floats `[examples, …]`: bytes 0 … 255 become 0 … 1.
     pub(crate) fn rows(&self, examples: &[usize], device: Device) -> Result<Tensor> {
-        let index = self.pick(examples).index;
+        let index: Vec<i64> = examples.iter().filter_map(|i| self.index.get(*i).copied()).collect();
         let index = Tensor::from_slice(&index, &[index.len() as i64], Device::Cpu)?;
-        let rows = self.values.index_select(0, &index)?.to_device(device)?;
-        match rows.kind() {
-            Kind::Uint8 => rows.to_kind(Kind::Float)?.mul_scalar(1.0 / 255.0),
-            _ => Ok(rows),
+        let rows = self.values.index_select(0, &index)?;
+        let rows = match rows.kind() {
+            Kind::Uint8 => rows.to_kind(Kind::Float)?.mul_scalar(1.0 / 255.0)?,
+            _ => rows,
+        };
+        let rows = self.through_views(rows, examples)?;
+        let rows = match self.normal {
+            Some((mean, deviation)) => rows.add_scalar(-mean)?.mul_scalar(1.0 / deviation)?,
+            None => rows,
+        };
+        rows.to_device(device)
+    }
+
+    fn through_views(&self, rows: Tensor, examples: &[usize]) -> Result<Tensor> {
+        let mut places: Vec<(usize, Vec<i64>)> = Vec::new();
+        for (place, view) in examples.iter().filter_map(|i| self.view.get(*i)).enumerate() {
+            match places.iter_mut().find(|(v, _)| v == view) {
+                Some((_, all)) => all.push(place as i64),
+                None => places.push((*view, vec![place as i64])),
+            }
         }
+        let shape = rows.size();
+        let mut flat = rows.reshape(&[rows.len_of(0), -1])?;
+        let alone = places.len() == 1;
+        for (view, places) in places {
+            let Some(Some(view)) = self.views.get(view) else { continue };
+            flat = if alone {
+                view.of(&flat)?
+            } else {
+                let own = Tensor::from_slice(&places, &[places.len() as i64], Device::Cpu)?;
+                flat.index_copy(0, &own, &view.of(&flat.index_select(0, &own)?)?)?
+            };
+        }
+        flat.reshape(&shape)
     }
 
     /// The rows of `self`, then those of `other`.
     ///
     /// # Errors
-    /// Where they differ in shape or kind.
+    /// Where they differ in shape, kind or normalisation, or only one of them is a stream.
     pub(crate) fn and(&self, other: &DenseRows) -> Result<Self> {
-        let mut index = self.index.clone();
-        if Arc::ptr_eq(&self.digest, &other.digest) {
-            index.extend(&other.index);
-            return Ok(DenseRows {
-                values: self.values.clone(),
-                digest: self.digest.clone(),
-                index,
-            });
-        }
         let (a, b) = (&self.values, &other.values);
-        if a.kind() != b.kind() || a.size().get(1..) != b.size().get(1..) {
-            return Err(Error::invalid("data sets", format!("{a:?} and {b:?} cannot be joined")));
+        if a.kind() != b.kind()
+            || self.shape() != other.shape()
+            || self.normal != other.normal
+            || self.view.is_empty() != other.view.is_empty()
+        {
+            let problem = format!("{a:?} and {b:?} cannot be joined, or are seen in other ways");
+            return Err(Error::invalid("data sets", problem));
         }
-        index.extend(other.index.iter().map(|i| i + a.len_of(0)));
-        let values = Tensor::cat(&[a.clone(), b.clone()], 0)?;
-        Ok(DenseRows { values, digest: Arc::default(), index })
+        let mut all = self.clone();
+        let shared = Arc::ptr_eq(&self.digest, &other.digest);
+        if !shared {
+            all.values = Tensor::cat(&[a.clone(), b.clone()], 0)?;
+            all.digest = Arc::default();
+        }
+        let start = if shared { 0 } else { a.len_of(0) };
+        all.index.extend(other.index.iter().map(|i| i + start));
+        let same = |(a, b): (&Option<Rearranged>, &Option<Rearranged>)| match (a, b) {
+            (Some(a), Some(b)) => a.is(b),
+            (a, b) => a.is_none() && b.is_none(),
+        };
+        let views = self.views.len();
+        let same = views == other.views.len() && self.views.iter().zip(&other.views).all(same);
+        let start = if same { 0 } else { views };
+        if !same {
+            all.views.extend(other.views.iter().cloned());
+        }
+        all.view.extend(other.view.iter().map(|v| v + start));
+        Ok(all)
     }
 
-    /// A text that changes with any number, and with the choice of rows.
+    /// A text that changes with any number, the choice of rows, and how they are seen.
     pub(crate) fn digest(&self) -> Result<String> {
         let hex = |hash: Sha256| hash.finalize().iter().map(|b| format!("{b:02x}")).collect();
         let digest = match self.digest.get() {
@@ -90,8 +177,12 @@ impl DenseRows {
             }
         };
         let mut hash = Sha256::new();
-        hash.update(digest);
+        hash.update(format!("{digest} {:?}", self.normal));
         self.index.iter().for_each(|i| hash.update(i.to_le_bytes()));
+        self.view.iter().for_each(|v| hash.update((*v as u64).to_le_bytes()));
+        for view in self.views.iter().flatten() {
+            view.digest(&mut hash)?;
+        }
         Ok(hex(hash))
     }
 }

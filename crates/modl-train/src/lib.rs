@@ -13,8 +13,10 @@ mod dense;
 mod early_stop;
 mod evaluate;
 mod events;
+mod formats;
 mod gradients;
 mod length_groups;
+mod library;
 mod methods;
 mod metrics;
 mod not_finite;
@@ -22,6 +24,7 @@ mod objective;
 pub mod optim;
 mod outcome;
 mod passes;
+mod rearranged;
 pub mod recipe;
 mod routed;
 mod run;
@@ -30,11 +33,11 @@ mod schedule;
 mod state;
 mod step;
 mod strategies;
+mod streams;
 mod task_losses;
 mod temperature_sampling;
 mod tensorboard;
 mod trainer;
-mod tsv;
 
 pub use ada_merging::{AdaMerged, AdaMerging, Factors, entropy, task_vectors, trimmed};
 pub use batches::{Batches, Cursor};
@@ -45,7 +48,9 @@ pub use data::{Batch, Dataset, Describe, Example, held_out};
 pub use early_stop::{Stop, less_is_better};
 pub use evaluate::{Prediction, evaluate};
 pub use events::{Event, Fanout, JsonLines, LossWeight, Sink};
+pub use formats::{Row, read_tsv, sample};
 pub use length_groups::length_groups;
+pub use library::{Card, Library};
 pub use methods::Methods;
 pub use metrics::{
     Interval, accuracy, interval, macro_f1, mean_absolute_error, scores, sign_accuracy, spearman,
@@ -70,4 +75,3 @@ pub use strategies::{
 pub use temperature_sampling::Sampling;
 pub use tensorboard::TensorBoard;
 pub use trainer::Trainer;
-pub use tsv::{Row, read_tsv, sample};

@@ -40,7 +40,13 @@ fn batch(targets: [f32; 3]) -> Batch {
 
 fn of_classes(label_smoothing: f64) -> Classification {
     let classes = ["a", "b", "c", "d"].map(str::to_owned).to_vec();
-    Classification { head: "class".into(), dim: 8, classes, label_smoothing }
+    Classification {
+        head: "class".into(),
+        dim: 8,
+        classes,
+        label_smoothing,
+        ..Classification::default()
+    }
 }
 
 fn assert_close(found: &[f64], right: &[f64], within: f64) {

@@ -64,7 +64,7 @@ fn a_good_recipe_says_what_it_says() {
     let r = parse(GOOD).unwrap();
     let names: Vec<&str> = r.modules.iter().map(|m| m.name.as_str()).collect();
     assert_eq!(names, ["tweets", "news"], "in the order of the file, which is that of α");
-    assert_eq!((r.seed, r.data.limit, r.data.test), (5, Some(100), 0.2));
+    assert_eq!((r.seed, r.data.limit, r.data.test), (5, Some(100), None));
     assert!(r.router.as_ref().unwrap().global);
     assert_eq!(r.resolve("../nyt.tsv").to_str(), Some("recipes/../nyt.tsv"));
     let [fit, route] = r.phases.as_slice() else { panic!() };

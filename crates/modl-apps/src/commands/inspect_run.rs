@@ -35,7 +35,7 @@ pub(super) fn run(folder: &Path, methods: &Methods) -> Result<()> {
         let state = if own.join("params.safetensors").is_file() {
             "yes"
         } else if own.is_dir() {
-            "partly; `modl train` goes on"
+            "partly; `modl train --resume` goes on"
         } else {
             "no"
         };

@@ -8,6 +8,7 @@ pub(crate) mod eval;
 pub(crate) mod forward;
 mod health;
 pub(crate) mod inspect;
+pub(crate) mod lib;
 pub(crate) mod list;
 pub(crate) mod merge;
 pub(crate) mod plan;

@@ -42,6 +42,11 @@ impl Sink for Told {
                 let all: Vec<String> = losses.iter().map(said).collect();
                 println!("{name}: added to the loss: {}", all.join(", "));
             }
+            Event::Evaluated { name, metrics, step: None } => {
+                let said = |(key, value): (&String, &f64)| format!("{key} {value:.4}");
+                let all: Vec<String> = metrics.iter().map(said).collect();
+                println!("{name}: {}", all.join(", "));
+            }
             Event::Notice { step, text } => println!("step {step}: {text}"),
             _ => {}
         }

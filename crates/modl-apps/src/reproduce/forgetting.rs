@@ -10,11 +10,11 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result};
 use modl_core::{Device, Registry, Seed, Tensor};
-use modl_train::Dataset;
+use modl_train::{Classification, Dataset, Objective};
 use serde_json::{Value, json};
 
 use super::experiment::{About, Bound, Condition, Experiment, Lab, Threshold};
-use super::glyphs::{Hand, SIDE, glyphs};
+use super::glyphs::{CLASSES, Hand, SIDE, glyphs};
 use super::sequence::{dataset, learn, together};
 use crate::trials::{Measure, View};
 
@@ -22,6 +22,7 @@ const HAND: Hand = Hand { shift: 1, noise: 0.4 };
 /// Examples of a task to learn from and to test on.
 const DIGITS: [usize; 2] = [1000, 200];
 const BATCH: usize = 10;
+const WIDTH: i64 = 100;
 
 /// Key, name, strategy.
 const WAYS: [(&str, &str, &str); 8] = [
@@ -107,7 +108,7 @@ impl Experiment for Forgetting {
         let recipe = format!(
             r#"
 seed = {}
-backbone.fresh = {{ type = "mlp", inputs = {}, hidden = [100, 100] }}
+backbone.fresh = {{ type = "mlp", inputs = {}, hidden = [{WIDTH}, {WIDTH}] }}
 data.tasks = {{ none = "none" }}
 head = {{ type = "classification", classes = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"] }}
 
@@ -126,16 +127,22 @@ schedule = {{ type = "constant" }}
             SIDE * SIDE,
         );
         let (train, test) = (of(train, "learn")?, of(test, "test")?);
-        let learned = learn(&recipe, &train, &test, lab)?;
+        let objective = Classification {
+            head: "class".to_owned(),
+            dim: WIDTH,
+            classes: (0..CLASSES).map(|c| c.to_string()).collect(),
+            ..Classification::default()
+        };
+        let learned = learn(&recipe, &objective, &train, &test, lab)?;
         if condition == "joint" {
             let said = modl_train::evaluate(
                 &learned.model,
-                &*learned.objective,
+                &objective,
                 &test,
                 256,
                 &modl_train::Batch::describe,
             )?;
-            let found = learned.objective.scores(&said.iter().collect::<Vec<_>>());
+            let found = objective.scores(&said.iter().collect::<Vec<_>>());
             let acc = found.get("accuracy").copied().unwrap_or(f64::NAN);
             return Ok(BTreeMap::from([("acc".to_owned(), acc)]));
         }

@@ -21,6 +21,7 @@ mod merging;
 mod mittal;
 mod mlp;
 mod network;
+mod packing;
 mod polytropon;
 mod report;
 mod schedule;

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use anyhow::{Context as _, Result};
 use modl_core::{Modular, Seed, Tensor};
 use modl_train::{
-    AccuracyMatrix, Convention, Dataset, Event, Example, Examples, Methods, Recipe, Sink, run,
+    AccuracyMatrix, Convention, Dataset, Event, Example, Examples, Methods, Objective, Recipe,
+    Sink, run,
 };
 
 use super::experiment::Lab;
@@ -35,29 +36,33 @@ pub(super) fn together(tasks: impl IntoIterator<Item = Result<Dataset>>) -> Resu
     all.context("there are no tasks")
 }
 
-/// Runs a recipe with a phase `learn`.
-pub(super) fn learn(recipe: &str, train: &Dataset, test: &Dataset, lab: &Lab) -> Result<Learned> {
+/// Runs a recipe's phase `learn`, by its network and its phases alone.
+pub(super) fn learn(
+    recipe: &str,
+    objective: &dyn Objective,
+    train: &Dataset,
+    test: &Dataset,
+    lab: &Lab,
+) -> Result<Learned> {
     let methods = Methods::new(crate::builtin()?)?;
     let recipe = Recipe::parse(recipe, "recipe.toml", &methods)?;
     let fresh = recipe.fresh_backbone(&methods)?.context("the recipe's network is a fresh one")?;
     let mut model = Modular::from_box(fresh, Seed(recipe.seed))?;
-    let objective = recipe.objective(&model)?;
     let folder = tempfile::tempdir()?;
     let examples = Examples { train, test: Some(test) };
     let mut ticks = Ticks(lab.tick);
-    run(&recipe, &methods, &mut model, &*objective, examples, folder.path(), &mut ticks)?;
+    run(&recipe, &methods, &mut model, objective, examples, folder.path(), &mut ticks)?;
     let path = folder.path().join("phases/1-learn/accuracy_matrix.json");
     let matrix = match path.exists() {
         true => serde_json::from_slice(&std::fs::read(path)?)?,
         false => AccuracyMatrix::default(),
     };
-    Ok(Learned { model, objective, matrix })
+    Ok(Learned { model, matrix })
 }
 
 /// What a recipe came to.
 pub(super) struct Learned {
     pub(super) model: Modular,
-    pub(super) objective: Box<dyn modl_train::Objective>,
     pub(super) matrix: AccuracyMatrix,
 }
 

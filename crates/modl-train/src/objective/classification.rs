@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use modl_core::{Context, Init, Kind, Modular, Result, Seed, Tensor};
+use modl_core::{Context, Error, Init, Kind, Modular, Result, Seed, Tensor};
 
+use super::task_heads::TaskHeads;
 use super::{Metric, Objective, Said, apply_head, make_head, symmetric_kl};
 use crate::{Batch, Prediction, accuracy, macro_f1};
 
@@ -14,7 +15,12 @@ use crate::{Batch, Prediction, accuracy, macro_f1};
 /// Targets are indices of classes. The head is `heads.NAME.weight` `[K, dim]` (uniform in ±1⁄√dim)
 /// and `heads.NAME.bias` `[K]` (0). Two predictions are apart by ½ (KL(p‖q) + KL(q‖p)), as in THOR
 /// (arXiv 2110.04260). Of equal logits the first one is what is said.
-#[derive(Debug, Clone, PartialEq)]
+///
+/// With [`Classification::tasks`] each task has a head of its own over its own classes, and the logits
+/// of all others are [`Classification::ABSENT`]: their probability is 0. With more
+/// [`Classification::outputs`] than classes the superfluous ones have a part in the softmax, but are
+/// never right and never said (SupSup, Wortsman et al. 2020, arXiv 2006.14769).
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Classification {
     /// The name of the head.
     pub head: String,
@@ -25,9 +31,17 @@ pub struct Classification {
     /// ε, the share of probability that is spread over all classes in training, in [0, 1). It does
     /// not count in metrics.
     pub label_smoothing: f64,
+    /// The outputs of a head; as many as it has classes where `None`.
+    pub outputs: Option<usize>,
+    /// The tasks that have a head of their own, each with the indices of its classes; none where all
+    /// share one.
+    pub tasks: Vec<(String, Vec<usize>)>,
 }
 
 impl Classification {
+    /// The logit of what a task does not have.
+    pub const ABSENT: f64 = -1e9;
+
     /// What predictions are measured by.
     pub const METRICS: &'static [Metric] = &[
         Metric { key: "accuracy", title: "accuracy" },
@@ -35,13 +49,45 @@ impl Classification {
     ];
 }
 
+impl Classification {
+    /// The columns of the classes, without superfluous ones.
+    fn real(&self, of: &Tensor) -> Result<Tensor> {
+        match self.classes.len() as i64 {
+            n if n < of.len_of(-1) => of.narrow(-1, 0, n),
+            _ => Ok(of.clone()),
+        }
+    }
+
+    fn shared_outputs(&self) -> Result<i64> {
+        let (outputs, classes) = (self.outputs.unwrap_or(self.classes.len()), self.classes.len());
+        match outputs < classes {
+            true => Err(Error::invalid(
+                "outputs",
+                format!("are {outputs} for {classes} classes; give them as many at least"),
+            )),
+            false => Ok(outputs as i64),
+        }
+    }
+
+    fn task_heads(&self) -> Result<Option<TaskHeads<'_>>> {
+        let heads = || TaskHeads::new(&self.tasks, self.classes.len(), self.outputs);
+        (!self.tasks.is_empty()).then(heads).transpose()
+    }
+}
+
 impl Objective for Classification {
     fn setup(&self, model: &mut Modular) -> Result<()> {
-        make_head(model, &self.head, self.classes.len() as i64, self.dim)
+        match self.task_heads()? {
+            Some(heads) => heads.make(model, &self.head, self.dim),
+            None => make_head(model, &self.head, self.shared_outputs()?, self.dim),
+        }
     }
 
     fn predict(&self, model: &Modular, batch: &Batch, cx: &Context) -> Result<Tensor> {
-        apply_head(model, &self.head, batch, cx) // [batch, classes]
+        match self.task_heads()? {
+            Some(heads) => heads.apply(model, &self.head, batch, cx),
+            None => apply_head(model, &self.head, batch, cx),
+        }
     }
 
     fn losses(&self, predicted: &Tensor, batch: &Batch) -> Result<Tensor> {
@@ -51,16 +97,18 @@ impl Objective for Classification {
         if self.label_smoothing == 0.0 {
             return Ok(hard);
         }
-        let spread = log_p.mean_dims(&[-1], false)?.neg()?;
+        let own = self.real(&log_p)?;
+        let spread = match self.tasks.is_empty() {
+            true => own.mean_dims(&[-1], false)?,
+            false => {
+                let there = self.real(predicted)?.gt_scalar(Self::ABSENT / 2.0)?;
+                let there = there.to_kind(own.kind())?;
+                let count = there.sum_dims(&[-1], false)?;
+                own.mul(&there)?.sum_dims(&[-1], false)?.div(&count)?
+            }
+        };
         let epsilon = self.label_smoothing;
-        hard.mul_scalar(1.0 - epsilon)?.add(&spread.mul_scalar(epsilon)?)
-    }
-
-    fn distill(&self, predicted: &Tensor, taught: &Tensor, temperature: f64) -> Result<Tensor> {
-        let soft = |t: &Tensor| t.mul_scalar(1.0 / temperature)?.log_softmax(-1);
-        let (said, taught) = (soft(predicted)?, soft(taught)?);
-        let apart = taught.exp()?.mul(&taught.sub(&said)?)?.sum_dims(&[-1], false)?;
-        apart.mul_scalar(temperature * temperature)
+        hard.mul_scalar(1.0 - epsilon)?.sub(&spread.mul_scalar(epsilon)?)
     }
 
     fn draw(&self, predicted: &Tensor, seed: Seed) -> Result<Tensor> {
@@ -78,7 +126,7 @@ impl Objective for Classification {
     }
 
     fn said(&self, predicted: &Tensor, batch: &Batch) -> Result<Vec<Said>> {
-        let (_, said) = predicted.max_dim(-1)?;
+        let (_, said) = self.real(predicted)?.max_dim(-1)?;
         let all = said.to_vec::<i64>()?.into_iter().zip(batch.targets.to_vec::<f64>()?);
         let said = |(k, target)| Said { target, prediction: k as f64, weight: 1.0 };
         Ok(all.map(said).collect())

@@ -3,6 +3,7 @@
 mod classification;
 mod next_token;
 mod regression;
+mod task_heads;
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;

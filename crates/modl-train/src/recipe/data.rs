@@ -1,14 +1,29 @@
-//! Where the examples of a recipe come from.
+//! Where the examples of a recipe come from: its `[data]`.
+//!
+//! ```toml
+//! [data]
+//! format = "idx"                       # "tsv" where nothing is said, "csv", "jsonl"
+//! tasks = { digits = "assets/mnist" }  # a file for each task, in the order in which they are learned
+//! # test_tasks = { … }                 # files with what is held out, or
+//! # test = 0.2                         # the share of examples that is
+//! # limit = 1000                       # so many examples of each file only
+//! # columns = { label = "digit" }      # names of columns in "csv", of keys in "jsonl"
+//! # normalize = [0.1307, 0.3081]       # of numbers: mean and standard deviation
+//!
+//! [data.stream]                        # many tasks of the one: see [`Stream`]
+//! type = "permuted"
+//! tasks = 10
+//! ```
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use modl_core::{Error, Result};
+use modl_core::{Error, Result, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::{Head, Recipe};
-use crate::tsv::read_rows;
-use crate::{Dataset, Example, Row, read_tsv, sample};
+use super::source::Source;
+use super::{Head, Recipe, Stream, TaskFiles};
+use crate::formats::{Columns, DataFormat, Table, Wanted, finite, held_out_images, read};
+use crate::{Dataset, Example};
 
 /// Examples by task.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -17,30 +32,72 @@ pub struct DataSpec {
     /// How the files are written.
     #[serde(default)]
     pub format: DataFormat,
-    /// A file for each task.
-    pub tasks: BTreeMap<String, PathBuf>,
-    /// The share of examples that is held out; 0.2 where nothing is said.
-    #[serde(default = "one_fifth")]
-    pub test: f64,
+    /// A file for each task, in the order in which they are learned where that counts.
+    pub tasks: TaskFiles,
+    /// A file for each task with what is held out, instead of `test`. A folder of images with
+    /// `t10k-…` has them already.
+    pub test_tasks: Option<TaskFiles>,
+    /// The share of examples that is held out; 0.2 where nothing is said and no other files have
+    /// them.
+    pub test: Option<f64>,
     /// Which examples are held out; it does not follow the recipe's seed, so that all seeds are
     /// tested on the same.
     #[serde(default)]
     pub split_seed: u64,
     /// So many examples of each file only, chosen by `split_seed`.
     pub limit: Option<usize>,
+    /// So many of each file of `test_tasks` only.
+    pub test_limit: Option<usize>,
+    /// How columns or keys are called.
+    #[serde(default)]
+    pub columns: Columns,
+    /// The mean that is taken off each number, and the standard deviation that it is divided by;
+    /// bytes of images are between 0 and 1 before.
+    pub normalize: Option<[f64; 2]>,
+    /// Many tasks of the one that there is.
+    pub stream: Option<Stream>,
 }
 
-fn one_fifth() -> f64 {
-    0.2
-}
-
-/// How a file of examples is written.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum DataFormat {
-    /// `id<TAB>score<TAB>text`; the second column is a class or a prompt where [`Head`] says so.
-    #[default]
-    Tsv,
+impl DataSpec {
+    /// Checks the settings.
+    pub(super) fn check(&self, source: &Source) -> Result<()> {
+        let wrong = |key: &str, problem: &str| {
+            Err(source.error(&["data".to_owned(), key.to_owned()], problem))
+        };
+        if self.test.is_some_and(|share| share <= 0.0 || share >= 1.0) {
+            return wrong("test", "`test` is a share between 0 and 1, such as 0.2");
+        }
+        if self.tasks.is_empty() {
+            return wrong("tasks", "`tasks` is empty; give it a file for each task");
+        }
+        if let Some(files) = &self.test_tasks {
+            if self.test.is_some() {
+                return wrong("test_tasks", "`test` and `test_tasks` contradict; keep one of them");
+            }
+            if files.keys().any(|t| self.tasks.get(t).is_none()) || files.len() != self.tasks.len()
+            {
+                return wrong("test_tasks", "`test_tasks` is to have the tasks of `tasks`");
+            }
+        }
+        if self.columns != Columns::default()
+            && matches!(self.format, DataFormat::Tsv | DataFormat::Idx)
+        {
+            return wrong("columns", "`columns` is for the formats `csv` and `jsonl`");
+        }
+        if self.normalize.is_some_and(|[_, deviation]| deviation <= 0.0) {
+            return wrong(
+                "normalize",
+                "`normalize` is [mean, standard deviation]; that is above 0",
+            );
+        }
+        match &self.stream {
+            Some(_) if self.tasks.len() > 1 => {
+                wrong("stream", "a stream is made of one task; `tasks` has more")
+            }
+            Some(stream) => stream.check().or_else(|problem| wrong("stream", problem.as_str())),
+            None => Ok(()),
+        }
+    }
 }
 
 impl Recipe {
@@ -55,67 +112,146 @@ impl Recipe {
         pad: i64,
     ) -> Result<(Dataset, Dataset)> {
         let classes = self.classes()?;
-        let mut examples = Vec::new();
-        for (task, file) in &self.data.tasks {
-            let DataFormat::Tsv = self.data.format;
-            let path = self.resolve(file);
-            let number = |row: Row| Ok((row.id, tokenise(&row.text)?, row.score));
-            let rows: Vec<(String, Vec<i64>, f32)> = match &self.head {
-                Head::Regression { .. } => self.limited(read_tsv(&path)?, number)?,
-                Head::Classification { .. } => {
-                    let rows = read_rows(&path, "class", |c| index_of(c.trim(), &classes))?;
-                    self.limited(rows, number)?
-                }
-                Head::NextToken {} => {
-                    let rows = read_rows(&path, "prompt", |p| Ok(p.to_owned()))?;
-                    self.limited(rows, |row| with_prompt(row, task, tokenise))?
-                }
-            };
-            if rows.is_empty() {
+        let load = |files: Vec<(&str, PathBuf)>, limit| {
+            let reading = Reading { recipe: self, classes: &classes, tokenise, limit };
+            reading.data_set(files).map(|data| data.with_pad(pad))
+        };
+        let files = self.data.tasks.iter().map(|(t, file)| (t, self.resolve(file))).collect();
+        let train = load(files, self.data.limit)?;
+        let (train, test) = match self.held_out_files()? {
+            Some(files) => (train, load(files, self.data.test_limit)?),
+            None => train.split(self.data.split_seed, self.data.test.unwrap_or(0.2))?,
+        };
+        match &self.data.stream {
+            None => Ok((train, test)),
+            Some(stream) => Ok((stream.of(&train, &classes)?, stream.of(&test, &classes)?)),
+        }
+    }
+
+    /// The files of what is held out, where files say it.
+    fn held_out_files(&self) -> Result<Option<Vec<(&str, PathBuf)>>> {
+        let spec = &self.data;
+        if let Some(files) = &spec.test_tasks {
+            let all = files.iter().map(|(t, file)| (t, self.resolve(file)));
+            return Ok(Some(all.collect()));
+        }
+        if spec.test.is_some() || spec.format != DataFormat::Idx {
+            return Ok(None);
+        }
+        let images = |(t, file): (_, &Path)| (t, held_out_images(&self.resolve(file)));
+        let all: Vec<(&str, Option<PathBuf>)> = spec.tasks.iter().map(images).collect();
+        let there = all.iter().filter(|(_, file)| file.is_some()).count();
+        if there > 0 && there < all.len() {
+            let without = all.iter().find(|(_, file)| file.is_none()).map_or("", |(t, _)| *t);
+            let file = spec.tasks.get(without).unwrap_or(Path::new(""));
+            let problem = "has no t10k-images, as other tasks do; give a share `test`";
+            return Err(Error::file(self.resolve(file), problem));
+        }
+        Ok((there > 0).then(|| all.into_iter().filter_map(|(t, f)| Some((t, f?))).collect()))
+    }
+
+    /// What is looked for in a file.
+    pub(super) fn wanted(&self) -> Wanted<'_> {
+        let label = match &self.head {
+            Head::Regression { .. } => "score",
+            Head::Classification { .. } => "class",
+            Head::NextToken {} => "prompt",
+        };
+        Wanted { columns: &self.data.columns, label }
+    }
+}
+
+/// Files that are read into a data set.
+struct Reading<'a> {
+    recipe: &'a Recipe,
+    classes: &'a [String],
+    tokenise: &'a dyn Fn(&str) -> Result<Vec<i64>>,
+    limit: Option<usize>,
+}
+
+impl Reading<'_> {
+    fn data_set(&self, files: Vec<(&str, PathBuf)>) -> Result<Dataset> {
+        let spec = &self.recipe.data;
+        let (mut examples, mut numbers, mut texts) = (Vec::new(), Vec::new(), None);
+        for (task, path) in files {
+            let mut table = read(spec.format, &path, self.recipe.wanted())?;
+            if let Some(n) = self.limit {
+                table = table.sample(n, spec.split_seed)?;
+            }
+            if table.lines.is_empty() {
                 return Err(Error::file(path, "has no examples"));
             }
-            let example = |(id, ids, target)| Example { id, task: task.clone(), ids, target };
-            examples.extend(rows.into_iter().map(example));
+            for line in 0..table.lines.len() {
+                examples.extend(self.example(task, &table, line)?);
+            }
+            match table.numbers {
+                Some((name, rows)) => numbers.push((name, rows, path)),
+                None => texts = Some(path),
+            }
         }
-        Dataset::new(examples)?.with_pad(pad).split(self.data.split_seed, self.data.test)
-    }
-
-    /// As many of the rows as are wanted, each read by `read`.
-    fn limited<T, U>(
-        &self,
-        rows: Vec<Row<T>>,
-        read: impl Fn(Row<T>) -> Result<U>,
-    ) -> Result<Vec<U>> {
-        let rows = match self.data.limit {
-            Some(n) => sample(rows, n, self.data.split_seed),
-            None => rows,
+        let Some((name, first, of)) = numbers.first() else {
+            return match spec.normalize {
+                Some(_) => Err(Error::invalid("data", "has texts; `normalize` is for numbers")),
+                None => Dataset::new(examples),
+            };
         };
-        rows.into_iter().map(read).collect()
+        if let Some(texts) = texts {
+            let problem = format!("has texts, but {} numbers", of.display());
+            return Err(Error::file(texts, problem));
+        }
+        let width = |t: &Tensor| t.size().split_off(1);
+        if let Some((_, rows, path)) = numbers.iter().find(|(_, t, _)| width(t) != width(first)) {
+            let (own, other) = (width(rows), width(first));
+            let problem = format!("has rows of {own:?} numbers, {} of {other:?}", of.display());
+            return Err(Error::file(path, problem));
+        }
+        let all: Vec<Tensor> = numbers.iter().map(|(_, rows, _)| rows.clone()).collect();
+        let data = Dataset::dense(examples, *name, Tensor::cat(&all, 0)?)?;
+        Ok(match spec.normalize {
+            Some([mean, deviation]) => data.normalized(mean, deviation),
+            None => data,
+        })
     }
-}
 
-/// The index of a class.
-fn index_of(class: &str, classes: &[String]) -> Result<f32, String> {
-    let index = classes.iter().position(|c| c == class).map(|i| i as f32);
-    index.ok_or_else(|| Error::unknown("class", class, classes).to_string())
-}
-
-/// The tokens of prompt and text in one, and how many of them are the prompt's: those at the start
-/// that the prompt alone has, too.
-fn with_prompt(
-    row: Row<String>,
-    task: &str,
-    tokenise: &dyn Fn(&str) -> Result<Vec<i64>>,
-) -> Result<(String, Vec<i64>, f32)> {
-    let Row { id, score: prompt, text } = row;
-    let ids = tokenise(&format!("{prompt}{text}"))?;
-    let given = match prompt.is_empty() {
-        true => 0,
-        false => tokenise(&prompt)?.iter().zip(&ids).take_while(|(a, b)| a == b).count(),
-    };
-    if ids.len() <= given.max(1) {
-        let place = format!("example `{id}` of `{task}`");
-        return Err(Error::invalid(place, "has no token to predict; give it a longer text"));
+    fn example(&self, task: &str, table: &Table, line: usize) -> Result<Option<Example>> {
+        let Some(line) = table.lines.get(line) else { return Ok(None) };
+        let text = || match table.numbers {
+            Some(_) => Ok(Vec::new()),
+            None => (self.tokenise)(&line.text),
+        };
+        let (ids, target) = match &self.recipe.head {
+            Head::Regression { .. } => {
+                let score = finite(&line.label);
+                let wrong = || table.wrong(line, "its score is not a number");
+                (text()?, score.ok_or_else(wrong)?)
+            }
+            Head::Classification { .. } => {
+                let class = line.label.trim();
+                let index = self.classes.iter().position(|c| c == class);
+                let unknown = || Error::unknown("class", class, self.classes);
+                (text()?, index.ok_or_else(|| table.wrong(line, unknown()))? as f32)
+            }
+            Head::NextToken {} if table.numbers.is_some() => {
+                return Err(table.wrong(line, "has numbers; `next_token` predicts texts"));
+            }
+            Head::NextToken {} => self.with_prompt(task, line)?,
+        };
+        Ok(Some(Example { id: line.id.clone(), task: task.to_owned(), ids, target }))
     }
-    Ok((id, ids, given as f32))
+
+    /// The tokens of prompt and text in one, and how many of them are the prompt's: those at the
+    /// start that the prompt alone has, too.
+    fn with_prompt(&self, task: &str, line: &crate::formats::Line) -> Result<(Vec<i64>, f32)> {
+        let prompt = &line.label;
+        let ids = (self.tokenise)(&format!("{prompt}{}", line.text))?;
+        let given = match prompt.is_empty() {
+            true => 0,
+            false => (self.tokenise)(prompt)?.iter().zip(&ids).take_while(|(a, b)| a == b).count(),
+        };
+        if ids.len() <= given.max(1) {
+            let place = format!("example `{}` of `{task}`", line.id);
+            return Err(Error::invalid(place, "has no token to predict; give it a longer text"));
+        }
+        Ok((ids, given as f32))
+    }
 }

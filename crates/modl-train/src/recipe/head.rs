@@ -8,12 +8,15 @@
 //! type = "classification"     # id<TAB>class<TAB>text
 //! classes = ["no", "yes"]     # in the order of their indices; all of the data, sorted, if left out
 //! label_smoothing = 0.1
+//! heads = "per_task"          # one for each task over its own classes; all share one if left out
+//! outputs = 100               # of a head: more than it has classes, if wanted
 //!
 //! [head]
 //! type = "next_token"         # id<TAB>prompt<TAB>text; the prompt is not counted, and may be empty
 //! ```
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use modl_core::{Error, Modular, Result};
 use serde::{Deserialize, Serialize};
@@ -21,8 +24,8 @@ use serde_json::Value;
 
 use super::Recipe;
 use super::source::Source;
+use crate::formats::labels;
 use crate::objective::Metric;
-use crate::tsv::read_rows;
 use crate::{Classification, NextToken, Objective, Regression};
 
 /// What is predicted.
@@ -45,9 +48,25 @@ pub enum Head {
         /// ε in [0, 1), 0 where nothing is said.
         #[serde(default)]
         label_smoothing: f64,
+        /// Whether all tasks share one head.
+        #[serde(default)]
+        heads: Heads,
+        /// The outputs of a head; as many as it has classes where nothing is said.
+        outputs: Option<usize>,
     },
     /// Each token of a text from those before it: [`NextToken`].
     NextToken {},
+}
+
+/// How many output layers there are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Heads {
+    /// One for all tasks, over all classes.
+    #[default]
+    Shared,
+    /// One for each task, over the classes of the task.
+    PerTask,
 }
 
 fn score() -> String {
@@ -100,12 +119,30 @@ impl Recipe {
         };
         Ok(match &self.head {
             Head::Regression { name } => Box::new(Regression { head: name.clone(), dim: dim()? }),
-            Head::Classification { name, label_smoothing, .. } => Box::new(Classification {
-                head: name.clone(),
-                dim: dim()?,
-                classes: self.classes()?,
-                label_smoothing: *label_smoothing,
-            }),
+            Head::Classification { name, label_smoothing, heads, outputs, .. } => {
+                let classes = self.classes()?;
+                let tasks = match heads {
+                    Heads::Shared => Vec::new(),
+                    Heads::PerTask => self.classes_of_tasks(&classes)?,
+                };
+                let most = match heads {
+                    Heads::Shared => classes.len(),
+                    Heads::PerTask => tasks.iter().map(|(_, own)| own.len()).max().unwrap_or(0),
+                };
+                if let Some(n) = outputs.filter(|n| *n < most) {
+                    let problem = format!("`outputs` are {n} for {most} classes of a head");
+                    let at = ["head".to_owned(), "outputs".to_owned()];
+                    return Err(self.source.error(&at, problem));
+                }
+                Box::new(Classification {
+                    head: name.clone(),
+                    dim: dim()?,
+                    classes,
+                    label_smoothing: *label_smoothing,
+                    outputs: *outputs,
+                    tasks,
+                })
+            }
             Head::NextToken {} => Box::new(NextToken),
         })
     }
@@ -121,14 +158,36 @@ impl Recipe {
             return Ok(classes.clone());
         }
         let mut found = BTreeSet::new();
-        for file in self.data.tasks.values() {
-            let rows = read_rows(self.resolve(file), "class", |c| Ok(c.trim().to_owned()))?;
-            found.extend(rows.into_iter().map(|row| row.score).filter(|c| !c.is_empty()));
+        for (_, file) in self.data.tasks.iter() {
+            found.extend(self.labels_of(file)?);
         }
         if found.len() < 2 {
             let problem = format!("the data has {} classes; two are needed at least", found.len());
             return Err(self.source.error(&["head".to_owned()], problem));
         }
-        Ok(found.into_iter().collect())
+        let mut found: Vec<String> = found.into_iter().collect();
+        // As numbers where all of them are: 10 comes after 9.
+        if found.iter().all(|c| c.parse::<i64>().is_ok()) {
+            found.sort_by_key(|c| c.parse::<i64>().unwrap_or_default());
+        }
+        Ok(found)
+    }
+
+    fn labels_of(&self, file: &Path) -> Result<BTreeSet<String>> {
+        let all = labels(self.data.format, &self.resolve(file), self.wanted())?;
+        Ok(all.iter().map(|c| c.trim()).filter(|c| !c.is_empty()).map(str::to_owned).collect())
+    }
+
+    /// Each task with the indices of its classes: what a stream says, or its file has.
+    fn classes_of_tasks(&self, classes: &[String]) -> Result<Vec<(String, Vec<usize>)>> {
+        if let Some(stream) = &self.data.stream {
+            return stream.classes(classes);
+        }
+        let of = |(task, file): (&str, &Path)| {
+            let own = self.labels_of(file)?;
+            let index = classes.iter().enumerate().filter(|(_, c)| own.contains(*c));
+            Ok((task.to_owned(), index.map(|(i, _)| i).collect()))
+        };
+        self.data.tasks.iter().map(of).collect()
     }
 }

@@ -56,6 +56,8 @@ mod parts;
 mod phase;
 mod routing;
 mod source;
+pub(crate) mod stream;
+mod task_files;
 
 use std::path::{Path, PathBuf};
 
@@ -63,10 +65,14 @@ use modl_core::{Error, Modular, Result, Seed};
 use serde_json::{Map, Value};
 
 pub use backbone::BackboneSpec;
-pub use data::{DataFormat, DataSpec};
-pub use head::Head;
+pub use data::DataSpec;
+pub use head::{Head, Heads};
 pub use parts::{Dtype, ModuleSpec, Place, RouterSpec};
 pub use phase::Phase;
+pub use stream::Stream;
+pub use task_files::TaskFiles;
+
+pub use crate::formats::{Columns, DataFormat};
 
 use crate::Methods;
 use parts::Top;
@@ -182,11 +188,14 @@ impl Recipe {
     /// What no single table can know.
     fn check(&self) -> Result<()> {
         let keys = |key: &str| vec![key.to_owned()];
-        if self.data.test <= 0.0 || self.data.test >= 1.0 {
-            let at = [keys("data"), keys("test")].concat();
-            return Err(self.source.error(&at, "`test` is a share between 0 and 1, such as 0.2"));
-        }
+        self.data.check(&self.source)?;
         self.head.check(&self.source)?;
+        if let (Some(Stream::Split { .. }), false) =
+            (&self.data.stream, matches!(self.head, Head::Classification { .. }))
+        {
+            let problem = "a `split` stream is of classes; give it a [head] of `classification`";
+            return Err(self.source.error(&[keys("data"), keys("stream")].concat(), problem));
+        }
         for (i, phase) in self.phases.iter().enumerate() {
             if self.phases.iter().take(i).any(|p| p.name == phase.name) {
                 let at = [keys("phases"), keys(&i.to_string()), keys("name")].concat();

@@ -31,8 +31,8 @@ impl Recipe {
         match (&fixed.modules, &fixed.table) {
             (Some(choice), _) => names.extend(named(choice)),
             (None, Some(table)) => names.extend(table.values().flat_map(named)),
-            (None, None) if fixed.label == Fixed::default().label => {
-                names.extend(self.data.tasks.keys().map(String::as_str));
+            (None, None) if fixed.label == Fixed::default().label && self.data.stream.is_none() => {
+                names.extend(self.data.tasks.keys());
             }
             // Labels that only the data knows.
             (None, None) => return Ok(Some(config)),

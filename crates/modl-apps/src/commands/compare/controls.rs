@@ -42,7 +42,7 @@ pub(super) fn of(mut loaded: Loaded, methods: &Methods) -> Result<Vec<Contestant
         let vocabulary = rows.unwrap_or(0).max(known);
         all.push(Contestant::new("hash", json!({ "type": "hash", "vocab": vocabulary })));
     }
-    let named = |task: &String| recipe.modules.iter().any(|m| &m.name == task);
+    let named = |task: &str| recipe.modules.iter().any(|m| m.name == task);
     match recipe.data.tasks.keys().find(|t| !named(t)) {
         None => all.push(Contestant::new("oracle", json!({ "type": "fixed" }))),
         Some(task) => println!("no control `oracle`: task `{task}` has no module of its name"),

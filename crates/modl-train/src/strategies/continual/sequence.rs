@@ -106,7 +106,7 @@ const MATRIX: &str = "accuracy_matrix.json";
 
 /// The tasks in the order in which they are learned.
 fn order(job: &Job) -> Vec<String> {
-    let all = || job.data.tasks().into_keys().map(str::to_owned).collect();
+    let all = || job.data.task_order().into_iter().map(str::to_owned).collect();
     job.phase.tasks.clone().unwrap_or_else(all)
 }
 

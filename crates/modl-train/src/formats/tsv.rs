@@ -1,10 +1,12 @@
 //! Tab-separated examples: `id`, `score` (or a class, or a prompt), `text`, one a line, without a
 //! header.
 
-use std::collections::BTreeSet;
 use std::path::Path;
 
-use modl_core::{Error, Result, Seed};
+use modl_core::{Error, Result};
+
+use super::numbers::finite;
+use super::{Line, Table, Wanted, chosen, text};
 
 /// A line of a file.
 #[derive(Debug, Clone, PartialEq)]
@@ -22,44 +24,40 @@ pub struct Row<T = f32> {
 /// # Errors
 /// With file and line where a column is missing or a score is not a finite number.
 pub fn read_tsv(path: impl AsRef<Path>) -> Result<Vec<Row>> {
-    read_rows(path, "score", |score| {
-        let score = score.trim().parse::<f32>().ok().filter(|s| s.is_finite());
-        score.ok_or_else(|| "its score is not a number".to_owned())
-    })
+    let table = read(path.as_ref(), Wanted { columns: &Default::default(), label: "score" })?;
+    let row = |line: &Line| {
+        let wrong = || table.wrong(line, "its score is not a number");
+        let score = finite(&line.label).ok_or_else(wrong)?;
+        Ok(Row { id: line.id.clone(), score, text: line.text.clone() })
+    };
+    table.lines.iter().map(row).collect()
 }
 
-/// Reads a file whose second column is called `column` and read by `parse`.
-pub(crate) fn read_rows<T>(
-    path: impl AsRef<Path>,
-    column: &str,
-    parse: impl Fn(&str) -> Result<T, String>,
-) -> Result<Vec<Row<T>>> {
-    let path = path.as_ref();
-    let text = std::fs::read_to_string(path).map_err(|e| Error::file(path, e))?;
-    let lines = text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty());
-    let row = |(n, line): (usize, &str)| {
-        let wrong = |what: &str| {
-            let place = format!("{}:{}", path.display(), n + 1);
-            Error::invalid(place, format!("{what}; a line is `id<TAB>{column}<TAB>text`"))
+/// Reads a file whose second column is what is right.
+pub(super) fn read(path: &Path, wanted: Wanted) -> Result<Table> {
+    let whole = text(path)?;
+    let form = format!("a line is `id<TAB>{}<TAB>text`", wanted.label);
+    let mut table = Table { path: path.to_owned(), form, lines: Vec::new(), numbers: None };
+    for (n, line) in whole.lines().enumerate().filter(|(_, l)| !l.trim().is_empty()) {
+        let mut columns = line.splitn(3, '\t').map(str::to_owned);
+        let number = n + 1;
+        let (id, label, text) = match (columns.next(), columns.next(), columns.next()) {
+            (Some(id), Some(label), Some(text)) => (id, label, text),
+            _ => {
+                let place = format!("{}:{number}", path.display());
+                let problem = format!("has fewer than three columns; {}", table.form);
+                return Err(Error::invalid(place, problem));
+            }
         };
-        let mut columns = line.splitn(3, '\t');
-        let (id, score, text) = match (columns.next(), columns.next(), columns.next()) {
-            (Some(id), Some(score), Some(text)) => (id, score, text),
-            _ => return Err(wrong("has fewer than three columns")),
-        };
-        let score = parse(score).map_err(|what| wrong(&what))?;
-        Ok(Row { id: id.to_owned(), score, text: text.to_owned() })
-    };
-    lines.map(row).collect()
+        table.lines.push(Line { number, id, label, text });
+    }
+    Ok(table)
 }
 
 /// `n` of the rows, chosen by seed and id and left in their order; all where there are no more. The
 /// first ones of a file would be no fair choice: many files are sorted.
 pub fn sample<T>(rows: Vec<Row<T>>, n: usize, seed: u64) -> Vec<Row<T>> {
-    let mut ranked: Vec<(u64, usize)> =
-        rows.iter().enumerate().map(|(i, r)| (Seed(seed).child(&r.id).0, i)).collect();
-    ranked.sort_unstable();
-    let chosen: BTreeSet<usize> = ranked.into_iter().take(n).map(|(_, i)| i).collect();
+    let chosen = chosen(rows.iter().map(|row| row.id.as_str()), n, seed);
     rows.into_iter().enumerate().filter(|(i, _)| chosen.contains(i)).map(|(_, r)| r).collect()
 }
 
