@@ -72,6 +72,12 @@ impl Batch {
         (0..n).map(part).collect()
     }
 
+    /// All rows, filled up to the longest of them.
+    pub(crate) fn trimmed(&self) -> Result<Batch> {
+        let all: Vec<usize> = (0..self.len()).collect();
+        self.rows_filled(&all, self.lengths()?.as_deref())
+    }
+
     /// The real tokens of each row; `None` where there are no tokens.
     fn lengths(&self) -> Result<Option<Vec<usize>>> {
         let Some(mask) = self.inputs.get("attention_mask") else { return Ok(None) };

@@ -122,6 +122,16 @@ impl<'a> StepContext<'a> {
         self.passing.done
     }
 
+    /// In how many parts a batch is passed.
+    pub(crate) fn accumulate(&self) -> u64 {
+        self.passing.config.accumulate
+    }
+
+    /// How many rows are passed at once.
+    pub(crate) fn batch_size(&self) -> usize {
+        self.passing.config.batch_size.max(1)
+    }
+
     /// Where this step's random numbers come from.
     pub fn seed(&self) -> Seed {
         self.passing.seed.child("step").nth(self.done())
@@ -167,12 +177,26 @@ impl<'a> StepContext<'a> {
     /// # Errors
     /// Where a pass fails.
     pub fn gradients(&self, batch: &Batch) -> Result<StepGradients> {
+        self.gradients_in_parts(batch, self.accumulate(), 0, &|_| Ok(()))
+    }
+
+    /// Loss and gradients of a batch that is passed in `parts`, which are the parts from `first` on of
+    /// the step; `change` is made to each part's loss, as it counts in the sum, before its backward
+    /// pass.
+    pub(crate) fn gradients_in_parts(
+        &self,
+        batch: &Batch,
+        parts: u64,
+        first: u64,
+        change: &dyn Fn(&mut StepLoss) -> Result<()>,
+    ) -> Result<StepGradients> {
         let mut sum: Option<(StepLoss, Vec<Option<Tensor>>)> = None;
         // One after the other, so that only one part's graph is in memory.
-        for (n, part) in batch.in_parts(self.passing.config.accumulate)?.iter().enumerate() {
+        for (n, part) in (first..).zip(&batch.in_parts(parts)?) {
             let share = part.len() as f64 / batch.len().max(1) as f64;
-            let loss = self.loss_of_part(part, n as u64)?;
-            let loss = if n == 0 && share == 1.0 { loss } else { loss.times(share)? };
+            let loss = self.loss_of_part(part, n)?;
+            let mut loss = if share == 1.0 { loss } else { loss.times(share)? };
+            change(&mut loss)?;
             let grads = self.gradients_of(&loss)?;
             sum = Some(match sum {
                 None => (loss, grads),

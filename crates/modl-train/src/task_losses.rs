@@ -1,4 +1,4 @@
-//! A step's loss by task, and with other weights of the tasks than their numbers of rows.
+//! A step's loss by task, and with factors of the tasks' rows.
 
 use std::collections::BTreeMap;
 
@@ -25,37 +25,21 @@ impl StepLoss {
         Ok(sums.into_iter().map(|(task, (sum, count))| (task, sum / count)).collect())
     }
 
-    /// Puts Σ w_t L_t ⁄ T in the place of the mean over rows in [`StepLoss::total`], where L_t is the
-    /// mean loss of a task's rows and T the number of tasks that have any. What is added to the
-    /// objective's loss stays. A task without a weight has 1.
+    /// Multiplies the losses of each task's rows by a factor in [`StepLoss::total`]. What is added to
+    /// the objective's loss stays. A task without a factor has 1.
     ///
     /// # Errors
     /// Where libtorch refuses it.
-    pub fn weigh(&mut self, weights: &BTreeMap<String, f64>) -> Result<()> {
-        let mut shares: BTreeMap<&str, f64> = BTreeMap::new();
+    pub fn weigh(&mut self, factors: &BTreeMap<String, f64>) -> Result<()> {
         for p in &self.passed {
-            for (task, counts) in p.tasks.iter().zip(p.counts_of_rows()?) {
-                *shares.entry(task).or_default() += counts;
-            }
-        }
-        let tasks = shares.len() as f64;
-        let mut weighted: Option<Tensor> = None;
-        for p in &self.passed {
-            let of_row = |(task, counts): (&String, f64)| {
-                let share = shares.get(task.as_str()).copied().unwrap_or(1.0);
-                weights.get(task).copied().unwrap_or(1.0) * counts / (tasks * share)
+            let of = |(task, counts): (&String, f64)| {
+                (factors.get(task).copied().unwrap_or(1.0) - 1.0) * counts
             };
-            let factors: Vec<f64> = p.tasks.iter().zip(p.counts_of_rows()?).map(of_row).collect();
-            let factors = Tensor::from_slice(&factors, &p.losses.size(), p.losses.device())?;
-            let own = p.losses.mul(&factors.to_kind(p.losses.kind())?)?.sum()?;
-            weighted = Some(match weighted {
-                Some(sum) => sum.add(&own)?,
-                None => own,
-            });
+            let more: Vec<f64> = p.tasks.iter().zip(p.counts_of_rows()?).map(of).collect();
+            let more = Tensor::from_slice(&more, &p.losses.size(), p.losses.device())?;
+            let change = p.losses.mul(&more.to_kind(p.losses.kind())?)?.sum()?;
+            self.total = self.total.add(&change.to_kind(self.total.kind())?)?;
         }
-        let Some(weighted) = weighted else { return Ok(()) };
-        let change = weighted.sub(&self.loss)?;
-        self.total = self.total.add(&change.to_kind(self.total.kind())?)?;
         Ok(())
     }
 }

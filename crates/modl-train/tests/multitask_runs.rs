@@ -172,14 +172,14 @@ fn stopped_runs_come_to_the_same_bytes() {
 }
 
 /// One step of SGD over all rows, without dropout.
-const ONE: &str =
-    "steps = 1\nbatch_size = 48\nlr = 0.1\nclip = 1e9\noptimizer = { type = \"sgd\" }";
+const ONE: &str = "steps = 1\nlr = 0.1\nclip = 1e9\noptimizer = { type = \"sgd\" }";
 
 /// Without the third task.
 const TWO: &str = r#"tasks = ["plus", "minus"]"#;
 
 fn undropped(strategy: &str, more: &str) -> Recipe {
-    let mut recipe = recipe(strategy, &format!("{ONE}\n{more}")).unwrap();
+    let size = if more.contains("batch_size") { "" } else { "batch_size = 48\n" };
+    let mut recipe = recipe(strategy, &format!("{size}{ONE}\n{more}")).unwrap();
     for name in ["all", "plus", "minus", "low"] {
         recipe.set(&format!("modules.{name}.dropout=0.0"), &methods()).unwrap();
     }
@@ -195,7 +195,7 @@ fn assert_step(
 ) {
     let recipe = undropped(strategy, more);
     let (before, mut data) = (fresh(&recipe), data());
-    if more == TWO {
+    if more.contains(TWO) {
         data = data.filter(|e| e.task != "low").unwrap();
     }
     before.train_only(&modl_core::Select::all()).unwrap();
@@ -255,7 +255,7 @@ fn of(low: f64, minus: f64, plus: f64) -> BTreeMap<String, f64> {
 fn weights_of_losses_are_those_of_the_step_in_one_pass_or_in_parts() {
     let strategy = r#"{ type = "scalarised", weights = { plus = 2.0, low = 0.0 } }"#;
     for more in
-        ["", "split_by_length = true", "activation_checkpointing = true", "passes = { count = 2 }"]
+        ["", "split_by_length = true", "batch_size = 12\naccumulate = 4", "passes = { count = 2 }"]
     {
         assert_step(strategy, more, |_| {
             let weights = of(0.0, 1.0 / 3.0, 2.0 / 3.0);
@@ -293,14 +293,17 @@ fn directions_are_made_of_shared_gradients_and_private_ones_are_plain() {
         let c = norm.sqrt().sqrt() / 3.0;
         [of(c * alpha[0], c * alpha[1], c * alpha[2]), equal(third)]
     });
-    // Two that conflict, by the paper's formula.
-    assert_step(r#""pcgrad""#, TWO, |g| {
-        let (minus, plus) = (&g["minus"], &g["plus"]);
-        let product = dot(minus, plus);
-        assert!(product < 0.0);
-        let (a, b) = (1.0 - product / dot(minus, minus), 1.0 - product / dot(plus, plus));
-        [of(0.0, 0.5 * a, 0.5 * b), equal(0.5)]
-    });
+    let accumulated = format!("batch_size = 10\naccumulate = 4\n{TWO}");
+    // Two that conflict, by the paper's formula, in one pass each and in several.
+    for more in [TWO, &accumulated] {
+        assert_step(r#""pcgrad""#, more, |g| {
+            let (minus, plus) = (&g["minus"], &g["plus"]);
+            let product = dot(minus, plus);
+            assert!(product < 0.0);
+            let (a, b) = (1.0 - product / dot(minus, minus), 1.0 - product / dot(plus, plus));
+            [of(0.0, 0.5 * a, 0.5 * b), equal(0.5)]
+        });
+    }
 }
 
 #[test]

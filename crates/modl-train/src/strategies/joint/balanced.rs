@@ -57,12 +57,17 @@ impl<B: Balance> StepRule for Balanced<B> {
         parts.sort_by(|(a, _), (b, _)| a.cmp(b));
         let (mut tasks, mut losses, mut grads) = (Vec::new(), Vec::new(), Vec::new());
         let mut all = None;
-        for (n, (task, part)) in (0..).zip(parts) {
-            let loss = cx.loss_of_part(&part, n)?;
-            grads.push(cx.gradients_of(&loss)?);
-            losses.push(loss.objective().item()?);
+        let mut passed = 0;
+        for (task, part) in parts {
+            let part = part.trimmed()?;
+            // With `accumulate` a batch may be larger than what is passed at once.
+            let pieces = part.len().div_ceil(cx.batch_size()) as u64;
+            let own = cx.gradients_in_parts(&part, pieces, passed, &|_| Ok(()))?;
+            passed += pieces;
+            grads.push(own.grads);
+            losses.push(own.loss.objective().item()?);
             tasks.push(task);
-            let loss = loss.times(part.len() as f64 / batch.len() as f64)?;
+            let loss = own.loss.times(part.len() as f64 / batch.len() as f64)?;
             all = Some(match all {
                 None => loss,
                 Some(before) => loss.and(before)?,

@@ -68,13 +68,16 @@ impl Multitask for Dwa {
     }
 
     fn rule(&self, job: &Job) -> Result<Box<dyn StepRule>> {
-        let epoch = job.data.len().div_ceil(job.phase.train.batch_size.max(1)) as u64;
+        let train = &job.phase.train;
+        let rows = (train.batch_size * train.accumulate as usize).max(1);
+        let epoch = job.data.len().div_ceil(rows) as u64;
         let losses = job.data.tasks().into_keys().map(|t| (t.to_owned(), Course::default()));
         Ok(Box::new(Weighted(Averaged {
             temperature: self.temperature,
             length: self.steps.unwrap_or(epoch).max(1),
             epoch: 0,
             losses: losses.collect(),
+            weights: BTreeMap::new(),
         })))
     }
 }
@@ -88,6 +91,8 @@ struct Averaged {
     /// The present one.
     epoch: u64,
     losses: BTreeMap<String, Course>,
+    /// What follows from them in this step.
+    weights: BTreeMap<String, f64>,
 }
 
 /// The losses of a task.
@@ -113,11 +118,14 @@ const EPOCH: &str = "epoch";
 const LOSSES: &str = "losses.";
 
 impl Weights for Averaged {
-    fn weights(
-        &mut self,
-        cx: &StepContext,
-        losses: &BTreeMap<String, f64>,
-    ) -> Result<BTreeMap<String, f64>> {
+    fn weight(&self, task: &str) -> Result<f64> {
+        self.weights
+            .get(task)
+            .copied()
+            .ok_or_else(|| Error::unknown("task", task, self.weights.keys()))
+    }
+
+    fn begin(&mut self, cx: &StepContext) {
         let epoch = cx.done() / self.length;
         if epoch != self.epoch {
             self.epoch = epoch;
@@ -126,14 +134,16 @@ impl Weights for Averaged {
         let known: Vec<Option<(f64, f64)>> =
             self.losses.values().map(|c| Some((c.last?, c.before?))).collect();
         let weights = dwa_weights(&known, self.temperature);
-        let weights = self.losses.keys().cloned().zip(weights);
-        let weights = weights.filter(|(task, _)| losses.contains_key(task)).collect();
+        self.weights = self.losses.keys().cloned().zip(weights).collect();
+    }
+
+    fn learn(&mut self, _: &StepContext, losses: &BTreeMap<String, f64>) -> Result<()> {
         for (task, loss) in losses {
             let course = self.losses.entry(task.clone()).or_default();
             course.sum += loss;
             course.steps += 1.0;
         }
-        Ok(weights)
+        Ok(())
     }
 
     fn state(&self) -> Result<Vec<(String, Tensor)>> {

@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use super::weighted::{Weighted, Weights};
 use super::{Job, Multitask};
-use crate::{StepContext, StepRule};
+use crate::StepRule;
 
 /// The weighted sum of the tasks' losses.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -43,12 +43,7 @@ impl Multitask for Scalarised {
 }
 
 impl Weights for Scalarised {
-    fn weights(
-        &mut self,
-        _: &StepContext,
-        losses: &BTreeMap<String, f64>,
-    ) -> Result<BTreeMap<String, f64>> {
-        let own = |task: &String| self.weights.get(task).copied().unwrap_or(1.0);
-        Ok(losses.keys().map(|task| (task.clone(), own(task))).collect())
+    fn weight(&self, task: &str) -> Result<f64> {
+        Ok(self.weights.get(task).copied().unwrap_or(1.0))
     }
 }

@@ -101,21 +101,19 @@ struct Uncertain {
 }
 
 impl Weights for Uncertain {
-    fn weights(
-        &mut self,
-        cx: &StepContext,
-        losses: &BTreeMap<String, f64>,
-    ) -> Result<BTreeMap<String, f64>> {
-        let mut weights = BTreeMap::new();
+    fn weight(&self, task: &str) -> Result<f64> {
+        Ok(self.form.weight(self.s.get(task)?))
+    }
+
+    fn learn(&mut self, cx: &StepContext, losses: &BTreeMap<String, f64>) -> Result<()> {
         let lr = self.config.lr.unwrap_or(cx.lr);
         for (task, loss) in losses {
-            let s = self.s.get(task)?;
-            weights.insert(task.clone(), self.form.weight(s));
-            self.s.step(task, self.form.slope(s, *loss), lr)?;
+            let slope = self.form.slope(self.s.get(task)?, *loss);
+            self.s.step(task, slope, lr)?;
             let within = self.s.get(task)?.clamp(-self.config.limit, self.config.limit);
             self.s.set(task, within);
         }
-        Ok(weights)
+        Ok(())
     }
 
     fn state(&self) -> Result<Vec<(String, Tensor)>> {

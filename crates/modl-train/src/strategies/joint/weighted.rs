@@ -5,17 +5,23 @@ use std::fmt::Debug;
 
 use modl_core::{Error, Result, Tensor};
 
-use crate::{Batch, StepContext, StepGradients, StepRule};
+use crate::{Batch, StepContext, StepGradients, StepLoss, StepRule};
 
 /// Weights of tasks, which may change from step to step.
 pub(super) trait Weights: Debug {
-    /// The weights for this step, of the tasks that have a loss in it; what is learned of the losses
-    /// is for the steps after it.
-    fn weights(
-        &mut self,
-        cx: &StepContext,
-        losses: &BTreeMap<String, f64>,
-    ) -> Result<BTreeMap<String, f64>>;
+    /// A task's weight in this step.
+    fn weight(&self, task: &str) -> Result<f64>;
+
+    /// Gets ready for a step.
+    fn begin(&mut self, cx: &StepContext) {
+        let _ = cx;
+    }
+
+    /// Learns from the step's losses for those after it.
+    fn learn(&mut self, cx: &StepContext, losses: &BTreeMap<String, f64>) -> Result<()> {
+        let _ = (cx, losses);
+        Ok(())
+    }
 
     /// What has to be saved to go on later.
     fn state(&self) -> Result<Vec<(String, Tensor)>> {
@@ -44,12 +50,21 @@ pub(super) struct Weighted<W>(pub(super) W);
 
 impl<W: Weights> StepRule for Weighted<W> {
     fn gradients(&mut self, cx: &StepContext, batch: &Batch) -> Result<StepGradients> {
-        let mut loss = cx.loss(batch)?;
-        let weights = self.0.weights(cx, &loss.of_tasks()?)?;
-        loss.weigh(&weights)?;
-        let grads = cx.gradients_of(&loss)?;
-        let noted = weights.into_iter().map(|(task, w)| (format!("weight.{task}"), w)).collect();
-        Ok(StepGradients { loss, grads, noted })
+        self.0.begin(cx);
+        let mut rows: BTreeMap<&String, f64> = BTreeMap::new();
+        batch.tasks.iter().for_each(|task| *rows.entry(task).or_default() += 1.0);
+        let (mut noted, mut factors) = (BTreeMap::new(), BTreeMap::new());
+        for (task, own) in &rows {
+            let weight = self.0.weight(task)?;
+            noted.insert(format!("weight.{task}"), weight);
+            // From the mean over all rows to Σ w_t L_t ⁄ T.
+            let equal = batch.len() as f64 / (own * rows.len() as f64);
+            factors.insert((*task).clone(), weight * equal);
+        }
+        let weigh = |loss: &mut StepLoss| loss.weigh(&factors);
+        let step = cx.gradients_in_parts(batch, cx.accumulate(), 0, &weigh)?;
+        self.0.learn(cx, &step.loss.of_tasks()?)?;
+        Ok(StepGradients { noted, ..step })
     }
 
     fn state(&self) -> Result<Vec<(String, Tensor)>> {
