@@ -56,13 +56,16 @@ pub(crate) fn save(
 /// The names of what a strategy keeps beside the model start so.
 const RULE: &str = "rule.";
 
-/// Makes of a model what was saved, and gives the router that was put in the place of the recipe's, and
-/// what was saved beside it. Modules that it lacks are attached.
-pub(crate) fn load(
-    path: &Path,
-    model: &mut Modular,
-    methods: &Methods,
-) -> Result<(Option<Value>, Vec<(String, Tensor)>)> {
+/// What was saved beside the model.
+pub(crate) struct Beside {
+    /// The router that is in the place of the recipe's.
+    pub(crate) router: Option<Value>,
+    /// What the strategy keeps.
+    pub(crate) kept: Vec<(String, Tensor)>,
+}
+
+/// Makes of a model what was saved. Modules that it lacks are attached.
+pub(crate) fn load(path: &Path, model: &mut Modular, methods: &Methods) -> Result<Beside> {
     let file = Checkpoint::open(path)?;
     if let Some(text) = file.metadata().get(MODULES) {
         let modules: Vec<Attached> =
@@ -81,10 +84,10 @@ pub(crate) fn load(
     if let Some(config) = &router {
         model.route(methods.registry.routers.parse(config)?, false)?;
     }
-    let (mut saved, mut more) = (Vec::new(), Vec::new());
+    let (mut saved, mut kept) = (Vec::new(), Vec::new());
     for (name, t) in file.tensors(model.device())? {
         match name.strip_prefix(RULE) {
-            Some(rest) => more.push((rest.to_owned(), t)),
+            Some(rest) => kept.push((rest.to_owned(), t)),
             None => saved.push((name, t)),
         }
     }
@@ -95,7 +98,7 @@ pub(crate) fn load(
     }
     let tensors = saved.iter().map(|(n, t)| (n.as_str(), t));
     all.load(&path.display().to_string(), tensors, &Select::all())?;
-    Ok((router, more))
+    Ok(Beside { router, kept })
 }
 
 fn own(model: &Modular) -> Result<ParamStore> {

@@ -80,9 +80,9 @@ impl<C: Continual> Strategy for Sequence<C> {
             let part = part(index, task);
             let done = job.folder.join(&part).join(DONE);
             if done.exists() {
-                let (router, kept) = outcome::load(&done, job.model, job.methods)?;
-                job.router = router;
-                learner.load_state(kept)?;
+                let beside = outcome::load(&done, job.model, job.methods)?;
+                job.router = beside.router;
+                learner.load_state(beside.kept)?;
                 continue;
             }
             matrix.forget_after(index);
