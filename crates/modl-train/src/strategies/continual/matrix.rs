@@ -41,7 +41,7 @@ pub struct AccuracyMatrix {
 }
 
 impl AccuracyMatrix {
-    /// R[i][j], counted from 0, where it was measured.
+    /// `R[i][j]`, counted from 0, where it was measured.
     pub fn at(&self, i: usize, j: usize) -> Option<f64> {
         self.rows.get(i)?.get(j).copied().flatten()
     }
