@@ -116,6 +116,29 @@ fn the_same_texts_are_read_from_every_format() {
     assert_eq!(pairs, [("2", 1.0), ("3", 2.0), ("4", 3.0), ("5", 4.0)]);
 }
 
+/// Without a prompt a text is predicted from its second token on.
+#[test]
+fn a_prompt_may_be_left_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path();
+    let line =
+        |i: usize| format!("{{\"id\": {i}, \"class\": \"news\", \"text\": \"some words\"}}\n");
+    write(at, "a.jsonl", (0..9).map(line).collect::<String>());
+    write(
+        at,
+        "a.csv",
+        format!("id,text\n{}", (0..9).map(|i| format!("{i},words\n")).collect::<String>()),
+    );
+    let head = "type = \"next_token\"";
+    for format in ["jsonl", "csv"] {
+        let data = format!("format = \"{format}\"\ntasks = {{ t = \"a.{format}\" }}\ntest = 0.4");
+        let rows = all(&recipe(at, &data, head).unwrap());
+        assert!(rows.len() == 9 && rows.iter().all(|r| r.1 == 0.0 && r.2.len() >= 5), "{rows:?}");
+        let e = refused(at, &format!("{data}\ncolumns = {{ label = \"prompt\" }}"), head);
+        assert!(e.contains("prompt"), "{e}");
+    }
+}
+
 #[test]
 fn numbers_are_read_from_csv_and_jsonl() {
     let dir = tempfile::tempdir().unwrap();

@@ -33,7 +33,10 @@ pub(super) fn read(path: &Path, wanted: Wanted) -> Result<Table> {
             Error::unknown(format!("column of {}", path.display()), name, names.iter())
         })
     };
-    let label = need(wanted.label())?;
+    let label = match wanted.may_lack_label() {
+        true => at(wanted.label()),
+        false => Some(need(wanted.label())?),
+    };
     let id = match wanted.columns.id {
         Some(_) => Some(need(wanted.id())?),
         None => at(wanted.id()),
@@ -49,11 +52,11 @@ pub(super) fn read(path: &Path, wanted: Wanted) -> Result<Table> {
     while reader.read_record(&mut record).map_err(broken)? {
         let number = record.position().map_or(0, |p| p.line() as usize);
         let cell = |i: usize| record.get(i).unwrap_or_default();
-        let own = line(number, id.map(cell), cell(label), text.map_or("", cell));
+        let own = line(number, id.map(cell), label.map_or("", cell), text.map_or("", cell));
         if text.is_none() {
             row.clear();
             for (i, value) in
-                record.iter().enumerate().filter(|(i, _)| *i != label && Some(*i) != id)
+                record.iter().enumerate().filter(|(i, _)| Some(*i) != label && Some(*i) != id)
             {
                 let name = names.get(i).copied().unwrap_or_default();
                 let wrong = || table.wrong(&own, format!("`{value}` in `{name}` is not a number"));

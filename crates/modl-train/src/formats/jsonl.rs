@@ -41,7 +41,11 @@ pub(super) fn read(path: &Path, wanted: Wanted) -> Result<Table> {
             true => Some(need(wanted.id())?),
             false => None,
         };
-        let mut own = line(n + 1, id.as_deref(), &need(label)?, "");
+        let right = match wanted.may_lack_label() && !object.contains_key(label) {
+            true => String::new(),
+            false => need(label)?,
+        };
+        let mut own = line(n + 1, id.as_deref(), &right, "");
         match object.get(INPUT) {
             Some(list) if !object.contains_key(words) => {
                 row.clear();

@@ -64,6 +64,8 @@ pub(crate) struct Wanted<'a> {
     pub columns: &'a Columns,
     /// What the head calls what is right: `score`.
     pub label: &'static str,
+    /// Whether it may be left out, as a prompt may be empty.
+    pub optional: bool,
 }
 
 impl Wanted<'_> {
@@ -73,6 +75,11 @@ impl Wanted<'_> {
 
     fn label(&self) -> &str {
         self.columns.label.as_deref().unwrap_or(self.label)
+    }
+
+    /// Whether what is right may be left out: where nobody has said how it is called.
+    fn may_lack_label(&self) -> bool {
+        self.optional && self.columns.label.is_none()
     }
 
     fn text(&self) -> &str {

@@ -24,7 +24,8 @@ pub struct Row<T = f32> {
 /// # Errors
 /// With file and line where a column is missing or a score is not a finite number.
 pub fn read_tsv(path: impl AsRef<Path>) -> Result<Vec<Row>> {
-    let table = read(path.as_ref(), Wanted { columns: &Default::default(), label: "score" })?;
+    let wanted = Wanted { columns: &Default::default(), label: "score", optional: false };
+    let table = read(path.as_ref(), wanted)?;
     let row = |line: &Line| {
         let wrong = || table.wrong(line, "its score is not a number");
         let score = finite(&line.label).ok_or_else(wrong)?;

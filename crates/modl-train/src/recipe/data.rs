@@ -157,7 +157,8 @@ impl Recipe {
             Head::Classification { .. } => "class",
             Head::NextToken {} => "prompt",
         };
-        Wanted { columns: &self.data.columns, label }
+        let optional = matches!(self.head, Head::NextToken {});
+        Wanted { columns: &self.data.columns, label, optional }
     }
 }
 
