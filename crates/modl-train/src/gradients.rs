@@ -14,6 +14,14 @@ pub(crate) fn dot(a: &[Option<Tensor>], b: &[Option<Tensor>]) -> Result<f64> {
     })
 }
 
+/// Of gradients those of parameters that have one in `grads`, too.
+pub(crate) fn where_there(
+    other: Vec<Option<Tensor>>,
+    grads: &[Option<Tensor>],
+) -> Vec<Option<Tensor>> {
+    other.into_iter().zip(grads).map(|(o, g)| o.filter(|_| g.is_some())).collect()
+}
+
 /// Adds `factor` times `other` to the gradients that there are; what has none keeps none.
 pub(crate) fn add_scaled(
     grads: &mut [Option<Tensor>],

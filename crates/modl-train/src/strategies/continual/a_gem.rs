@@ -5,7 +5,8 @@
 //! g̃ = g − (g·r ⁄ r·r) r                otherwise, r the gradient on rows of the memory
 //! ```
 //!
-//! so that g̃·r ≥ 0, by the smallest change. A parameter without a gradient in g stays untouched.
+//! so that g̃·r ≥ 0, by the smallest change. A parameter without a gradient in g, such as another task's
+//! head, stays untouched and has no part in the products.
 //!
 //! Chaudhry et al. 2019, *Efficient Lifelong Learning with A-GEM*, arXiv 1812.00420. Survey §6.2.
 
@@ -14,7 +15,7 @@ use serde::Deserialize;
 
 use super::memory::Memory;
 use super::{Continual, Learner, TaskContext};
-use crate::gradients::{add_scaled, dot};
+use crate::gradients::{add_scaled, dot, where_there};
 use crate::{Batch, StepContext, StepGradients, StepRule};
 
 /// Settings of A-GEM.
@@ -51,6 +52,7 @@ impl StepRule for Constrained {
         let Some(memory) = self.0.draw(cx)? else { return cx.gradients(batch) };
         let reference = cx.gradients_of(&cx.loss_of_part(&memory, 1)?)?;
         let mut step = cx.gradients(batch)?;
+        let reference = where_there(reference, &step.grads);
         let (along, own) = (dot(&step.grads, &reference)?, dot(&reference, &reference)?);
         let turned = along < 0.0 && own > 0.0;
         if turned {

@@ -3,8 +3,9 @@
 //! With r₁ … r_k the gradients on the memories of the earlier tasks, the step is along the g̃ that is
 //! nearest to g with g̃·rᵢ ≥ 0 for all i: g̃ = g + Σ vᵢ rᵢ, where v minimises
 //! ½ vᵀRRᵀv + gᵀRᵀv over v ≥ γ (γ = 0 is the projection; above it the step leans towards the memory).
-//! The program has as many unknowns as there are earlier tasks and is solved in f64 by cyclic
-//! coordinate descent, until no v changes by more than 1e-12 of the largest.
+//! Products are over the parameters that have a gradient in g. The program has as many unknowns as
+//! there are earlier tasks and is solved in f64 by cyclic coordinate descent, until no v changes by
+//! more than 1e-12 of the largest.
 //!
 //! Lopez-Paz and Ranzato 2017, *Gradient Episodic Memory for Continual Learning*, arXiv 1706.08840.
 //! Survey §6.2.
@@ -14,7 +15,7 @@ use rand::seq::index;
 use serde::Deserialize;
 
 use super::{Continual, Learner, TaskContext};
-use crate::gradients::{add_scaled, dot};
+use crate::gradients::{add_scaled, dot, where_there};
 use crate::{Batch, Dataset, StepContext, StepGradients, StepRule};
 
 /// Settings of GEM.
@@ -65,6 +66,8 @@ impl StepRule for Constrained {
             references.push(cx.gradients_of(&cx.loss_of_part(&rows, 1 + n as u64)?)?);
         }
         let mut step = cx.gradients(batch)?;
+        let references: Vec<_> =
+            references.into_iter().map(|r| where_there(r, &step.grads)).collect();
         let along: Vec<f64> =
             references.iter().map(|r| dot(&step.grads, r)).collect::<Result<_>>()?;
         let turned = along.iter().any(|a| *a < 0.0);
