@@ -52,6 +52,7 @@ pub fn main_with(registry: Result<Registry>) -> ExitCode {
 /// ```
 pub fn main_with_methods(methods: Result<Methods>) -> ExitCode {
     modl_core::keep_freed_memory();
+    leave_when_nobody_reads();
     let outcome = methods.map_err(anyhow::Error::from).and_then(|m| cli::parse().run(&m));
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -60,4 +61,17 @@ pub fn main_with_methods(methods: Result<Methods>) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Ends the program quietly where what it prints has no reader any more, as after `modl … | head`, which
+/// `println!` makes a panic of.
+fn leave_when_nobody_reads() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let said = panic.payload().downcast_ref::<String>();
+        if said.is_some_and(|s| s.starts_with("failed printing to stdout") && s.contains("pipe")) {
+            std::process::exit(0);
+        }
+        usual(panic);
+    }));
 }

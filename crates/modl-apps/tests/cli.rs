@@ -7,7 +7,7 @@ mod bench;
 use std::fs;
 use std::path::Path;
 
-use bench::{BERT, Bench, LORA, RECIPE, refuse, run, succeed, text};
+use bench::{BERT, Bench, LORA, RECIPE, modl, refuse, run, succeed, text};
 use modl_core::Device;
 use modl_core::checkpoint::Checkpoint;
 
@@ -222,4 +222,15 @@ fn wrong_arguments_end_with_code_2_and_the_way_to_the_help() {
         assert_eq!(out.status.code(), Some(2), "{args:?}");
         assert!(text(&out.stderr).contains("help"), "{args:?}: {}", text(&out.stderr));
     }
+}
+
+/// As after `| head`: whoever reads has left.
+#[test]
+fn a_reader_that_leaves_is_no_error() {
+    let mut command = modl();
+    command.args(["list", "modules"]).stdout(std::process::Stdio::piped());
+    let mut child = command.stderr(std::process::Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let out = child.wait_with_output().unwrap();
+    assert!(out.status.success() && out.stderr.is_empty(), "{}", text(&out.stderr));
 }
