@@ -1,6 +1,6 @@
 //! Gradients of several parameters as one vector.
 
-use modl_core::{Error, Kind, Result, Tensor, no_grad};
+use modl_core::{Kind, Result, Tensor, no_grad};
 
 /// Σ a·b over the parameters that have a gradient in both, summed in f64 over parameters.
 pub(crate) fn dot(a: &[Option<Tensor>], b: &[Option<Tensor>]) -> Result<f64> {
@@ -22,20 +22,9 @@ pub(crate) fn where_there(
     other.into_iter().zip(grads).map(|(o, g)| o.filter(|_| g.is_some())).collect()
 }
 
-/// Adds `factor` times `other` to the gradients that there are; what has none keeps none.
-pub(crate) fn add_scaled(
-    grads: &mut [Option<Tensor>],
-    factor: f64,
-    other: &[Option<Tensor>],
-) -> Result<()> {
-    no_grad(|| {
-        for (grad, other) in grads.iter_mut().zip(other) {
-            if let (Some(own), Some(other)) = (grad.as_ref(), other) {
-                *grad = Some(own.add(&other.mul_scalar(factor)?)?);
-            }
-        }
-        Ok::<(), Error>(())
-    })
+/// The sums of gradients, parameter by parameter; `None` where none of the two had a part.
+pub(crate) fn added(a: Vec<Option<Tensor>>, b: Vec<Option<Tensor>>) -> Result<Vec<Option<Tensor>>> {
+    no_grad(|| a.into_iter().zip(b).map(|(a, b)| plus(a, b)).collect())
 }
 
 /// Adds `factor` times `other` to sums, of which those begin that there are not yet.
@@ -46,13 +35,16 @@ pub(crate) fn accumulate(
 ) -> Result<()> {
     no_grad(|| {
         for (sum, other) in sums.iter_mut().zip(other) {
-            let Some(other) = other else { continue };
-            let own = other.mul_scalar(factor)?;
-            *sum = Some(match sum.take() {
-                Some(sum) => sum.add(&own)?,
-                None => own,
-            });
+            let own = other.as_ref().map(|t| t.mul_scalar(factor)).transpose()?;
+            *sum = plus(sum.take(), own)?;
         }
-        Ok::<(), Error>(())
+        Ok(())
     })
+}
+
+fn plus(a: Option<Tensor>, b: Option<Tensor>) -> Result<Option<Tensor>> {
+    match (a, b) {
+        (Some(a), Some(b)) => a.add(&b).map(Some),
+        (a, b) => Ok(a.or(b)),
+    }
 }

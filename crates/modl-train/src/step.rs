@@ -14,6 +14,7 @@ use std::fmt::Debug;
 
 use modl_core::{ActivationCheckpoints, Error, Modular, Result, Seed, Tensor};
 
+use crate::gradients::added;
 use crate::passes::Passing;
 use crate::{Batch, Objective, StepLoss};
 
@@ -206,14 +207,4 @@ impl<'a> StepContext<'a> {
         let (loss, grads) = sum.ok_or_else(|| Error::invalid("batch", "has no rows"))?;
         Ok(StepGradients { loss, grads, noted: BTreeMap::new() })
     }
-}
-
-/// The sums of gradients, parameter by parameter; `None` where none of the two had a part.
-fn added(a: Vec<Option<Tensor>>, b: Vec<Option<Tensor>>) -> Result<Vec<Option<Tensor>>> {
-    let both = a.into_iter().zip(b);
-    both.map(|(a, b)| match (a, b) {
-        (Some(a), Some(b)) => a.add(&b).map(Some),
-        (a, b) => Ok(a.or(b)),
-    })
-    .collect()
 }

@@ -7,11 +7,11 @@ use std::path::Path;
 
 use modl_core::checkpoint::Checkpoint;
 use modl_core::testing::perturb;
-use modl_core::{Context, Device, Error, Modular, Result, Seed, Select, Targets, Tensor};
+use modl_core::{Context, Device, Modular, Result, Seed, Select, Targets, Tensor};
 use modl_route::ModularNetwork;
 use modl_train::{Batch, Combine, Event, Objective, Passes, Sink, TrainConfig, Trainer};
 use serde_json::json;
-use toy::{data, head, methods, with_dropout};
+use toy::{StopAfter, data, head, methods, with_dropout};
 
 /// Two modules at two sites under controllers that prefer some of them.
 fn model() -> Modular {
@@ -107,16 +107,6 @@ fn with_what_is_kept_no_step_is_worse_and_the_best_is_found() {
     assert!(drawn.windows(2).any(|p| p[1] > p[0] + 1e-3), "{drawn:?}");
     assert!(drawn[59] > least + 1e-3, "{} {least}", drawn[59]);
     assert_eq!(kept[0], drawn[0], "at first nothing is kept");
-}
-
-/// Stops after so many states have been saved.
-struct StopAfter(usize);
-
-impl Sink for StopAfter {
-    fn event(&mut self, event: &Event) -> Result<()> {
-        self.0 -= usize::from(matches!(event, Event::Saved { .. }));
-        if self.0 == 0 { Err(Error::invalid("test", "stop")) } else { Ok(()) }
-    }
 }
 
 fn params(model: &Modular) -> Vec<(String, Tensor)> {

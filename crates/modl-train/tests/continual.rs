@@ -5,12 +5,12 @@ mod toy;
 
 use std::path::Path;
 
-use modl_core::{Context, Device, Error, Init, Modular, Result, Seed, Tensor};
+use modl_core::{Context, Device, Init, Modular, Result, Seed, Tensor};
 use modl_train::{
     AccuracyMatrix, Batch, Convention, Dataset, Event, Example, Examples, Objective, Recipe, Sink,
     evaluate, restore, run,
 };
-use toy::{backbone, data, head, methods};
+use toy::{StopAfter, backbone, data, head, methods};
 
 /// A recipe with one shared module and a continual strategy.
 fn recipe(strategy: &str, train: &str) -> Recipe {
@@ -65,18 +65,6 @@ fn learn(recipe: &Recipe, folder: &Path, sink: &mut dyn Sink) -> Result<Modular>
 fn matrix(folder: &Path) -> AccuracyMatrix {
     let text = std::fs::read(folder.join("phases/1-learn/accuracy_matrix.json")).unwrap();
     serde_json::from_slice(&text).unwrap()
-}
-
-/// Stops after so many states have been saved.
-struct StopAfter(usize);
-
-impl Sink for StopAfter {
-    fn event(&mut self, event: &Event) -> Result<()> {
-        if matches!(event, Event::Saved { .. }) {
-            self.0 -= 1;
-        }
-        if self.0 == 0 { Err(Error::invalid("test", "stop")) } else { Ok(()) }
-    }
 }
 
 #[test]

@@ -6,11 +6,11 @@ mod toy;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use modl_core::{Context, Device, Error, Init, Modular, Result, Seed, Tensor};
+use modl_core::{Context, Device, Init, Modular, Result, Seed, Tensor};
 use modl_train::{
     Adaptation, Batch, Dataset, Event, Example, Examples, Objective, Recipe, Sink, run,
 };
-use toy::{backbone, data, head, methods};
+use toy::{StopAfter, backbone, data, head, methods};
 
 /// ¼ Σⱼ (cⱼ θⱼ − x)⁴ of numbers θ without any network: its curvature depends on θ.
 #[derive(Debug)]
@@ -193,17 +193,6 @@ const STRATEGIES: [&str; 3] = [
     r#"{ type = "maml", order = "first", inner_lr = 0.05, support = 4, query = 4 }"#,
     r#"{ type = "reptile", inner_lr = 0.05, inner_steps = 3, rows = 4 }"#,
 ];
-
-struct StopAfter(usize);
-
-impl Sink for StopAfter {
-    fn event(&mut self, event: &Event) -> Result<()> {
-        if matches!(event, Event::Saved { .. }) {
-            self.0 -= 1;
-        }
-        if self.0 == 0 { Err(Error::invalid("test", "stop")) } else { Ok(()) }
-    }
-}
 
 #[test]
 fn stopped_runs_come_to_the_same_bytes() {

@@ -7,10 +7,10 @@ mod toy;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use modl_core::{Context, Error, Modular, Result, Seed, Tensor};
+use modl_core::{Context, Modular, Result, Seed, Tensor};
 use modl_train::joint::Gram;
 use modl_train::{Dataset, Event, Example, Objective, Recipe, Sink, restore, run};
-use toy::{backbone, head, methods};
+use toy::{StopAfter, backbone, head, methods};
 
 /// Three tasks of like texts, of which the second wants the opposite of the first, with 24, 16 and 8
 /// examples.
@@ -133,18 +133,6 @@ fn losses_fall_with_every_method() {
             panic!("{events:?}")
         };
         assert!(aux.keys().any(|k| k.starts_with("weight.")), "{strategy}: {aux:?}");
-    }
-}
-
-/// Stops once so many states have been saved.
-struct StopAfter(usize);
-
-impl Sink for StopAfter {
-    fn event(&mut self, event: &Event) -> Result<()> {
-        if matches!(event, Event::Saved { .. }) {
-            self.0 -= 1;
-        }
-        if self.0 == 0 { Err(Error::invalid("test", "stop")) } else { Ok(()) }
     }
 }
 

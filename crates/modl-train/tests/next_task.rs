@@ -7,10 +7,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use modl_core::checkpoint::Checkpoint;
-use modl_core::{Device, Error, Modular, Result, Seed, Tensor};
+use modl_core::{Device, Modular, Result, Seed, Tensor};
 use modl_route::winning_path;
 use modl_train::{Event, Recipe, Sink, run};
-use toy::{backbone, data, head, methods};
+use toy::{StopAfter, backbone, data, head, methods};
 
 /// The recipe with its first `phases` phases: three tasks, one after the other.
 fn recipe(phases: usize) -> Recipe {
@@ -59,16 +59,6 @@ fn start(recipe: &Recipe, folder: &Path, sink: &mut dyn Sink) -> Result<Modular>
 fn saved(folder: &Path, phase: &str) -> BTreeMap<String, Tensor> {
     let file = folder.join("phases").join(phase).join("params.safetensors");
     Checkpoint::open(file).unwrap().tensors(Device::Cpu).unwrap().into_iter().collect()
-}
-
-/// Stops after so many states have been saved.
-struct StopAfter(usize);
-
-impl Sink for StopAfter {
-    fn event(&mut self, event: &Event) -> Result<()> {
-        self.0 -= usize::from(matches!(event, Event::Saved { .. }));
-        if self.0 == 0 { Err(Error::invalid("test", "stop")) } else { Ok(()) }
-    }
 }
 
 #[test]

@@ -5,9 +5,9 @@ mod toy;
 
 use std::path::Path;
 
-use modl_core::{Error, Modular, Result, Seed, Tensor};
+use modl_core::{Modular, Result, Seed, Tensor};
 use modl_train::{Batch, Event, Recipe, Sink, evaluate, restore, run};
-use toy::{backbone, data, head, methods};
+use toy::{StopAfter, backbone, data, head, methods};
 
 const RECIPE: &str = r#"
 [backbone]
@@ -78,18 +78,6 @@ fn assert_bit_equal(a: &Modular, b: &Modular) {
     assert_eq!(a.len(), b.len());
     for ((name, x), (_, y)) in a.iter().zip(&b) {
         assert!(x.bit_equal(y).unwrap(), "{name}");
-    }
-}
-
-/// Stops after so many states have been saved.
-struct StopAfter(usize);
-
-impl Sink for StopAfter {
-    fn event(&mut self, event: &Event) -> Result<()> {
-        if matches!(event, Event::Saved { .. }) {
-            self.0 -= 1;
-        }
-        if self.0 == 0 { Err(Error::invalid("test", "stop")) } else { Ok(()) }
     }
 }
 

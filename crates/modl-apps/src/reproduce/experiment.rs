@@ -99,6 +99,12 @@ pub(super) enum Bound {
     Above(f64),
 }
 
+/// The largest of some statistics; not a number where one was not measured.
+pub(super) fn largest(all: impl IntoIterator<Item = f64>) -> f64 {
+    let larger = |a: f64, b: f64| if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) };
+    all.into_iter().reduce(larger).unwrap_or(f64::NAN)
+}
+
 /// What became of a threshold.
 #[derive(Debug, Clone)]
 pub(super) struct Verdict {

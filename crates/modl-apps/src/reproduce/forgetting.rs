@@ -13,7 +13,7 @@ use modl_core::{Device, Registry, Seed, Tensor};
 use modl_train::{Classification, Dataset, Objective};
 use serde_json::{Value, json};
 
-use super::experiment::{About, Bound, Condition, Experiment, Lab, Threshold};
+use super::experiment::{About, Bound, Condition, Experiment, Lab, Threshold, largest};
 use super::glyphs::{CLASSES, Hand, SIDE, glyphs};
 use super::sequence::{dataset, learn, together};
 use crate::trials::{Measure, View};
@@ -177,8 +177,7 @@ schedule = {{ type = "constant" }}
             Threshold {
                 text: "the largest |forward transfer| of naive, EWC, replay, A-GEM",
                 statistic: |v| {
-                    let all = ["naive", "ewc", "replay", "a_gem"].map(|w| v.mean(w, "fwt").abs());
-                    all.into_iter().fold(0.0, |m, x| if x.is_nan() { x } else { m.max(x) })
+                    largest(["naive", "ewc", "replay", "a_gem"].map(|w| v.mean(w, "fwt").abs()))
                 },
                 bound: Bound::AtMost(0.05),
             },

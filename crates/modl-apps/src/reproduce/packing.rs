@@ -12,7 +12,7 @@ use modl_core::Registry;
 use modl_train::{Classification, Dataset};
 use serde_json::{Value, json};
 
-use super::experiment::{About, Bound, Condition, Experiment, Lab, Threshold};
+use super::experiment::{About, Bound, Condition, Experiment, Lab, Threshold, largest};
 use super::glyphs::{CLASSES, Hand, SIDE, glyphs};
 use super::sequence::{dataset, learn, together};
 use crate::trials::{Measure, View};
@@ -157,10 +157,8 @@ aggregator = {{ type = "weighted_sum" }}"#,
             Threshold {
                 text: "4 tasks: most points of accuracy that one of the first three loses in one network",
                 statistic: |v| {
-                    let all =
-                        ["acc_1", "acc_2", "acc_3"].map(|m| lost(v, "packed_4_75", "alone_4", m));
-                    all.into_iter()
-                        .fold(f64::NEG_INFINITY, |m, x| if x.is_nan() { x } else { m.max(x) })
+                    let lost = |m| lost(v, "packed_4_75", "alone_4", m);
+                    largest(["acc_1", "acc_2", "acc_3"].map(lost))
                 },
                 bound: Bound::AtMost(2.0),
             },
@@ -168,8 +166,7 @@ aggregator = {{ type = "weighted_sum" }}"#,
                 text: "most that the accuracy on an earlier task has changed by the end",
                 statistic: |v| {
                     let all = ["packed_4_75", "packed_8_75", "packed_8_50"];
-                    let moved = all.map(|key| v.mean(key, "moved"));
-                    moved.into_iter().fold(0.0, |m, x| if x.is_nan() { x } else { m.max(x) })
+                    largest(all.map(|key| v.mean(key, "moved")))
                 },
                 bound: Bound::AtMost(0.0),
             },

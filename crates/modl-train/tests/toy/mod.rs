@@ -4,9 +4,9 @@
 use modl_aggregate::WeightedSum;
 use modl_compute::Lora;
 use modl_core::testing::TinyBackbone;
-use modl_core::{Kind, Modular, Registry, Seed, Targets};
+use modl_core::{Error, Kind, Modular, Registry, Result, Seed, Targets};
 use modl_route::Fixed;
-use modl_train::{Dataset, Example, Methods, Objective, Regression};
+use modl_train::{Dataset, Event, Example, Methods, Objective, Regression, Sink};
 
 pub const TASKS: [&str; 2] = ["plus", "minus"];
 
@@ -55,4 +55,14 @@ pub fn methods() -> Methods {
     let registry = registry.with(modl_route::register).unwrap();
     let registry = registry.with(modl_models::register).unwrap();
     Methods::new(registry.with(modl_aggregate::register).unwrap()).unwrap()
+}
+
+/// Stops once so many states have been saved.
+pub struct StopAfter(pub usize);
+
+impl Sink for StopAfter {
+    fn event(&mut self, event: &Event) -> Result<()> {
+        self.0 -= usize::from(matches!(event, Event::Saved { .. }));
+        if self.0 == 0 { Err(Error::invalid("test", "stop")) } else { Ok(()) }
+    }
 }

@@ -15,7 +15,7 @@ use serde::Deserialize;
 
 use super::memory::Memory;
 use super::{Continual, Learner, TaskContext};
-use crate::gradients::{add_scaled, dot, where_there};
+use crate::gradients::{accumulate, dot, where_there};
 use crate::{Batch, StepContext, StepGradients, StepRule};
 
 /// Settings of A-GEM.
@@ -56,7 +56,7 @@ impl StepRule for Constrained {
         let (along, own) = (dot(&step.grads, &reference)?, dot(&reference, &reference)?);
         let turned = along < 0.0 && own > 0.0;
         if turned {
-            add_scaled(&mut step.grads, -along / own, &reference)?;
+            accumulate(&mut step.grads, -along / own, &reference)?;
         }
         step.noted.insert("a_gem".into(), f64::from(turned));
         Ok(step)

@@ -12,7 +12,8 @@
 //! arXiv 1612.00796; online: Schwarz et al. 2018, *Progress & Compress*, arXiv 1805.06370. Survey
 //! §6.2.
 
-use modl_core::{Context, Error, Result, ResultExt, Seed, Tensor, Tensors, no_grad};
+use modl_compute::sparse::fisher;
+use modl_core::{Context, Error, Result, ResultExt, Seed, Tensor, Tensors};
 use serde::{Deserialize, Serialize};
 
 use super::quadratic::Quadratic;
@@ -122,29 +123,19 @@ impl Elastic {
         data: &Dataset,
         seed: Seed,
     ) -> Result<Tensors> {
+        let (model, objective) = (&*cx.job.model, cx.job.objective);
         let count = self.config.examples.min(data.len());
         let rows = rand::seq::index::sample(&mut seed.rng(), data.len(), count).into_vec();
-        let leaves: Vec<&Tensor> = params.iter().map(|(_, t)| t).collect();
-        let mut sums: Vec<Tensor> =
-            leaves.iter().map(|t| t.detach()?.zeros_like()).collect::<Result<_>>()?;
-        for (n, row) in rows.iter().enumerate() {
-            let mut one = data.batch(&[*row], cx.job.model.device())?;
-            let described = one.describe(Context::eval())?;
-            let predicted = cx.job.objective.predict(cx.job.model, &one, &described)?;
+        let mut rows = rows.into_iter();
+        fisher(params, count as u64, |n| {
+            let row: Vec<usize> = rows.next().into_iter().collect();
+            let mut one = data.batch(&row, model.device())?;
+            let predicted = objective.predict(model, &one, &one.describe(Context::eval())?)?;
             if self.config.labels == Labels::Drawn {
-                one.targets = cx.job.objective.draw(&predicted.detach()?, seed.nth(n as u64))?;
+                one.targets = objective.draw(&predicted.detach()?, seed.nth(n))?;
             }
-            let loss = cx.job.objective.losses(&predicted, &one)?.sum()?;
-            let grads = loss.gradients(&leaves, false).at("Fisher information")?;
-            no_grad(|| {
-                for (sum, grad) in sums.iter_mut().zip(grads) {
-                    let Some(grad) = grad else { continue };
-                    let square = grad.detach()?.square()?;
-                    sum.add_in_place(&square.mul_scalar(1.0 / rows.len() as f64)?)?;
-                }
-                Ok::<(), Error>(())
-            })?;
-        }
-        Ok(params.iter().zip(sums).map(|((name, _), sum)| (name.to_owned(), sum)).collect())
+            objective.losses(&predicted, &one)?.sum()?.neg()
+        })
+        .at("Fisher information")
     }
 }

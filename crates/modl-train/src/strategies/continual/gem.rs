@@ -15,7 +15,7 @@ use rand::seq::index;
 use serde::Deserialize;
 
 use super::{Continual, Learner, TaskContext};
-use crate::gradients::{add_scaled, dot, where_there};
+use crate::gradients::{accumulate, dot, where_there};
 use crate::{Batch, Dataset, StepContext, StepGradients, StepRule};
 
 /// Settings of GEM.
@@ -76,7 +76,7 @@ impl StepRule for Constrained {
             let gram = references.iter().map(|a| row(a)).collect::<Result<Vec<_>>>()?;
             let v = solve(&gram, &along, self.config.margin);
             for (factor, reference) in v.iter().zip(&references) {
-                add_scaled(&mut step.grads, *factor, reference)?;
+                accumulate(&mut step.grads, *factor, reference)?;
             }
         }
         step.noted.insert("gem".into(), f64::from(turned));
