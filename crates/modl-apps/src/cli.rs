@@ -29,6 +29,8 @@ enum Command {
     Plan(commands::plan::PlanArgs),
     /// Train a recipe with all combinations of some settings and several seeds, into one table.
     Sweep(commands::sweep::SweepArgs),
+    /// Look at a run while it trains: loss, rate, time left, what routers choose.
+    Watch(commands::watch::WatchArgs),
     /// Evaluate a trained run on its held-out data.
     Eval(commands::eval::EvalArgs),
     /// Run tensors through a model with or without adapters.
@@ -79,6 +81,7 @@ impl Cli {
             Command::Train(args) => commands::train::run(&args, methods),
             Command::Plan(args) => commands::plan::run(&args, methods),
             Command::Sweep(args) => commands::sweep::run(&args, methods),
+            Command::Watch(args) => commands::watch::run(&args),
             Command::Eval(args) => commands::eval::run(&args, methods),
             Command::Forward(args) => commands::forward::run(&args, methods),
             Command::Convert(args) => commands::convert::run(&args, methods),

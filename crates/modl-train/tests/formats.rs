@@ -169,6 +169,79 @@ fn numbers_are_read_from_csv_and_jsonl() {
     }
 }
 
+/// The tables of `tests/python/make_data_fixtures.py`.
+fn fixtures() -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+}
+
+#[cfg(feature = "parquet")]
+#[test]
+fn tables_of_parquet_are_read_as_pyarrow_wrote_them() {
+    let at = &fixtures();
+    let of = |file: &str| format!("format = \"parquet\"\ntasks = {{ t = \"{file}\" }}\ntest = 0.4");
+    let texts = all(&recipe(at, &of("texts.parquet"), SCORE).unwrap());
+    let found: Vec<_> = texts.iter().map(|r| (r.0.as_str(), r.1)).collect();
+    assert_eq!(found, [("a", 0.5), ("b", -2.0), ("c", 10.0), ("d", 0.0), ("e", 1.0)]);
+    assert_eq!(texts[0].2, letters("one, \"two\"").unwrap());
+    let two = "type = \"classification\"\nclasses = [\"0\", \"1\"]";
+    let lists = all(&recipe(at, &of("lists.parquet"), two).unwrap());
+    let found: Vec<_> = lists.iter().map(|r| (r.0.as_str(), r.1, r.3.clone())).collect();
+    let wanted = [
+        ("1", 0.0, vec![1.0, -0.5]),
+        ("2", 1.0, vec![2.0, 0.25]),
+        ("3", 0.0, vec![3.0, 100.0]),
+        ("4", 0.0, vec![4.0, 0.0]),
+    ];
+    assert_eq!(found, wanted);
+    let columns = all(&recipe(at, &of("columns.parquet"), CLASS).unwrap());
+    let found: Vec<_> = columns.iter().map(|r| (r.0.as_str(), r.1, r.3.clone())).collect();
+    let [one, two, three, four] = wanted.map(|(_, class, row)| (class, row));
+    let named = [("w", four), ("x", one), ("y", two), ("z", three)];
+    assert_eq!(found, named.map(|(id, (class, row))| (id, class, row)));
+    let gap = refused(at, &of("gap.parquet"), CLASS);
+    assert!(gap.contains("gap.parquet:2") && gap.contains("`class` is neither"), "{gap}");
+    let other = refused(at, &of("rows.safetensors"), CLASS);
+    assert!(other.contains("rows.safetensors") && other.contains("Parquet"), "{other}");
+    let named = format!("{}\ncolumns = {{ text = \"txt\" }}", of("texts.parquet"));
+    let absent = refused(at, &named, SCORE);
+    assert!(absent.contains("has no `txt`"), "{absent}");
+    // A file that ends early.
+    let dir = tempfile::tempdir().unwrap();
+    let whole = std::fs::read(at.join("texts.parquet")).unwrap();
+    for end in (0..whole.len()).step_by(37) {
+        write(dir.path(), "x", &whole[..end]);
+        let e = refused(dir.path(), &of("x"), SCORE);
+        assert!(e.contains("x"), "{e}");
+    }
+}
+
+#[test]
+fn tensors_are_read_as_examples() {
+    let at = &fixtures();
+    let of =
+        |file: &str| format!("format = \"safetensors\"\ntasks = {{ t = \"{file}\" }}\ntest = 0.4");
+    let two = "type = \"classification\"\nclasses = [\"0\", \"1\"]";
+    let rows = all(&recipe(at, &of("rows.safetensors"), two).unwrap());
+    let found: Vec<_> = rows.iter().map(|r| (r.0.as_str(), r.1, r.3.clone())).collect();
+    let wanted = [
+        ("5", 1.0, vec![2.0, 0.25]),
+        ("6", 0.0, vec![3.0, 100.0]),
+        ("7", 0.0, vec![1.0, -0.5]),
+        ("9", 0.0, vec![4.0, 0.0]),
+    ];
+    assert_eq!(found, wanted);
+    // Classes that the recipe does not name are those of the file.
+    assert_eq!(all(&recipe(at, &of("rows.safetensors"), CLASS).unwrap()), rows);
+    let images = all(&recipe(at, &of("images.safetensors"), SCORE).unwrap());
+    assert_eq!(images.iter().map(|r| r.1).collect::<Vec<_>>(), [0.5, 1.0, 2.0, 3.0]);
+    let pixels: Vec<f32> = (4..8).map(|i| i as f32 / 255.0).collect();
+    assert!(images[1].3.iter().zip(&pixels).all(|(a, b)| (a - b).abs() < 1e-7), "{images:?}");
+    let absent = refused(at, &of("rows.safetensors"), SCORE);
+    assert!(absent.contains("`score`") && absent.contains("class"), "{absent}");
+    let none = refused(at, &of("optimizers.safetensors"), SCORE);
+    assert!(none.contains("none of input_values and pixel_values"), "{none}");
+}
+
 /// A file of images 2 × 2 and that of their labels, byte by byte.
 fn idx(images: &[[u8; 4]], labels: &[u8]) -> (Vec<u8>, Vec<u8>) {
     let n = images.len() as u8;
@@ -500,7 +573,7 @@ fn settings_that_contradict_are_refused_with_their_line() {
     for (line, data, head, words) in [
         (8, "test_tasks = { t = \"y\" }\ntest = 0.1", SCORE, "contradict"),
         (8, "test_tasks = { u = \"y\" }", SCORE, "the tasks of `tasks`"),
-        (8, "columns = { label = \"x\" }", SCORE, "for the formats"),
+        (8, "columns = { label = \"x\" }", SCORE, "for formats"),
         (8, "columns = { labl = \"x\" }", SCORE, "did you mean `label`?"),
         (8, "normalize = [0.5, 0.0]", SCORE, "standard deviation"),
         (8, "normalize = [0.5]", SCORE, "`normalize` in [data]"),

@@ -16,6 +16,7 @@ pub(crate) mod route_report;
 pub(crate) mod sweep;
 pub(crate) mod train;
 pub(crate) mod upcycle;
+pub(crate) mod watch;
 
 mod adapter;
 mod inspect_run;

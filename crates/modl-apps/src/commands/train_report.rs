@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Result;
 use modl_core::checkpoint;
 
-use super::run_events::{Training, of, trainings};
+use super::run_events::{Training, of, thinned, trainings};
 use crate::report::{Page, Table, curves};
 
 /// Points of a curve; where there are more steps, each is the mean of several.
@@ -28,7 +28,7 @@ pub(super) fn write(run: &Path, recipe: &Path, measured: &Table) -> Result<std::
     for (key, title) in
         [("loss", "loss"), ("grad_norm", "norm of the gradients"), ("lr", "learning rate")]
     {
-        let series = |t: &Training| (t.name.clone(), thinned(&t.series(key)));
+        let series = |t: &Training| (t.name.clone(), thinned(&t.series(key), POINTS));
         draw(&mut page, title, &trainings.iter().map(series).collect::<Vec<_>>(), caption)?;
     }
     for t in &trainings {
@@ -40,13 +40,13 @@ pub(super) fn write(run: &Path, recipe: &Path, measured: &Table) -> Result<std::
         };
         let aux = names(&t.steps).into_iter().filter_map(|key| {
             let name = key.strip_prefix("aux/")?.to_owned();
-            Some((name, thinned(&t.series(&key))))
+            Some((name, thinned(&t.series(&key), POINTS)))
         });
         let title = format!("{}: further losses and numbers", t.name);
         draw(&mut page, &title, &aux.collect::<Vec<_>>(), caption)?;
         for key in names(&t.watched) {
             let title = format!("{}: {key} on watched examples", t.name);
-            let series = [(key.clone(), thinned(&of(&t.watched, &key)))];
+            let series = [(key.clone(), thinned(&of(&t.watched, &key), POINTS))];
             draw(
                 &mut page,
                 &title,
@@ -112,29 +112,4 @@ fn draw(
         page.figure(&curves(title, ["step", ""], part)?, caption);
     }
     Ok(())
-}
-
-/// At most [`POINTS`] points, each the mean of as many steps.
-fn thinned(points: &[(u64, f64)]) -> Vec<(f64, f64)> {
-    let mean = |part: &[(u64, f64)]| {
-        let n = part.len().max(1) as f64;
-        let (steps, values) =
-            part.iter().fold((0.0, 0.0), |(a, b), (step, v)| (a + *step as f64, b + v));
-        (steps / n, values / n)
-    };
-    points.chunks(points.len().div_ceil(POINTS).max(1)).map(mean).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn many_steps_become_means_of_some() {
-        let all: Vec<(u64, f64)> = (1..=900).map(|n| (n, n as f64)).collect();
-        let few = thinned(&all);
-        assert_eq!((few.len(), few[0], few[299]), (300, (2.0, 2.0), (899.0, 899.0)));
-        assert_eq!(thinned(&all[..5]), [1.0, 2.0, 3.0, 4.0, 5.0].map(|n| (n, n)));
-        assert!(thinned(&[]).is_empty());
-    }
 }

@@ -5,14 +5,19 @@
 //! | `tsv` | text | `id<TAB>score<TAB>text`, without a header |
 //! | `csv` | text with a header | a column for the id, one for the score, and one with a text or many with numbers |
 //! | `jsonl` | an object in each line | keys `id`, `score`, and `text` or `input` with a list of numbers |
+//! | `parquet` | a table, with the feature `parquet` | columns `id`, `score`, and `text`, `input` with lists of numbers, or numbers |
+//! | `safetensors` | tensors | a row of `input_values` or `pixel_values`, a number of `score` |
 //! | `idx` | images and labels, as MNIST has them | the number of the image, its label, its pixels |
 //!
-//! The score is a class or a prompt where the head says so. Any file may be packed by gzip.
+//! The score is a class or a prompt where the head says so. Files of text and of images may be packed by gzip.
 
 mod delimited;
 mod idx;
 mod jsonl;
 mod numbers;
+mod objects;
+mod parquet;
+mod tensors;
 mod tsv;
 
 use std::collections::BTreeSet;
@@ -38,6 +43,10 @@ pub enum DataFormat {
     Csv,
     /// A JSON object in each line.
     Jsonl,
+    /// An Apache Parquet table; read where modl is built with the feature `parquet`.
+    Parquet,
+    /// Tensors: `input_values` or `pixel_values`, and a number for each of their rows.
+    Safetensors,
     /// Images and labels as MNIST has them: a folder with `train-images-idx3-ubyte` and
     /// `train-labels-idx1-ubyte` (and `t10k-…`, which are held out), or a file of images beside the
     /// one of their labels.
@@ -148,6 +157,8 @@ pub(crate) fn read(format: DataFormat, path: &Path, wanted: Wanted) -> Result<Ta
         DataFormat::Tsv => tsv::read(path, wanted),
         DataFormat::Csv => delimited::read(path, wanted),
         DataFormat::Jsonl => jsonl::read(path, wanted),
+        DataFormat::Parquet => parquet::read(path, wanted),
+        DataFormat::Safetensors => tensors::read(path, wanted),
         DataFormat::Idx => idx::read(path),
     }
 }

@@ -2,12 +2,12 @@
 //!
 //! ```toml
 //! [data]
-//! format = "idx"                       # "tsv" where nothing is said, "csv", "jsonl"
+//! format = "idx"                       # "tsv" where nothing is said, "csv", "jsonl", "parquet", …
 //! tasks = { digits = "assets/mnist" }  # a file for each task, in the order in which they are learned
 //! # test_tasks = { … }                 # files with what is held out, or
 //! # test = 0.2                         # the share of examples that is
 //! # limit = 1000                       # so many examples of each file only
-//! # columns = { label = "digit" }      # names of columns in "csv", of keys in "jsonl"
+//! # columns = { label = "digit" }      # names of columns or keys
 //! # normalize = [0.1307, 0.3081]       # of numbers: mean and standard deviation
 //!
 //! [data.stream]                        # many tasks of the one: see [`Stream`]
@@ -82,7 +82,7 @@ impl DataSpec {
         if self.columns != Columns::default()
             && matches!(self.format, DataFormat::Tsv | DataFormat::Idx)
         {
-            return wrong("columns", "`columns` is for the formats `csv` and `jsonl`");
+            return wrong("columns", "`columns` is for formats that name columns, such as `csv`");
         }
         if self.normalize.is_some_and(|[_, deviation]| deviation <= 0.0) {
             return wrong(
