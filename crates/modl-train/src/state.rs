@@ -17,6 +17,7 @@ use modl_core::{Device, Error, Modular, Result, Seed, Tensor};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::average::copies;
 use crate::early_stop::Record;
 use crate::{Cursor, Dataset, TrainConfig};
 
@@ -68,6 +69,20 @@ pub(crate) struct Parts {
     pub rule: Vec<(String, Tensor)>,
     pub average: Vec<(String, Tensor)>,
     pub best: Vec<(String, Tensor)>,
+}
+
+impl Parts {
+    /// The same in memory of its own.
+    pub(crate) fn copied(&self) -> Result<Self> {
+        Ok(Parts {
+            params: copies(&self.params)?,
+            optimizer: copies(&self.optimizer)?,
+            assignments: copies(&self.assignments)?,
+            rule: copies(&self.rule)?,
+            average: copies(&self.average)?,
+            best: copies(&self.best)?,
+        })
+    }
 }
 
 impl RunState {

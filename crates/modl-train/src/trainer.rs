@@ -2,6 +2,7 @@
 
 mod given;
 mod saving;
+mod writing;
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -21,6 +22,7 @@ use crate::{
 };
 
 use given::{Given, Measuring};
+use writing::Writing;
 
 /// A model in training.
 #[derive(Debug)]
@@ -43,6 +45,8 @@ pub struct Trainer<'a> {
     skipped: u64,
     given: Given,
     saved: Option<u64>,
+    /// A state that is on its way to the disk.
+    writing: Option<Writing>,
 }
 
 impl<'a> Trainer<'a> {
@@ -92,6 +96,7 @@ impl<'a> Trainer<'a> {
             skipped: 0,
             given: Given::default(),
             saved: None,
+            writing: None,
         })
     }
 
@@ -228,12 +233,15 @@ impl<'a> Trainer<'a> {
                 aux.extend(noted);
                 sink.event(&Event::Step { step: self.step, loss, aux, lr, grad_norm, seconds })?;
             }
+            self.look_at_writing(sink)?;
             if every(self.config.checkpoint_every, self.step) && self.step < steps {
                 self.save(batches.cursor(), assignments.as_ref(), rule, sink)?;
             }
         }
+        self.finish_writing(sink)?;
         if self.saved != Some(self.step) {
             self.save(batches.cursor(), assignments.as_ref(), rule, sink)?;
+            self.finish_writing(sink)?;
         }
         self.given.publish(&self.kept)?;
         let name = |i: usize| self.params.get(i).map(|(n, _)| n.clone());

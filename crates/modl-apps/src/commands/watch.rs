@@ -4,7 +4,7 @@
 //! time, over a slow line too.
 
 use std::io::IsTerminal as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -281,7 +281,7 @@ mod tests {
         std::fs::write(dir.path().join("events.jsonl"), lines).unwrap();
         let mut log = Log::of(dir.path());
         log.read().unwrap();
-        let view = View { run: Path::new("runs/a").into(), log, chosen: None };
+        let view = View { run: "runs/a".into(), log, chosen: None };
         let text = view.printed().unwrap();
         (dir, text)
     }

@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use modl_core::{Error, ParamStore, Result, ResultExt, Select};
 
 use super::Trainer;
+use super::writing::Writing;
 use crate::assignments::Assignments;
 use crate::not_finite::Broken;
 use crate::state::{self, Parts, RunState};
@@ -21,8 +22,10 @@ impl Trainer<'_> {
         rule: &dyn StepRule,
         sink: &mut dyn Sink,
     ) -> Result<()> {
+        self.finish_writing(sink)?;
         if self.saved.is_none() && self.step > 0 && self.is_finite()? {
             self.save(before, assignments, rule, sink)?;
+            self.finish_writing(sink)?;
         }
         let place = format!("{}, step {}", self.name, self.step + 1);
         Err(broken.error(&self.kept_state())).at(place)
@@ -46,6 +49,7 @@ impl Trainer<'_> {
         }
     }
 
+    /// Begins to write the state of this step, once that of an earlier one is written.
     pub(super) fn save(
         &mut self,
         cursor: Cursor,
@@ -53,6 +57,7 @@ impl Trainer<'_> {
         rule: &dyn StepRule,
         sink: &mut dyn Sink,
     ) -> Result<()> {
+        self.finish_writing(sink)?;
         let (Some(folder), Some(own)) = (&self.folder, &self.own) else { return Ok(()) };
         let state = own.at(self.step, cursor, self.skipped, self.given.record());
         let assigned = assignments.map(|all| all.borrow().tensors()).transpose()?;
@@ -64,13 +69,31 @@ impl Trainer<'_> {
             ..Parts::default()
         };
         self.given.save(&mut tensors);
-        state::save(folder, state, &tensors).map_err(|e| {
+        self.writing = Some(Writing::begin(folder, state, tensors)?);
+        Ok(())
+    }
+
+    /// Says that a state is written, where one is by now.
+    pub(super) fn look_at_writing(&mut self, sink: &mut dyn Sink) -> Result<()> {
+        match &self.writing {
+            Some(writing) if writing.is_done() => self.finish_writing(sink),
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits until a state that is on its way is written.
+    pub(super) fn finish_writing(&mut self, sink: &mut dyn Sink) -> Result<()> {
+        let (Some(writing), Some(folder)) = (self.writing.take(), &self.folder) else {
+            return Ok(());
+        };
+        let step = writing.step;
+        writing.finish().map_err(|e| {
             let kept = self.kept_state();
-            let problem = format!("the state of step {} is not saved: {e}", self.step);
+            let problem = format!("the state of step {step} is not saved: {e}");
             Error::file(folder, format!("{problem}; {kept}; make room and go on from there"))
         })?;
-        self.saved = Some(self.step);
-        sink.event(&Event::Saved { path: folder.clone(), step: self.step })
+        self.saved = Some(step);
+        sink.event(&Event::Saved { path: folder.clone(), step })
     }
 
     /// Takes up the saved state, if there is one: where the data goes on, and what may differ.
