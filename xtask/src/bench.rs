@@ -118,9 +118,11 @@ fn revision(root: &Path) -> String {
 
 fn compare(project: &Project, args: &Args, threads: usize) -> Result<()> {
     crate::assets::ensure(project)?;
+    let modl = peers::build_fast_modl(project)?;
     let sides = [
         ("compare.py", "MODL_PEER_STEP", peers::build_peer_step(project)?),
-        ("merging.py", "MODL", peers::build_fast_modl(project)?),
+        ("merging.py", "MODL", modl.clone()),
+        ("training.py", "MODL", modl),
     ];
     let python = peers::ensure(project)?;
     for (script, variable, program) in sides {

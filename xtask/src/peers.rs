@@ -9,10 +9,12 @@ use crate::project::Project;
 use crate::python::Venv;
 use crate::{cargo, disk};
 
-const PACKAGES: [&str; 7] = [
+const PACKAGES: [&str; 9] = [
     "torch==2.13.0",
     "transformers==5.24.0",
     "peft==0.21.2",
+    "accelerate==1.15.0",
+    "avalanche-lib==0.6.0",
     "mergekit==0.1.5",
     "safetensors",
     "numpy",

@@ -180,7 +180,7 @@ fn checkpoint(steps: u64) {
     let example = |i: usize| Example {
         id: i.to_string(),
         task: "t".into(),
-        ids: vec![(i % 16) as i64; 64],
+        ids: vec![(i % 16) as i64; 8],
         target: 1.0,
     };
     let data = Dataset::new((0..256).map(example).collect()).unwrap();

@@ -46,7 +46,8 @@ pub struct TrainConfig {
     pub optimizer: OptimizerConfig,
     /// How the learning rate changes.
     pub schedule: Schedule,
-    /// The largest common norm of the gradients; not limited where nothing is said.
+    /// The largest common norm of the gradients, to which longer ones are shortened; default 1. A large
+    /// number, such as 1e9, leaves them as they are.
     pub clip: Option<f64>,
     /// Factors of `lr` for some of the parameters, by pattern; those of all patterns that fit are
     /// multiplied, with that of LoRA+, too. Default: none.

@@ -12,7 +12,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 
-use modl_core::{ActivationCheckpoints, Error, Modular, Result, Seed, Tensor};
+use modl_core::{ActivationCheckpoints, Error, Kind, Modular, Result, Seed, Tensor};
 
 use crate::gradients::added;
 use crate::passes::Passing;
@@ -159,18 +159,24 @@ impl<'a> StepContext<'a> {
         Passing { seed, ..self.passing }.step(batch, kept.as_ref())
     }
 
-    /// The gradients of a loss, one for each of [`StepContext::params`]. The graph is freed.
+    /// The gradients of a loss, one for each of [`StepContext::params`], in f32 where a parameter has fewer
+    /// bits. The graph is freed.
     ///
     /// # Errors
     /// Where libtorch refuses it.
     pub fn gradients_of(&self, loss: &StepLoss) -> Result<Vec<Option<Tensor>>> {
         let leaves: Vec<&Tensor> = self.params.iter().map(|(_, t)| t).collect();
         // Without any trained module in this batch there is nothing to differentiate.
-        match (loss.total.requires_grad(), &loss.kept) {
-            (true, Some(kept)) => kept.gradients(self.model(), &loss.total, &leaves),
-            (true, None) => loss.total.gradients(&leaves, false),
-            (false, _) => Ok(vec![None; leaves.len()]),
-        }
+        let grads = match (loss.total.requires_grad(), &loss.kept) {
+            (true, Some(kept)) => kept.gradients(self.model(), &loss.total, &leaves)?,
+            (true, None) => loss.total.gradients(&leaves, false)?,
+            (false, _) => vec![None; leaves.len()],
+        };
+        let wide = |g: Tensor| match g.kind() {
+            Kind::BFloat16 | Kind::Half => g.to_kind(Kind::Float),
+            _ => Ok(g),
+        };
+        grads.into_iter().map(|g| g.map(wide).transpose()).collect()
     }
 
     /// Loss and gradients of a batch, as ordinary training has them.

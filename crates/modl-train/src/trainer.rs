@@ -1,6 +1,7 @@
 //! The training loop, from batch to step, in one piece.
 
 mod given;
+mod masters;
 mod saving;
 mod writing;
 
@@ -9,7 +10,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use modl_core::{Error, Kind, Modular, Result, ResultExt, Seed, Select, Tensor, Tensors};
+use modl_core::{Error, Modular, Result, ResultExt, Seed, Select, Tensor, Tensors};
 
 use crate::assignments::Assignments;
 use crate::clip::clip_grad_norm;
@@ -22,6 +23,7 @@ use crate::{
 };
 
 use given::{Given, Measuring};
+use masters::Masters;
 use writing::Writing;
 
 /// A model in training.
@@ -33,8 +35,9 @@ pub struct Trainer<'a> {
     config: TrainConfig,
     seed: Seed,
     params: Vec<(String, Tensor)>,
-    /// What a state holds: the trained parameters, and the buffers, which modules may change after
-    /// a step.
+    masters: Masters,
+    /// What a state holds: the masters of the trained parameters, and the buffers, which modules may
+    /// change after a step.
     kept: Vec<(String, Tensor)>,
     optimizer: Box<dyn Optimizer>,
     folder: Option<PathBuf>,
@@ -53,8 +56,8 @@ impl<'a> Trainer<'a> {
     /// Freezes all parameters but those that `config.train` takes. `name` is for reports.
     ///
     /// # Errors
-    /// Where the configuration does not fit, nothing is left to train, or a trained parameter is
-    /// not in f32 or f64, in which small steps would be lost.
+    /// Where the configuration does not fit, nothing is left to train, or a trained parameter has no
+    /// floating-point numbers.
     pub fn new(
         name: &str,
         model: &'a Modular,
@@ -72,14 +75,9 @@ impl<'a> Trainer<'a> {
             return Err(Error::invalid("train", problem));
         }
         config.check_factors(&params)?;
-        for (name, t) in &params {
-            if !matches!(t.kind(), Kind::Float | Kind::Double) {
-                let problem = format!("is {t:?}; load the backbone in f32 to train it");
-                return Err(Error::invalid(format!("trained parameter `{name}`"), problem));
-            }
-        }
+        let masters = Masters::of(&params)?;
         let buffers = model.params().iter().filter(|(_, p)| p.is_buffer());
-        let mut kept = params.clone();
+        let mut kept = masters.all().to_vec();
         kept.extend(buffers.map(|(n, p)| (n.to_owned(), p.tensor().clone())));
         Ok(Trainer {
             name: name.to_owned(),
@@ -88,6 +86,7 @@ impl<'a> Trainer<'a> {
             config,
             seed,
             params,
+            masters,
             kept,
             optimizer,
             folder: None,
@@ -132,7 +131,7 @@ impl<'a> Trainer<'a> {
         describe: &Describe,
         sink: &mut dyn Sink,
     ) -> Result<()> {
-        let (given, left) = Given::new(&self.config, self.seed, &self.params, data)?;
+        let (given, left) = Given::new(&self.config, self.seed, self.masters.all(), data)?;
         let whole = data;
         let data = left.as_ref().unwrap_or(data);
         self.given = given;
@@ -195,7 +194,9 @@ impl<'a> Trainer<'a> {
                     _ => return self.stop(&broken, before, assignments.as_ref(), rule, sink),
                 }
             }
-            self.optimizer.step(&self.params, &grads, &|n| lr * self.config.lr_factor(n))?;
+            let factor = |n: &str| lr * self.config.lr_factor(n);
+            self.optimizer.step(self.masters.all(), &grads, &factor)?;
+            self.masters.round()?;
             rule.after_step(&cx, &grads)?;
             self.step += 1;
             for name in self.model.after_step(&self.named(&grads), self.step, steps)? {
@@ -221,8 +222,9 @@ impl<'a> Trainer<'a> {
                 batch_size: self.config.batch_size,
                 describe,
                 kept: &self.kept,
+                masters: &self.masters,
             };
-            self.given.after_step(&self.params, self.step, self.step == steps, &by, sink)?;
+            self.given.after_step(self.step, self.step == steps, &by, sink)?;
             unused.retain(|i| grads.get(*i).is_some_and(Option::is_none));
             if cfg!(debug_assertions) && !frozen.is_empty() && self.step == 1 {
                 debug_assert_eq!(frozen, self.frozen_sample()?, "a frozen parameter has changed");
@@ -244,6 +246,7 @@ impl<'a> Trainer<'a> {
             self.finish_writing(sink)?;
         }
         self.given.publish(&self.kept)?;
+        self.masters.round()?;
         let name = |i: usize| self.params.get(i).map(|(n, _)| n.clone());
         let unused = unused.into_iter().filter_map(name).collect();
         sink.event(&Event::Finished { name: self.name.clone(), step: self.step, unused })

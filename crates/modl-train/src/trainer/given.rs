@@ -4,6 +4,7 @@
 use modl_core::{Modular, Result, ResultExt, Seed, Tensor};
 
 use super::every;
+use super::masters::Masters;
 use crate::average::{Average, copies, put};
 use crate::early_stop::{Record, Watch};
 use crate::state::Parts;
@@ -23,8 +24,17 @@ pub(super) struct Measuring<'a> {
     pub(super) objective: &'a dyn Objective,
     pub(super) batch_size: usize,
     pub(super) describe: &'a Describe<'a>,
-    /// Trained parameters and buffers.
+    /// Masters and buffers.
     pub(super) kept: &'a [(String, Tensor)],
+    pub(super) masters: &'a Masters,
+}
+
+impl Measuring<'_> {
+    /// Gives the model other values.
+    fn put(&self, values: &[(String, Tensor)]) -> Result<()> {
+        put(self.kept, values)?;
+        self.masters.round()
+    }
 }
 
 impl Given {
@@ -49,14 +59,13 @@ impl Given {
     /// Takes in what step `step` has come to.
     pub(super) fn after_step(
         &mut self,
-        params: &[(String, Tensor)],
         step: u64,
         last: bool,
         by: &Measuring,
         sink: &mut dyn Sink,
     ) -> Result<()> {
         if let Some(average) = &mut self.average {
-            average.take(params)?;
+            average.take(by.masters.all())?;
         }
         let Some(watch) = &mut self.watch else { return Ok(()) };
         if !last && !every(watch.stop.every, step) {
@@ -66,7 +75,7 @@ impl Given {
         let raw = match &self.average {
             Some(average) => {
                 let raw = copies(by.kept)?;
-                put(by.kept, average.means())?;
+                by.put(average.means())?;
                 Some(raw)
             }
             None => None,
@@ -79,7 +88,7 @@ impl Given {
             watch.best = copies(by.kept)?;
         }
         if let Some(raw) = raw {
-            put(by.kept, &raw)?;
+            by.put(&raw)?;
         }
         let metrics = [(watch.stop.metric.clone(), measured.at("stop")?)].into();
         let name = format!("{}/watched", by.name);

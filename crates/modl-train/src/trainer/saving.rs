@@ -116,13 +116,14 @@ impl Trainer<'_> {
         }
         let (state, tensors) = (saved.state, saved.tensors);
         self.given.load(state.step - state.skipped.min(state.step), state.watched, &tensors)?;
-        self.optimizer.load_state(&self.params, tensors.optimizer)?;
+        self.optimizer.load_state(self.masters.all(), tensors.optimizer)?;
         if let Some(all) = assignments {
             all.load(tensors.assignments)?;
         }
         rule.load_state(tensors.rule)?;
         let params = tensors.params.iter().map(|(n, t)| (n.as_str(), t));
         store.load(&folder.display().to_string(), params, &Select::all())?;
+        self.masters.round()?;
         (self.step, self.skipped) = (state.step, state.skipped);
         self.saved = Some(self.step);
         Ok((state.cursor, note))
