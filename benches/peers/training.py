@@ -1,15 +1,16 @@
 """Whole trainings by PEFT with transformers' Trainer and by Avalanche, and by the program `modl`, in turn.
 
-- `epoch`: one epoch of a LoRA (rank 8, query and value) and a regression head of MiniLM on sentiment
-  texts of four domains, with the same settings, order of seeds and held-out texts; `epoch, by length`
-  is modl with `split_by_length`, whose gradients are those of the same batches. Tokens are those of the
-  texts. Compared are the time from the first batch to the end, the peak memory of the process, and
+- `epoch f32`, `epoch bf16`: one epoch of a LoRA (rank 8, query and value) and a regression head of
+  MiniLM on sentiment texts of four domains, with the same settings, seeds and held-out texts; bf16 is
+  autocast there, and a network in bf16 here. Tokens are those of the texts, without padding. Compared are the time from the first batch to the end, the peak memory of the process, and
   the error on the held-out texts.
-- `ewc`, `replay`: five orders of the pixels of 4,000 digits, one after the other, by a perceptron
-  784-256-256, three epochs each. Compared is the time from the first batch of the first task to the end of
-  the last, with what each program does between tasks; neither tests on its way. Avalanche's Fisher
-  information is of a batch of one example, as its paper and modl have it, over as many examples as modl
-  takes, so that the same is computed; with its own batches it is quicker and no Fisher information.
+- `ewc`, `replay`: orders of the pixels of digits, one after the other, in the setting of Lopez-Paz and
+  Ranzato 2017 (20 tasks of 1,000 digits, a perceptron 784-100-100, batches of 10, one pass, gradient descent);
+  `ewc, wide`, `replay, wide`: five tasks of 4,000, 784-256-256, batches of 32, three epochs, AdamW. Compared
+  is the time from the first batch of the first task to the end of the last, with what each program does
+  between tasks; Avalanche does not test on its way, modl on ten digits
+  of each task. Avalanche's Fisher information is of batches of one example, as
+  the paper and modl have it, over as many examples as modl takes, so that the same is computed.
 
 Started by `cargo xtask bench --peers`, which makes the Python environment and builds the program.
 
@@ -35,6 +36,9 @@ MODEL = os.path.join(ROOT, "assets", "all-MiniLM-L6-v2")
 DOMAINS = ["tweets", "amazon", "movies", "nyt"]
 BATCH, LR, WARMUP, DECAY = 16, 1e-3, 0.06, 0.01
 FISHER, MEMORY = 256, 500
+# tasks, digits of a task, width, batch, epochs, the optimiser here and there
+GEM = (20, 1000, 100, 10, 1, '{ type = "sgd" }', 0.1)
+WIDE = (5, 4000, 256, 32, 3, '{ type = "adamw" }', 1e-3)
 
 
 def rank(text, n):
@@ -58,7 +62,7 @@ def texts(limit):
 # What is run in a process of its own, so that its memory is its own.
 
 
-def peer_epoch(folder, seed):
+def peer_epoch(folder, seed, bf16):
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoTokenizer, BertModel, Trainer, TrainingArguments, logging
@@ -106,7 +110,7 @@ def peer_epoch(folder, seed):
     arguments = TrainingArguments(
         output_dir=os.path.join(folder, "peer"), num_train_epochs=1, per_device_train_batch_size=BATCH,
         per_device_eval_batch_size=64, learning_rate=LR, weight_decay=DECAY, lr_scheduler_type="cosine",
-        warmup_steps=math.ceil(WARMUP * math.ceil(len(train) / BATCH)), max_grad_norm=0.0, use_cpu=True,
+        warmup_steps=math.ceil(WARMUP * math.ceil(len(train) / BATCH)), max_grad_norm=1.0, use_cpu=True, bf16=bf16,
         report_to=[], save_strategy="no", logging_steps=10, disable_tqdm=True, seed=seed,
     )
     trainer = Trainer(model=Scored(), args=arguments, train_dataset=Rows(train), data_collator=collate)
@@ -117,7 +121,7 @@ def peer_epoch(folder, seed):
     return dict(seconds=seconds, wrong=wrong, peak=peak_of(resource.RUSAGE_SELF))
 
 
-def peer_continual(folder, method, seed):
+def peer_continual(method, seed, tasks, digits, width, batch, epochs, _, lr):
     import gzip
 
     import torch
@@ -137,22 +141,23 @@ def peer_continual(folder, method, seed):
             return f.read()
 
     images = torch.frombuffer(bytearray(idx("train-images-idx3-ubyte")[16:]), dtype=torch.uint8)
-    images = images.reshape(-1, 784)[:4000].float() / 255
-    labels = torch.frombuffer(bytearray(idx("train-labels-idx1-ubyte")[8:]), dtype=torch.uint8)[:4000].long()
-    tasks = []
-    for task in range(5):
+    images = images.reshape(-1, 784)[:digits].float() / 255
+    labels = torch.frombuffer(bytearray(idx("train-labels-idx1-ubyte")[8:]), dtype=torch.uint8)[:digits].long()
+    data_of = []
+    for task in range(tasks):
         order = torch.randperm(784, generator=torch.Generator().manual_seed(task)) if task else torch.arange(784)
         data = TensorDataset(images[:, order].contiguous(), labels)
         data.targets = labels.tolist()
-        tasks.append(as_classification_dataset(data))
-    stream = benchmark_from_datasets(train=tasks).train_stream
+        data_of.append(as_classification_dataset(data))
+    stream = benchmark_from_datasets(train=data_of).train_stream
     layers = []
-    for wide, out in [(784, 256), (256, 256)]:
+    for wide, out in [(784, width), (width, width)]:
         layers += [torch.nn.Linear(wide, out), torch.nn.ReLU()]
-    net = torch.nn.Sequential(*layers, torch.nn.Linear(256, 10))
+    net = torch.nn.Sequential(*layers, torch.nn.Linear(width, 10))
+    optimizer = torch.optim.SGD if batch == GEM[3] else torch.optim.AdamW
     settings = dict(
-        model=net, optimizer=torch.optim.AdamW(net.parameters(), lr=1e-3),
-        criterion=torch.nn.CrossEntropyLoss(), train_mb_size=32, train_epochs=3, device="cpu",
+        model=net, optimizer=optimizer(net.parameters(), lr=lr),
+        criterion=torch.nn.CrossEntropyLoss(), train_mb_size=batch, train_epochs=epochs, device="cpu",
         evaluator=EvaluationPlugin(loggers=[]),
     )
     if method == "ewc":
@@ -213,13 +218,13 @@ def followed(recipe, out, threads):
     return dict(seconds=found["finished"] - found["started"], peak=peak)
 
 
-def modl_epoch(folder, seed, threads, by_length):
-    out = os.path.join(folder, f"modl-{seed}-{by_length}")
+def modl_epoch(folder, seed, threads, bf16):
+    out = os.path.join(folder, f"modl-{seed}")
     recipe = os.path.join(folder, "epoch.toml")
     files = lambda part: ", ".join(f'{d} = "{d}.{part}.tsv"' for d in DOMAINS)  # noqa: E731
     with open(recipe, "w", encoding="utf-8") as f:
         f.write(f"""seed = {seed}
-backbone.path = "{MODEL}"
+backbone = {{ path = "{MODEL}", dtype = "{"bf16" if bf16 else "f32"}" }}
 data.tasks = {{ {files("train")} }}
 data.test_tasks = {{ {files("test")} }}
 modules.all = {{ type = "lora", r = 8, alpha = 16, targets = ["query", "value"] }}
@@ -233,7 +238,6 @@ epochs = 1
 batch_size = {BATCH}
 lr = {LR}
 log_every = 10
-split_by_length = {str(by_length).lower()}
 optimizer = {{ type = "adamw", weight_decay = {DECAY} }}
 schedule = {{ type = "cosine", warmup = {WARMUP} }}
 """)
@@ -243,26 +247,28 @@ schedule = {{ type = "cosine", warmup = {WARMUP} }}
     return found | dict(wrong=statistics.fmean(abs(p["prediction"] - p["target"]) for p in said))
 
 
-def modl_continual(folder, method, seed, threads):
+def modl_continual(folder, method, seed, threads, setting):
+    tasks, digits, width, batch, epochs, optimizer, lr = setting
     out = os.path.join(folder, f"modl-{method}-{seed}")
     strategy = {
         "ewc": f'{{ type = "ewc", lambda = 1000.0, examples = {FISHER} }}',
-        "replay": f'{{ type = "replay", memory = {MEMORY}, rows = 32 }}',
+        "replay": f'{{ type = "replay", memory = {MEMORY}, rows = {batch} }}',
     }[method]
     recipe = os.path.join(folder, f"{method}.toml")
     with open(recipe, "w", encoding="utf-8") as f:
-        # One image is held out, so that testing takes no time; so many more are there to learn from.
+        # The least that can be held out; so many digits more are there.
         f.write(f"""seed = {seed}
-backbone.fresh = {{ type = "mlp", inputs = 784, hidden = [256, 256] }}
-data = {{ format = "idx", tasks.digits = "{ROOT}/assets/mnist", stream = {{ type = "permuted", tasks = 5 }}, limit = 4001, test = 0.0003 }}
+backbone.fresh = {{ type = "mlp", inputs = 784, hidden = [{width}, {width}] }}
+data = {{ format = "idx", tasks.digits = "{ROOT}/assets/mnist", stream = {{ type = "permuted", tasks = {tasks} }}, limit = {digits + digits // 100}, test = 0.01 }}
 head = {{ type = "classification" }}
 [[phases]]
 name = "learn"
 strategy = {strategy}
 train = ["base.*", "heads.*"]
-epochs = 3
-batch_size = 32
-lr = 1e-3
+epochs = {epochs}
+batch_size = {batch}
+lr = {lr}
+optimizer = {optimizer}
 log_every = 10
 """)
     return followed(recipe, out, threads)
@@ -301,8 +307,8 @@ def epoch(folder, name, n, threads, limit):
     tokens = sum(len(i) for i in AutoTokenizer.from_pretrained(MODEL)([r[3] for r in train])["input_ids"])
     peers, own = [], []
     for seed in range(n):
-        peers.append(in_process(threads, "peer_epoch", folder, seed))
-        own.append(modl_epoch(folder, seed, threads, name.endswith("by length")))
+        peers.append(in_process(threads, "peer_epoch", folder, seed, name.endswith("bf16")))
+        own.append(modl_epoch(folder, seed, threads, name.endswith("bf16")))
     rate = lambda all: f"{statistics.median(tokens / one['seconds'] for one in all):,.0f}"  # noqa: E731
     apart = [p["wrong"] - o["wrong"] for p, o in zip(peers, own)]
     print(f"{name}: {len(train):,} texts, {tokens:,} tokens, {n} seeds")
@@ -314,14 +320,14 @@ def epoch(folder, name, n, threads, limit):
           f"modl {interval([o['wrong'] for o in own])}; difference {interval(apart)}", flush=True)
 
 
-def continual(folder, method, n, threads):
-    peers = []
-    own = []
+def continual(folder, name, n, threads):
+    method, setting = name.split(",")[0], WIDE if name.endswith("wide") else GEM
+    peers, own = [], []
     for seed in range(n):
-        peers.append(in_process(threads, "peer_continual", folder, method, seed))
-        own.append(modl_continual(folder, method, seed, threads))
+        peers.append(in_process(threads, "peer_continual", method, seed, *setting))
+        own.append(modl_continual(folder, method, seed, threads, setting))
     ratio = spread([p["seconds"] / o["seconds"] for p, o in zip(peers, own)])
-    print(f"{method}: Avalanche {spread([p['seconds'] for p in peers])} s, "
+    print(f"{name}: Avalanche {spread([p['seconds'] for p in peers])} s, "
           f"modl {spread([o['seconds'] for o in own])} s; ratio {ratio}; peak memory "
           f"{statistics.median(p['peak'] for p in peers):,.0f} and "
           f"{statistics.median(o['peak'] for o in own):,.0f} MiB", flush=True)
@@ -340,7 +346,7 @@ def main():
         print(json.dumps({"peer_epoch": peer_epoch, "peer_continual": peer_continual}[name](*rest)))
         return
     n, limit = (1, 200) if args.quick else (args.n, 1500)
-    for name in ["epoch", "epoch, by length", "ewc", "replay"]:
+    for name in ["epoch f32", "epoch bf16", "ewc", "replay", "ewc, wide", "replay, wide"]:
         if args.rows and args.rows not in name:
             continue
         with tempfile.TemporaryDirectory() as folder:

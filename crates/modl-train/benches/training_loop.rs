@@ -97,7 +97,7 @@ fn the_loop(rounds: usize) {
         objective.setup(&mut model).unwrap();
         model
     };
-    let (bare, whole) = (model(), model());
+    let model = model();
     let config = TrainConfig {
         steps: Some(STEPS),
         batch_size: 16,
@@ -105,8 +105,8 @@ fn the_loop(rounds: usize) {
         checkpoint_every: 10,
         ..TrainConfig::default()
     };
-    bare.train_only(&Select::any(config.train.clone())).unwrap();
-    let params = bare.trainable();
+    model.train_only(&Select::any(config.train.clone())).unwrap();
+    let params = model.trainable();
     let leaves: Vec<&Tensor> = params.iter().map(|(_, t)| t).collect();
     let mut optimizer = config.optimizer.build().unwrap();
     let (mut ratios, mut steps) = (Vec::new(), Vec::new());
@@ -118,7 +118,7 @@ fn the_loop(rounds: usize) {
         for (step, batch) in all.iter().enumerate() {
             let cx = modl_core::Context::train(Seed(round), step as u64);
             let cx = Batch::describe(batch, cx).unwrap();
-            let loss = objective.loss(&bare, batch, &cx).unwrap();
+            let loss = objective.loss(&model, batch, &cx).unwrap();
             let grads = loss.gradients(&leaves, false).unwrap();
             optimizer.step(&params, &grads, &|_| 1e-4).unwrap();
             loss.item().unwrap();
@@ -127,7 +127,7 @@ fn the_loop(rounds: usize) {
         let folder = tempfile::tempdir().unwrap();
         let mut lines = JsonLines::append(folder.path().join("events.jsonl")).unwrap();
         let mut board = TensorBoard::below(folder.path().join("board"));
-        let trainer = Trainer::new("fit", &whole, &objective, config.clone(), Seed(round)).unwrap();
+        let trainer = Trainer::new("fit", &model, &objective, config.clone(), Seed(round)).unwrap();
         let mut trainer = trainer.keep_in(folder.path().join("state"));
         let clock = Instant::now();
         let mut sinks = Fanout(vec![&mut lines, &mut board]);
