@@ -5,42 +5,12 @@ mod toy;
 
 use std::path::Path;
 
-use modl_core::{Context, Device, Init, Kind, Modular, Result, Seed, Tensor};
+use modl_core::{Context, Device, Modular, Result, Seed, Tensor};
 use modl_train::{
-    AccuracyMatrix, Batch, Classification, Dataset, Event, Example, Examples, Objective, Recipe,
-    Sink, TaskInference, run,
+    AccuracyMatrix, Batch, Classification, Event, Examples, Objective, Recipe, Sink, TaskInference,
+    run,
 };
-use toy::{StopAfter, methods};
-
-const TASKS: [&str; 3] = ["a", "b", "c"];
-const CLASSES: usize = 4;
-const SIDE: i64 = 32;
-
-/// Prototypes of four classes with noise, each task with their numbers in an order of its own.
-fn stream(n: usize, seed: u64) -> Dataset {
-    let draw = |size: &[i64], by, seed: Seed| {
-        Init::Normal(by).tensor(size, seed, Kind::Float, Device::Cpu).unwrap()
-    };
-    let prototypes = draw(&[CLASSES as i64, SIDE], 1.0, Seed(5));
-    let of = |(t, task): (usize, &&str)| {
-        let classes: Vec<i64> = (0..n).map(|i| (i % CLASSES) as i64).collect();
-        let index = Tensor::from_slice(&classes, &[n as i64], Device::Cpu).unwrap();
-        let mut order: Vec<i64> = (0..SIDE).collect();
-        order.sort_by_key(|i| Seed(t as u64).nth(*i as u64).0);
-        let order = Tensor::from_slice(&order, &[SIDE], Device::Cpu).unwrap();
-        let noise = draw(&[n as i64, SIDE], 0.3, Seed(seed).nth(t as u64));
-        let x = prototypes.index_select(0, &index).unwrap().add(&noise).unwrap();
-        let example = |(i, class): (usize, &i64)| Example {
-            id: i.to_string(),
-            task: (*task).to_owned(),
-            ids: Vec::new(),
-            target: *class as f32,
-        };
-        let examples = classes.iter().enumerate().map(example).collect();
-        Dataset::dense(examples, "pixel_values", x.index_select(1, &order).unwrap()).unwrap()
-    };
-    TASKS.iter().enumerate().map(of).reduce(|all, task| all.and(&task).unwrap()).unwrap()
-}
+use toy::{CLASSES, SIDE, StopAfter, THREE, methods, stream};
 
 fn recipe(strategy: &str, outputs: &str) -> Recipe {
     let text = format!(
@@ -104,7 +74,7 @@ fn tasks_are_found_without_their_labels_and_what_is_said_is_as_with_them() {
         let found: TaskInference = read(dir.path(), "task_inference.json");
         let matrix: AccuracyMatrix = read(dir.path(), "accuracy_matrix.json");
         assert_eq!((found.rows, found.metric.as_str()), (32, "accuracy"));
-        for (j, (task, inferred)) in TASKS.iter().zip(&found.tasks).enumerate() {
+        for (j, (task, inferred)) in THREE.iter().zip(&found.tasks).enumerate() {
             assert_eq!((inferred.task.as_str(), inferred.task_id), (*task, 1.0), "{found:?}");
             let (own, then) = (matrix.at(2, j).unwrap(), matrix.at(j, j).unwrap());
             assert!(own > 0.9 && own == then, "{matrix:?}");
@@ -153,7 +123,7 @@ fn what_cannot_be_told_apart_is_refused_in_words() {
     };
     // Heads of tasks go by the label.
     let all: Vec<usize> = (0..CLASSES).collect();
-    let tasks = TASKS.map(|t| (t.to_owned(), all.clone())).to_vec();
+    let tasks = THREE.map(|t| (t.to_owned(), all.clone())).to_vec();
     let of_tasks =
         Classification { head: "h".into(), dim: 64, tasks, of_backbone: false, ..own_outputs() };
     let e = refused(&recipe(strategy, OUTPUTS), &of_tasks);
