@@ -65,21 +65,30 @@ pub(crate) fn in_order<'a>(
             "choose a router that names modules in order: `fixed`",
         ));
     };
+    check_places(kind, order)?;
+    let mut modules = Vec::with_capacity(order.len());
+    for (j, _) in order {
+        modules.extend(active.modules().find(|(k, ..)| k == j).map(|(_, name, m)| (name, m)));
+    }
+    Ok(modules)
+}
+
+/// # Errors
+/// Where places in an order are weighed.
+pub(crate) fn check_places(kind: &str, order: &[(usize, f64)]) -> Result<()> {
     // Of a list of n names, some of which may not stand here, each has 1 ⁄ n.
     let place = |w: f64| {
         let n = w.recip().round();
         w == 1.0 || (n >= order.len() as f64 && w == n.recip())
     };
     let first = order.first().map_or(1.0, |(_, w)| *w);
-    let mut modules = Vec::with_capacity(order.len());
-    for (j, weight) in order {
-        if *weight != first || !place(*weight) {
+    match order.iter().find(|(_, w)| *w != first || !place(*w)) {
+        None => Ok(()),
+        Some((_, weight)) => {
             let problem = format!("a module has weight {weight}, and `{kind}` has no weights");
-            return Err(Error::invalid(kind, problem));
+            Err(Error::invalid(kind, problem))
         }
-        modules.extend(active.modules().find(|(k, ..)| k == j).map(|(_, name, m)| (name, m)));
     }
-    Ok(modules)
 }
 
 /// The last module with the ones before it as its base function.

@@ -78,6 +78,39 @@ fn prompts_stand_one_behind_the_other_in_the_order_of_the_router() {
     assert!(e.contains("weight 0.3"), "{e}");
 }
 
+/// Prompts as long as each other go in one pass, whatever each row has chosen.
+#[test]
+fn rows_with_as_many_prompts_go_together() {
+    let mut model = with(&[2, 2, 2], Box::new(PromptConcat {}));
+    let all: Vec<Tensor> = NAMES.iter().map(|n| prompt(&model, n)).collect();
+    let orders = [[2, 0], [0, 1], [1, 2]];
+    let rows = orders.map(|row| row.map(|j| (j, 0.5)).to_vec()).to_vec();
+    model.route(Box::new(Given(Weights::Rows(rows))), false).unwrap();
+    let found = logits(&model);
+    for (row, [a, b]) in orders.into_iter().enumerate() {
+        let wanted = alone(&Tensor::cat(&[all[a].clone(), all[b].clone()], 0).unwrap());
+        let own = |t: &Tensor| t.select(0, row as i64).unwrap();
+        assert!(own(&found).all_close(&own(&wanted), 1e-12, 1e-12).unwrap(), "row {row}");
+    }
+    // Of three prompts one is chosen by nobody: it has no gradient.
+    let rows = vec![vec![(0, 0.5), (2, 0.5)], vec![(2, 0.5), (0, 0.5)], vec![(0, 0.5), (2, 0.5)]];
+    model.route(Box::new(Given(Weights::Rows(rows))), false).unwrap();
+    let inputs = TinyBackbone::inputs(3, 5, Seed(4)).unwrap();
+    let outputs = model.forward(&inputs, &Context::eval()).unwrap();
+    let own = NAMES.map(|n| {
+        let name = format!("modules.{n}.prompt_embeddings");
+        model.params().get(&name).unwrap().clone()
+    });
+    let loss = outputs.need("logits").unwrap().square().unwrap().sum().unwrap();
+    let gradients = loss.gradients(&own.iter().collect::<Vec<_>>(), false).unwrap();
+    let there: Vec<bool> = gradients.iter().map(Option::is_some).collect();
+    assert_eq!(there, [true, false, true]);
+    let uneven = Weights::Rows(vec![vec![(0, 0.3), (1, 0.7)]; 3]);
+    model.route(Box::new(Given(uneven)), false).unwrap();
+    let e = model.forward(&inputs, &Context::eval()).unwrap_err().to_string();
+    assert!(e.contains("weight 0.3"), "{e}");
+}
+
 #[test]
 fn a_prompt_of_a_network_is_one_like_others() {
     let mut model = with(&[2], Box::new(PromptConcat {}));

@@ -110,6 +110,7 @@ fn particular(name: &str) -> std::result::Result<Trial, &'static str> {
             start: Within(1e-4),
             ..lr(5e-4)
         },
+        "progressive" => return Err("stands at rows of one token: modl-compute's progressive.rs"),
         // Hypernetworks.
         "hyper_network" => wide(some(1e-4, Other)),
         "cpg" => with(lr(5e-3), json!({"config": {"type": "lora"}, "languages": names})),

@@ -17,7 +17,8 @@ use modl_core::{Registry, Result};
 pub use function::{
     AdapterDrop, Bottleneck, BottleneckInit, Compacter, ConditionalNorm, Coupling, CrossStitch,
     FeedForward, Film, Gated, Ia3, Ia3Init, Invertible, InvertibleBlock, Nested, Orthonormal, Part,
-    Reft, Residual, ResidualAdapter, ResidualPlacement, Scaling, Sluice, TaskHeads, Union,
+    Progressive, Reft, Residual, ResidualAdapter, ResidualPlacement, Scaling, Sluice, TaskHeads,
+    Union,
 };
 pub use hyper::{
     Condition, Cpg, HyperFormer, HyperFormerPlusPlus, HyperLora, HyperNetwork, HyperX, MadG,

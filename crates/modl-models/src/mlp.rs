@@ -1,8 +1,8 @@
 //! The multilayer perceptron, for images as rows of numbers and for tables.
 //!
 //! hₙ = σ(Wₙ hₙ₋₁ + bₙ) for each hidden layer n, with h₋₁ the input (Rumelhart, Hinton, Williams 1986,
-//! *Learning representations by back-propagating errors*). There is no output layer: objectives have
-//! heads of their own.
+//! *Learning representations by back-propagating errors*). Objectives have heads of their own; with
+//! `outputs` the network has an output layer, too, ℓ = W h + b without σ, which modules can stand on.
 //!
 //! | input | shape |
 //! |---|---|
@@ -10,7 +10,8 @@
 //!
 //! | output | shape |
 //! |---|---|
-//! | `last_hidden_state` | `[batch, 1, width of the last layer]` |
+//! | `last_hidden_state` | `[batch, 1, width of the last hidden layer]` |
+//! | `logits`, with `outputs` | `[batch, outputs]` |
 //!
 //! A row is a sequence of one token, so that modules and routers for tokens stand here as anywhere.
 
@@ -47,6 +48,9 @@ pub struct MlpConfig {
     /// Dropout after each hidden layer, in [0, 1); 0 where nothing is said.
     #[serde(default)]
     pub hidden_dropout_prob: f64,
+    /// The width of the output layer; none where nothing is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outputs: Option<i64>,
 }
 
 fn yes() -> bool {
@@ -66,6 +70,7 @@ impl Default for MlpConfig {
             bias: yes(),
             hidden_act: relu(),
             hidden_dropout_prob: 0.0,
+            outputs: None,
         }
     }
 }
@@ -76,7 +81,7 @@ const MOST: i64 = 1 << 30;
 impl MlpConfig {
     /// Reads and checks the settings of a `config.json`.
     fn read(config: &Value) -> Result<Self> {
-        let own = ["inputs", "hidden", "bias", "hidden_act", "hidden_dropout_prob"];
+        let own = ["inputs", "hidden", "bias", "hidden_act", "hidden_dropout_prob", "outputs"];
         let all = config.as_object().into_iter().flatten();
         let table: Map<String, Value> = all
             .filter(|(key, _)| own.contains(&key.as_str()))
@@ -100,22 +105,26 @@ impl MlpConfig {
         if self.hidden.is_empty() {
             return Err(Error::invalid("hidden", "is empty; give it a width at least: [100, 100]"));
         }
-        for (input, output) in self.shapes() {
-            check_positive(&[("hidden", output)])?;
+        for (n, (_, input, output)) in self.layers().into_iter().enumerate() {
+            let key = if n < self.hidden.len() { "hidden" } else { "outputs" };
+            check_positive(&[(key, output)])?;
             if input.checked_mul(output).is_none_or(|n| n > MOST) {
-                return refuse("hidden", format!("{input} × {output}"), "are too many weights");
+                return refuse(key, format!("{input} × {output}"), "are too many weights");
             }
         }
         Ok(())
     }
 
-    /// Input and output width of each layer.
-    fn shapes(&self) -> impl Iterator<Item = (i64, i64)> + '_ {
+    /// Path, input and output width of each layer.
+    fn layers(&self) -> Vec<(String, i64, i64)> {
         let inputs = std::iter::once(self.inputs).chain(self.hidden.iter().copied());
-        inputs.zip(self.hidden.iter().copied())
+        let hidden = inputs.zip(self.hidden.iter().copied()).enumerate();
+        let hidden = hidden.map(|(n, (input, output))| (path(n), input, output));
+        let last = self.outputs.map(|outputs| (OUTPUT.to_owned(), self.width(), outputs));
+        hidden.chain(last).collect()
     }
 
-    /// The width of the last layer.
+    /// The width of the last hidden layer.
     fn width(&self) -> i64 {
         self.hidden.last().copied().unwrap_or(self.inputs)
     }
@@ -154,15 +163,20 @@ pub fn register(registry: &mut Registry) -> Result<()> {
     )
 }
 
-/// A multilayer perceptron: the site of layer n is `layers.N.linear`.
+/// A multilayer perceptron: the site of layer n is `layers.N.linear`, that of the output layer
+/// `output.linear`.
 #[derive(Debug)]
 pub struct Mlp {
     config: Value,
     settings: MlpConfig,
     params: ParamStore,
     sites: Vec<Site>,
+    /// The hidden ones, then the output layer where there is one.
     layers: Vec<Place>,
 }
+
+/// The path of the output layer.
+const OUTPUT: &str = "output.linear";
 
 fn path(layer: usize) -> String {
     format!("layers.{layer}.linear")
@@ -178,8 +192,7 @@ impl Mlp {
         settings.check()?;
         let kind = options.kind.unwrap_or(Kind::Float);
         let mut params = ParamStore::new();
-        for (n, (input, output)) in settings.shapes().enumerate() {
-            let at = path(n);
+        for (at, input, output) in settings.layers() {
             let mut scope = Scope::at(&mut params, &at, seed).on(kind, options.device);
             scope.param("weight", &[output, input], Init::Kaiming)?;
             if settings.bias {
@@ -206,10 +219,10 @@ impl Mlp {
         let settings = with_dropout(settings, options);
         settings.check()?;
         let mut wanted = Shapes::new();
-        for (n, (input, output)) in settings.shapes().enumerate() {
-            wanted.insert(format!("{}.weight", path(n)), vec![output, input]);
+        for (at, input, output) in settings.layers() {
+            wanted.insert(format!("{at}.weight"), vec![output, input]);
             if settings.bias {
-                wanted.insert(format!("{}.bias", path(n)), vec![output]);
+                wanted.insert(format!("{at}.bias"), vec![output]);
             }
         }
         let weights = Weights::open(dir, |stored| Some(stored.to_owned()))?;
@@ -219,8 +232,8 @@ impl Mlp {
 
     fn of(config: Value, settings: MlpConfig, params: ParamStore) -> Self {
         let mut to = Surveyor { params: &params, sites: Vec::new() };
-        let layers = (settings.shapes().enumerate())
-            .map(|(n, (input, output))| to.place(&path(n), SiteKind::Linear, input, output))
+        let layers = (settings.layers().iter())
+            .map(|(at, input, output)| to.place(at, SiteKind::Linear, *input, *output))
             .collect();
         let sites = to.sites;
         Mlp { config, settings, params, sites, layers }
@@ -292,10 +305,18 @@ impl Backbone for Mlp {
             false => None,
         };
         let pass = Pass { layers, cx: own.as_ref().unwrap_or(cx) };
-        for layer in &self.layers {
+        for layer in self.layers.iter().take(self.settings.hidden.len()) {
             x = self.settings.hidden_act.apply(&layer.linear(&x, pass)?)?;
             x = dropout(x, pass.dropout(&layer.site.path, self.settings.hidden_dropout_prob))?;
         }
-        Ok(Tensors::new().with("last_hidden_state", x))
+        let logits = match self.layers.get(self.settings.hidden.len()) {
+            Some(output) => Some(output.linear(&x, pass)?.squeeze(1)?),
+            None => None,
+        };
+        let mut outputs = Tensors::new().with("last_hidden_state", x);
+        if let Some(logits) = logits {
+            outputs.set("logits", logits);
+        }
+        Ok(outputs)
     }
 }

@@ -1,5 +1,5 @@
 //! The multilayer perceptron against loops over its numbers, and as a folder.
-#![allow(clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 use modl_core::shards::ShardSize;
 use modl_core::{Backbone, Context, Device, Kind, Layers, Registry, Seed, Tensor, Tensors};
@@ -77,6 +77,41 @@ fn a_pass_is_the_formula() {
         }
         assert_eq!(passes(net, &inputs()), 3);
     }
+}
+
+#[test]
+fn an_output_layer_is_linear_on_the_last_hidden_one_and_a_site() {
+    let settings = MlpConfig { outputs: Some(3), ..config() };
+    let net = Mlp::new(settings, Seed(4), &wide()).unwrap();
+    let bare = Mlp::new(config(), Seed(4), &wide()).unwrap();
+    let none = Layers::none(net.sites().len());
+    let outputs = net.forward(&inputs(), &none, &Context::eval()).unwrap();
+    let hidden = outputs.need("last_hidden_state").unwrap();
+    // What is below is as without it, and drawn as without it.
+    assert!(hidden.bit_equal(&run(&bare, &inputs(), &Context::eval())).unwrap());
+    let numbers = |name: &str| net.params().get(name).unwrap().to_vec::<f64>().unwrap();
+    let (w, b) = (numbers("output.linear.weight"), numbers("output.linear.bias"));
+    let logits = outputs.need("logits").unwrap();
+    assert_eq!((logits.size(), w.len()), (vec![2, 3], 6));
+    let said = logits.to_vec::<f64>().unwrap();
+    let mut negative = 0;
+    for (h, said) in hidden.to_vec::<f64>().unwrap().chunks(2).zip(said.chunks(3)) {
+        for (k, found) in said.iter().enumerate() {
+            let wanted = w[2 * k] * h[0] + w[2 * k + 1] * h[1] + b[k];
+            assert!((found - wanted).abs() < 1e-14, "{found} {wanted}");
+            negative += usize::from(wanted < 0.0);
+        }
+    }
+    assert!(negative > 0, "there is no activation to take them away");
+    assert_eq!(passes(net, &inputs()), 4);
+    let dir = tempfile::tempdir().unwrap();
+    let net = Mlp::new(MlpConfig { outputs: Some(3), ..config() }, Seed(4), &wide()).unwrap();
+    save(&net, dir.path().join("net"), ExpertNames::Each, ShardSize::USUAL).unwrap();
+    let again = open(dir.path().join("net"), &LoadOptions::default()).unwrap();
+    let said = again.forward(&inputs(), &none, &Context::eval()).unwrap();
+    assert!(said.need("logits").unwrap().bit_equal(logits).unwrap());
+    let refused = Mlp::new(MlpConfig { outputs: Some(0), ..config() }, Seed(4), &wide());
+    assert!(refused.unwrap_err().to_string().contains("outputs"));
 }
 
 #[test]

@@ -50,9 +50,19 @@ fn top_k() -> Result<()> {
 }
 
 #[test]
+fn prompt_pool() -> Result<()> {
+    // Keys learn by a loss: α has no gradient.
+    let claims = |k| RouterClaims { learns: false, ..RouterClaims::top_k(k) };
+    check(json!({"type": "prompt_pool", "k": 1}), claims(1))?;
+    check(json!({"type": "prompt_pool", "k": 2, "diversity": true}), claims(2))?;
+    let by_label = RouterClaims { tasks: ["a", "b", "c"].map(str::to_owned).to_vec(), ..claims(1) };
+    check(json!({"type": "prompt_pool", "k": 1, "label": "task"}), by_label)
+}
+
+#[test]
 fn every_router_is_documented_and_reads_back_what_it_wrote() -> Result<()> {
     let registry = Registry::new().with(modl_route::register)?;
-    assert_eq!(registry.routers.entries().len(), 34);
+    assert_eq!(registry.routers.entries().len(), 35);
     for entry in registry.routers.entries() {
         assert!(!entry.title.is_empty() && !entry.citation.is_empty() && !entry.section.is_empty());
         let config = registry.routers.parse(&json!({"type": entry.name}))?;

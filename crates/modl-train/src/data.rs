@@ -315,7 +315,11 @@ impl Batch {
     /// Tells `cx` all that the batch knows: tasks, features and, where there are tokens, the `mask`
     /// `[batch, seq]` of real ones, in f32.
     pub fn describe(&self, cx: Context) -> Result<Context> {
-        let mut cx = cx.with_tasks(&self.tasks);
+        self.describe_without_tasks(cx.with_tasks(&self.tasks))
+    }
+
+    /// The same but for the tasks, which nobody is to know.
+    pub fn describe_without_tasks(&self, mut cx: Context) -> Result<Context> {
         if let Some(mask) = self.inputs.get("attention_mask") {
             cx = cx.with_feature("mask", mask.to_kind(Kind::Float)?);
         }

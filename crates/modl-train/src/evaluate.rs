@@ -1,9 +1,9 @@
 //! Predictions without gradients.
 
-use modl_core::{Context, Error, Modular, Result, no_grad};
+use modl_core::{Context, Device, Error, Modular, Result, Tensor, no_grad};
 use serde::{Deserialize, Serialize};
 
-use crate::{Dataset, Describe, Objective, Said};
+use crate::{Dataset, Describe, Objective, Said, sentence_vectors};
 
 /// What a model says of an example, beside what is right.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -44,8 +44,7 @@ pub fn evaluate(
     if batch_size == 0 {
         return Err(Error::invalid("batch_size", "is to be 1 at least"));
     }
-    let mut order: Vec<usize> = (0..data.len()).collect();
-    order.sort_by_key(|i| data.examples().get(*i).map(|e| e.ids.len()));
+    let order = by_length(data);
     let nothing = Said { target: f64::NAN, prediction: f64::NAN, weight: 0.0 };
     let mut said = vec![nothing; data.len()];
     for rows in order.chunks(batch_size) {
@@ -70,4 +69,38 @@ pub fn evaluate(
         weight: said.weight,
     };
     Ok(data.examples().iter().zip(said).map(with).collect())
+}
+
+fn by_length(data: &Dataset) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..data.len()).collect();
+    order.sort_by_key(|i| data.examples().get(*i).map(|e| e.ids.len()));
+    order
+}
+
+/// What the backbone says of each example without any module: the mean of its last hidden states over
+/// real tokens, `[examples, dim]` f32 ([`sentence_vectors`]).
+///
+/// # Errors
+/// Where `batch_size` is 0 or a forward pass fails.
+pub fn base_vectors(model: &Modular, data: &Dataset, batch_size: usize) -> Result<Tensor> {
+    if batch_size == 0 {
+        return Err(Error::invalid("batch_size", "is to be 1 at least"));
+    }
+    let order = by_length(data);
+    let mut vectors = Vec::new();
+    for rows in order.chunks(batch_size) {
+        let batch = data.batch(rows, model.device())?;
+        let cx = batch.describe(Context::eval())?;
+        let outputs = no_grad(|| model.forward_base(&batch.inputs, &cx))?;
+        vectors.push(sentence_vectors(&outputs, &batch)?.to_device(Device::Cpu)?);
+    }
+    // Where each example's vector now stands.
+    let mut places: Vec<i64> = vec![0; order.len()];
+    for (place, example) in order.iter().enumerate() {
+        if let Some(slot) = places.get_mut(*example) {
+            *slot = place as i64;
+        }
+    }
+    let places = Tensor::from_slice(&places, &[places.len() as i64], Device::Cpu)?;
+    Tensor::cat(&vectors, 0)?.index_select(0, &places)
 }

@@ -46,7 +46,7 @@ pub use clip::clip_grad_norm;
 pub use config::TrainConfig;
 pub use data::{Batch, Dataset, Describe, Example, held_out};
 pub use early_stop::{Stop, less_is_better};
-pub use evaluate::{Prediction, evaluate};
+pub use evaluate::{Prediction, base_vectors, evaluate};
 pub use events::{Event, Fanout, JsonLines, LossWeight, Sink};
 pub use formats::{Row, read_tsv, sample};
 pub use length_groups::length_groups;
@@ -68,9 +68,9 @@ pub use schedule::{Decay, Schedule, Warmup};
 pub use step::{Plain, StepContext, StepGradients, StepRule};
 pub use strategies::joint;
 pub use strategies::{
-    AGem, AccuracyMatrix, Adaptation, As, Continual, Convention, Ewc, Gem, Growth, Job, Joint,
-    Labels, Learner, Lwf, Maml, ModulePerTask, Naive, Order, PerTask, Replay, Reptile, RoutingOnly,
-    Si, Strategy, TaskContext,
+    AGem, AccuracyMatrix, Adaptation, As, Continual, Convention, Ewc, Gem, Growth, InferredTask,
+    Job, Joint, Labels, Learner, Lwf, Maml, ModulePerTask, Naive, Order, PerTask, Replay, Reptile,
+    RoutingOnly, Si, Strategy, TaskContext, TaskInference,
 };
 pub use temperature_sampling::Sampling;
 pub use tensorboard::TensorBoard;

@@ -92,6 +92,8 @@ impl Loaded {
             tokenizer.get().map_or_else(|| Ok(Vec::new()), |t| t.encode_one(text))
         };
         let (train, test) = recipe.load_data(&tokenise, 0)?;
+        let train = recipe.add_features(&model, train)?;
+        let test = recipe.add_features(&model, test)?;
         Ok(Loaded { recipe, model, objective, train, test })
     }
 }

@@ -229,7 +229,7 @@ impl<'a> Study<'a> {
         let mut trainer =
             Trainer::new(title, model, &self.objective, config.clone(), seed)?.keep_in(&work);
         let mut sink = Fanout(vec![&mut bars, &mut lines, &mut time]);
-        trainer.train(data, &without_tasks, &mut sink)?;
+        trainer.train(data, &Batch::describe_without_tasks, &mut sink)?;
         Ok(time.seconds)
     }
 
@@ -293,7 +293,8 @@ impl<'a> Study<'a> {
         let progress = bar(batches, &format!("seed {} test: {}", self.seed, method.title()));
         let traces = RefCell::new(Vec::new());
         let describe = |batch: &Batch, cx: Context| {
-            let cx = if learned { without_tasks(batch, cx)? } else { batch.describe(cx)? };
+            let cx =
+                if learned { batch.describe_without_tasks(cx)? } else { batch.describe(cx)? };
             traces.borrow_mut().push((batch.tasks.clone(), cx.clone()));
             progress.inc(1);
             Ok(cx)
@@ -332,12 +333,6 @@ impl<'a> Study<'a> {
             }
         }
     }
-}
-
-/// The mask of real tokens, and nothing of the domain.
-fn without_tasks(batch: &Batch, cx: Context) -> modl_core::Result<Context> {
-    let mask = batch.inputs.need("attention_mask")?.to_kind(Kind::Float)?;
-    Ok(cx.with_feature("mask", mask))
 }
 
 fn seconds_of(seconds: f64) -> (String, String) {

@@ -14,6 +14,7 @@ pub(super) fn all() -> Vec<Box<dyn Experiment>> {
         Box::new(super::fusion::Fusing),
         Box::new(super::forgetting::Forgetting),
         Box::new(super::packing::Packing),
+        Box::new(super::supsup::Superposition),
         Box::new(super::conflict::Conflict),
     ]
 }

@@ -9,13 +9,13 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result};
-use modl_core::{Device, Registry, Seed, Tensor};
-use modl_train::{Classification, Dataset, Objective};
+use modl_core::Registry;
+use modl_train::{Classification, Objective};
 use serde_json::{Value, json};
 
 use super::experiment::{About, Bound, Condition, Experiment, Lab, Threshold, largest};
-use super::glyphs::{CLASSES, Hand, SIDE, glyphs};
-use super::sequence::{dataset, learn, together};
+use super::glyphs::{CLASSES, Hand, SIDE};
+use super::sequence::{learn, permuted, together};
 use crate::trials::{Measure, View};
 
 const HAND: Hand = Hand { shift: 1, noise: 0.4 };
@@ -103,7 +103,7 @@ impl Experiment for Forgetting {
         let (_, _, strategy) = way.with_context(|| format!("there is no way `{condition}`"))?;
         let (tasks, [train, test]) = size(lab.quick);
         let of = |n: usize, name: &str| {
-            together((0..tasks).map(|t| permuted(t, n, name, lab.seed.child("data"))))
+            together((0..tasks).map(|t| permuted(t, n, HAND, lab.seed.child("data"), name)))
         };
         let recipe = format!(
             r#"
@@ -183,14 +183,4 @@ schedule = {{ type = "constant" }}
             },
         ]
     }
-}
-
-/// `n` digits of a task, with its order of pixels.
-fn permuted(task: usize, n: usize, name: &str, seed: Seed) -> Result<Dataset> {
-    let mut order: Vec<i64> = (0..(SIDE * SIDE) as i64).collect();
-    let drawn = seed.child("order").nth(task as u64);
-    order.sort_by_key(|pixel| drawn.nth(*pixel as u64).0);
-    let order = Tensor::from_slice(&order, &[order.len() as i64], Device::Cpu)?;
-    let (x, y) = glyphs(n, 0, HAND, seed.child(name).nth(task as u64))?;
-    dataset(&format!("{task:02}"), x.index_select(-1, &order)?, &y)
 }

@@ -28,6 +28,7 @@ mod schedule;
 mod sequence;
 mod skills;
 mod soups;
+mod supsup;
 
 use std::path::PathBuf;
 

@@ -122,15 +122,10 @@ aggregator = {{ type = "weighted_sum" }}"#,
                 let objective = head(0..*tasks);
                 let learned =
                     learn(&recipe, &objective, &all(train, "learn")?, &all(test, "test")?, lab)?;
-                let matrix = &learned.matrix;
-                let mut moved: f64 = 0.0;
-                for j in 0..*tasks {
-                    let (now, then) = (matrix.at(tasks - 1, j), matrix.at(j, j));
-                    let (now, then) = now.zip(then).context("the accuracy of each task")?;
-                    moved = moved.max((now - then).abs());
-                    accuracies.push(now);
-                }
-                found.insert("moved".to_owned(), moved);
+                let at_the_end = |j| learned.matrix.at(tasks - 1, j);
+                let all = (0..*tasks).map(at_the_end).collect::<Option<Vec<f64>>>();
+                accuracies = all.context("the accuracy of each task")?;
+                found.insert("moved".to_owned(), learned.moved()?);
             }
             None => {
                 for t in 0..*tasks {

@@ -14,6 +14,7 @@ mod invertible;
 mod modulation;
 mod nested;
 mod orthonormal;
+mod progressive;
 mod reft;
 mod residual_adapter;
 mod sluice;
@@ -37,6 +38,7 @@ pub use invertible::{Coupling, Invertible, InvertibleBlock};
 pub use nested::Nested;
 pub use orthonormal::Orthonormal;
 pub(crate) use orthonormal::{BASE, ORIGINAL};
+pub use progressive::Progressive;
 pub use reft::Reft;
 pub use residual_adapter::{ResidualAdapter, ResidualPlacement};
 pub use sluice::Sluice;
@@ -82,6 +84,7 @@ pub(crate) fn register(r: &mut Catalog<dyn ModuleConfig>) -> Result<()> {
     )?;
     r.register::<CrossStitch>("Cross-stitch units", "Misra et al. 2016, arXiv 1604.03539", "3.3")?;
     r.register::<Sluice>("Sluice network", "Ruder et al. 2019, arXiv 1705.08142", "3.3")?;
+    r.register::<Progressive>("Progressive network", "Rusu et al. 2016, arXiv 1606.04671", "3.3")?;
     r.register::<Gated>("Gate of UniPELT", "Mao et al. 2022, arXiv 2110.07577", "3.5")?;
     r.register::<Union>("Union of parts (MAM, UniPELT)", "He et al. 2022, arXiv 2110.04366", "3.5")
 }

@@ -34,7 +34,7 @@ pub use lt_sft::LtSft;
 pub use pack_net::{PackNet, pack_next};
 pub use piggyback::Piggyback;
 pub use straight_through::Weights;
-pub use sup_sup::{SupSup, TaskSearch, infer_task};
+pub use sup_sup::{SupSup, TaskSearch, infer_task, infer_task_by};
 pub use top_k::{top_k, top_k_across};
 pub(crate) use trainable_tokens::ROWS;
 pub use trainable_tokens::TrainableTokens;

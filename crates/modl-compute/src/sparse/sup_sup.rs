@@ -48,7 +48,8 @@ impl ModuleConfig for SupSup {
 }
 
 /// How the task of a batch is searched for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum TaskSearch {
     /// One gradient over all modules.
     OneShot,
@@ -56,24 +57,40 @@ pub enum TaskSearch {
     Binary,
 }
 
-/// Finds the module that a batch belongs to, routes everything to it, and returns its name. Masks
-/// of the frozen weights are mixed by mixing the outputs of sites, which is the same where sites
-/// are linear. `output` names logits `[…, classes]` among the model's outputs; the entropy is its
-/// mean. It takes more classes than a task uses, and a batch rather than one row, to be right.
+/// [`infer_task_by`] the logits that the model's outputs have under the name `output`.
 ///
 /// # Errors
-/// Where sites have different modules, an aggregator merges parameters (their scores, then), or
-/// there is no such output.
+/// As [`infer_task_by`], or where there is no such output.
 pub fn infer_task(
     model: &mut Modular,
     inputs: &Tensors,
     output: &str,
     search: TaskSearch,
 ) -> Result<String> {
+    let logits = |model: &Modular| {
+        let outputs = model.forward(inputs, &Context::eval())?;
+        Ok(outputs.need(output)?.clone())
+    };
+    infer_task_by(model, &logits, search)
+}
+
+/// Finds the module that a batch belongs to, routes everything to it, and returns its name. Masks
+/// of the frozen weights are mixed by mixing the outputs of sites, which is the same where sites
+/// are linear. `logits` computes what the model says of the batch, `[…, classes]`; the entropy is its
+/// mean. It takes more classes than a task uses, and a batch rather than one row, to be right.
+///
+/// # Errors
+/// Where sites have different modules, an aggregator merges parameters (their scores, then), or
+/// the logits do not depend on modules.
+pub fn infer_task_by(
+    model: &mut Modular,
+    logits: &dyn Fn(&Modular) -> Result<Tensor>,
+    search: TaskSearch,
+) -> Result<String> {
     let names = modules_everywhere(model)?;
     let mut left: Vec<usize> = (0..names.len()).collect();
     while left.len() > 1 {
-        let gain = entropy_gain(model, inputs, output, &left, names.len())?;
+        let gain = entropy_gain(model, logits, &left, names.len())?;
         // Sorting is stable: of equal gains the module that was attached first wins.
         let value = |j: &usize| gain.get(*j).copied().unwrap_or(f64::NEG_INFINITY);
         left.sort_by(|a, b| value(b).total_cmp(&value(a)));
@@ -114,8 +131,7 @@ fn modules_everywhere(model: &Modular) -> Result<Vec<String>> {
 /// −∂H ⁄ ∂α at α uniform over the candidates, `[modules]`.
 fn entropy_gain(
     model: &mut Modular,
-    inputs: &Tensors,
-    output: &str,
+    logits: &dyn Fn(&Modular) -> Result<Tensor>,
     candidates: &[usize],
     modules: usize,
 ) -> Result<Vec<f64>> {
@@ -130,12 +146,11 @@ fn entropy_gain(
         .to_device(model.device())?;
     alpha.set_requires_grad(true)?;
     model.route(Box::new(Mixture(Alpha::Dense(alpha.clone()))), false)?;
-    let outputs = model.forward(inputs, &Context::eval())?;
-    let log_p = outputs.need(output)?.log_softmax(-1)?;
+    let log_p = logits(model)?.log_softmax(-1)?;
     let entropy = log_p.exp()?.mul(&log_p)?.sum_dims(&[-1], false)?.mean()?.neg()?;
     match entropy.gradients(&[&alpha], false)?.pop().flatten() {
         Some(g) => g.neg()?.to_vec::<f64>(),
-        None => Err(Error::invalid(output, "does not depend on the modules")),
+        None => Err(Error::invalid("logits", "do not depend on the modules")),
     }
 }
 

@@ -11,6 +11,7 @@ mod uniform;
 
 pub use adamix::AdaMix;
 pub use hash::{Assignment, Hash};
+pub(crate) use nearest_prototype::unit;
 pub use nearest_prototype::{NearestPrototype, Similarity};
 pub use random::{Evaluation, Random};
 pub use table::{Choice, Fixed, Labels};

@@ -218,6 +218,6 @@ impl Router for PrototypeRouter {
 }
 
 /// Vectors of length 1 along the last dimension; 0 stays 0.
-fn unit(v: &Tensor) -> Result<Tensor> {
+pub(crate) fn unit(v: &Tensor) -> Result<Tensor> {
     v.div(&v.square()?.sum_dims(&[-1], true)?.clamp(1e-24, f64::INFINITY)?.sqrt()?)
 }

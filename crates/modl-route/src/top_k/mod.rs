@@ -8,6 +8,7 @@ mod hierarchical;
 mod noisy;
 mod plain;
 mod product_key;
+mod prompt_pool;
 mod st_moe;
 mod switch;
 pub(crate) mod ties;
@@ -20,6 +21,7 @@ pub use hierarchical::Hierarchical;
 pub use noisy::{NoisyTopK, Variant};
 pub use plain::TopK;
 pub use product_key::ProductKey;
+pub use prompt_pool::PromptPool;
 pub use st_moe::StMoe;
 pub use switch::Switch;
 
@@ -37,6 +39,7 @@ pub(crate) fn register(r: &mut Registry) -> Result<()> {
     r.register::<ExpertChoice>("Modules choose tokens", "Zhou et al. 2022", "4.2.3")?;
     r.register::<ProductKey>("Product keys, for many modules", "Lample et al. 2019", "4.2.3")?;
     r.register::<Hierarchical>("Groups, then modules", "Shazeer et al. 2017", "4.2.3")?;
+    r.register::<PromptPool>("Prompts by learned keys", "Wang et al. 2022, L2P", "4.2.3")?;
     Ok(())
 }
 

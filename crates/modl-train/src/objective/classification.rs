@@ -16,9 +16,10 @@ use crate::{Batch, Prediction, accuracy, macro_f1};
 /// and `heads.NAME.bias` `[K]` (0). Two predictions are apart by ½ (KL(p‖q) + KL(q‖p)), as in THOR
 /// (arXiv 2110.04260). Of equal logits the first one is what is said.
 ///
-/// With [`Classification::tasks`] each task has a head of its own over its own classes, and the logits
+/// With [`Classification::of_backbone`] there is no head: ℓ are the `logits` of the backbone's own output
+/// layer, `[batch, K]`. With [`Classification::tasks`] each task has a head of its own over its own classes, and the logits
 /// of all others are [`Classification::ABSENT`]: their probability is 0. With more
-/// [`Classification::outputs`] than classes the superfluous ones have a part in the softmax, but are
+/// [`Classification::outputs`] than classes, or more logits, the superfluous ones have a part in the softmax, but are
 /// never right and never said (SupSup, Wortsman et al. 2020, arXiv 2006.14769).
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Classification {
@@ -36,6 +37,9 @@ pub struct Classification {
     /// The tasks that have a head of their own, each with the indices of its classes; none where all
     /// share one.
     pub tasks: Vec<(String, Vec<usize>)>,
+    /// Whether the backbone's own output layer is the head; then nothing is said of `outputs` and
+    /// `tasks`.
+    pub of_backbone: bool,
 }
 
 impl Classification {
@@ -69,6 +73,25 @@ impl Classification {
         }
     }
 
+    /// The `logits` of the backbone.
+    fn own_logits(&self, model: &Modular, batch: &Batch, cx: &Context) -> Result<Tensor> {
+        let outputs = model.forward(&batch.inputs, cx)?;
+        let Some(logits) = outputs.get("logits") else {
+            let problem = "are not among the backbone's outputs; give it an output layer (`outputs`), \
+                           or the objective a head";
+            return Err(Error::invalid("logits", problem));
+        };
+        let (size, classes) = (logits.size(), self.classes.len());
+        match size.as_slice() {
+            [_, n] if *n >= classes as i64 => logits.to_kind(Kind::Float),
+            _ => {
+                let problem =
+                    format!("have shape {size:?}; {classes} classes want [batch, {classes}]");
+                Err(Error::invalid("logits", format!("{problem} or more outputs")))
+            }
+        }
+    }
+
     fn task_heads(&self) -> Result<Option<TaskHeads<'_>>> {
         let heads = || TaskHeads::new(&self.tasks, self.classes.len(), self.outputs);
         (!self.tasks.is_empty()).then(heads).transpose()
@@ -77,6 +100,9 @@ impl Classification {
 
 impl Objective for Classification {
     fn setup(&self, model: &mut Modular) -> Result<()> {
+        if self.of_backbone {
+            return Ok(());
+        }
         match self.task_heads()? {
             Some(heads) => heads.make(model, &self.head, self.dim),
             None => make_head(model, &self.head, self.shared_outputs()?, self.dim),
@@ -84,6 +110,9 @@ impl Objective for Classification {
     }
 
     fn predict(&self, model: &Modular, batch: &Batch, cx: &Context) -> Result<Tensor> {
+        if self.of_backbone {
+            return self.own_logits(model, batch, cx);
+        }
         match self.task_heads()? {
             Some(heads) => heads.apply(model, &self.head, batch, cx),
             None => apply_head(model, &self.head, batch, cx),
@@ -123,6 +152,10 @@ impl Objective for Classification {
 
     fn divergence(&self, a: &Tensor, b: &Tensor, _: &Batch) -> Result<Tensor> {
         symmetric_kl(a, b)
+    }
+
+    fn asks_task(&self) -> bool {
+        !self.tasks.is_empty()
     }
 
     fn said(&self, predicted: &Tensor, batch: &Batch) -> Result<Vec<Said>> {

@@ -57,6 +57,11 @@ pub trait Objective: Debug {
         !self.classes().is_empty()
     }
 
+    /// Whether what is said of a row depends on its task beside the model, as where each task has a head.
+    fn asks_task(&self) -> bool {
+        false
+    }
+
     /// The mean loss of the batch, `[]` f32.
     fn loss(&self, model: &Modular, batch: &Batch, cx: &Context) -> Result<Tensor> {
         self.losses(&self.predict(model, batch, cx)?, batch)?.mean()

@@ -9,15 +9,17 @@
 //! # limit = 1000                       # so many examples of each file only
 //! # columns = { label = "digit" }      # names of columns or keys
 //! # normalize = [0.1307, 0.3081]       # of numbers: mean and standard deviation
+//! # features = { query = "backbone" }   # of each example, for routers: see [`Feature`]
 //!
 //! [data.stream]                        # many tasks of the one: see [`Stream`]
 //! type = "permuted"
 //! tasks = 10
 //! ```
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use modl_core::{Error, Result, Tensor};
+use modl_core::{Error, Modular, Result, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::source::Source;
@@ -56,6 +58,18 @@ pub struct DataSpec {
     pub normalize: Option<[f64; 2]>,
     /// Many tasks of the one that there is.
     pub stream: Option<Stream>,
+    /// Features of each example by name, which routers and modules may look at (`feature:NAME`).
+    #[serde(default)]
+    pub features: BTreeMap<String, Feature>,
+}
+
+/// What a feature of an example is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Feature {
+    /// The vector of the backbone without modules: [`crate::base_vectors`]. It is computed once, before
+    /// anything is trained.
+    Backbone,
 }
 
 impl DataSpec {
@@ -126,6 +140,20 @@ impl Recipe {
             None => Ok((train, test)),
             Some(stream) => Ok((stream.of(&train, &classes)?, stream.of(&test, &classes)?)),
         }
+    }
+
+    /// The examples with the features that the recipe names. `model` is as it was before training.
+    ///
+    /// # Errors
+    /// Where a forward pass fails.
+    pub fn add_features(&self, model: &Modular, mut data: Dataset) -> Result<Dataset> {
+        for (name, feature) in &self.data.features {
+            let rows = match feature {
+                Feature::Backbone => crate::base_vectors(model, &data, 64)?,
+            };
+            data = data.with_feature(name.as_str(), rows)?;
+        }
+        Ok(data)
     }
 
     /// The files of what is held out, where files say it.

@@ -9,6 +9,7 @@
 //! classes = ["no", "yes"]     # in the order of their indices; all of the data, sorted, if left out
 //! label_smoothing = 0.1
 //! heads = "per_task"          # one for each task over its own classes; all share one if left out
+//! # heads = "backbone"        # none: the backbone's own output layer
 //! outputs = 100               # of a head: more than it has classes, if wanted
 //!
 //! [head]
@@ -67,6 +68,8 @@ pub enum Heads {
     Shared,
     /// One for each task, over the classes of the task.
     PerTask,
+    /// None: the `logits` of the backbone's own output layer.
+    Backbone,
 }
 
 fn score() -> String {
@@ -89,11 +92,17 @@ impl Head {
 
     /// Checks the settings.
     pub(super) fn check(&self, source: &Source) -> Result<()> {
-        let Head::Classification { classes, label_smoothing, .. } = self else { return Ok(()) };
+        let Head::Classification { classes, label_smoothing, heads, outputs, .. } = self else {
+            return Ok(());
+        };
         let wrong =
             |key: &str, problem| source.error(&["head".to_owned(), key.to_owned()], problem);
         if !(0.0..1.0).contains(label_smoothing) {
             return Err(wrong("label_smoothing", "`label_smoothing` is to be in [0, 1)"));
+        }
+        if outputs.is_some() && *heads == Heads::Backbone {
+            let problem = "`outputs` are of a head; those of the backbone are its own setting";
+            return Err(wrong("outputs", problem));
         }
         let Some(classes) = classes else { return Ok(()) };
         let distinct: BTreeSet<&str> = classes.iter().map(String::as_str).collect();
@@ -122,11 +131,11 @@ impl Recipe {
             Head::Classification { name, label_smoothing, heads, outputs, .. } => {
                 let classes = self.classes()?;
                 let tasks = match heads {
-                    Heads::Shared => Vec::new(),
+                    Heads::Shared | Heads::Backbone => Vec::new(),
                     Heads::PerTask => self.classes_of_tasks(&classes)?,
                 };
                 let most = match heads {
-                    Heads::Shared => classes.len(),
+                    Heads::Shared | Heads::Backbone => classes.len(),
                     Heads::PerTask => tasks.iter().map(|(_, own)| own.len()).max().unwrap_or(0),
                 };
                 if let Some(n) = outputs.filter(|n| *n < most) {
@@ -141,6 +150,7 @@ impl Recipe {
                     label_smoothing: *label_smoothing,
                     outputs: *outputs,
                     tasks,
+                    of_backbone: *heads == Heads::Backbone,
                 })
             }
             Head::NextToken {} => Box::new(NextToken),

@@ -65,7 +65,7 @@ use modl_core::{Error, Modular, Result, Seed};
 use serde_json::{Map, Value};
 
 pub use backbone::BackboneSpec;
-pub use data::DataSpec;
+pub use data::{DataSpec, Feature};
 pub use head::{Head, Heads};
 pub use parts::{Dtype, ModuleSpec, Place, RouterSpec};
 pub use phase::Phase;

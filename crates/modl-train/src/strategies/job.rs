@@ -98,13 +98,24 @@ impl Job<'_> {
         module: &str,
         work: impl FnOnce(&mut Self) -> Result<()>,
     ) -> Result<()> {
+        self.with_other_routing(|job| {
+            // Modules may stand at different sites.
+            let only = Fixed { skip_absent: true, ..Fixed::modules([module]) };
+            job.model.route(Box::new(only), false)?;
+            job.model.aggregate(Box::new(WeightedSum::default()))?;
+            work(job)
+        })
+    }
+
+    /// Runs `work`, which may give the model another router and aggregator, and puts back the recipe's
+    /// as they were.
+    pub(super) fn with_other_routing<T>(
+        &mut self,
+        work: impl FnOnce(&mut Self) -> Result<T>,
+    ) -> Result<T> {
         let learned = Select::any(["routers.*", "aggregators.*"]);
         let before: Vec<(String, Tensor)> =
             self.model.params().select(&learned).map(|(n, t)| (n.to_owned(), t.clone())).collect();
-        // Modules may stand at different sites.
-        let only = Fixed { skip_absent: true, ..Fixed::modules([module]) };
-        self.model.route(Box::new(only), false)?;
-        self.model.aggregate(Box::new(WeightedSum::default()))?;
         let result = work(self);
         self.recipe.route(self.model, self.methods)?;
         for (name, t) in before {

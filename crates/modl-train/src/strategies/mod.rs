@@ -19,8 +19,8 @@ use modl_core::{Catalog, Entry, Result};
 use serde::de::DeserializeOwned;
 
 pub use continual::{
-    AGem, AccuracyMatrix, As, Continual, Convention, Ewc, Gem, Growth, Labels, Learner, Lwf,
-    ModulePerTask, Naive, Replay, Si, TaskContext,
+    AGem, AccuracyMatrix, As, Continual, Convention, Ewc, Gem, Growth, InferredTask, Labels,
+    Learner, Lwf, ModulePerTask, Naive, Replay, Si, TaskContext, TaskInference,
 };
 pub use job::Job;
 pub use joint::Joint;

@@ -4,7 +4,7 @@
 use modl_aggregate::WeightedSum;
 use modl_compute::Lora;
 use modl_core::testing::TinyBackbone;
-use modl_core::{Error, Kind, Modular, Registry, Result, Seed, Targets};
+use modl_core::{Device, Error, Init, Kind, Modular, Registry, Result, Seed, Targets, Tensor};
 use modl_route::Fixed;
 use modl_train::{Dataset, Event, Example, Methods, Objective, Regression, Sink};
 
@@ -48,6 +48,36 @@ pub fn data(n: usize) -> Dataset {
         }
     }
     Dataset::new(examples).unwrap()
+}
+
+pub const THREE: [&str; 3] = ["a", "b", "c"];
+pub const CLASSES: usize = 4;
+pub const SIDE: i64 = 32;
+
+/// Prototypes of four classes with noise, each task with their numbers in an order of its own.
+pub fn stream(n: usize, seed: u64) -> Dataset {
+    let draw = |size: &[i64], by, seed: Seed| {
+        Init::Normal(by).tensor(size, seed, Kind::Float, Device::Cpu).unwrap()
+    };
+    let prototypes = draw(&[CLASSES as i64, SIDE], 1.0, Seed(5));
+    let of = |(t, task): (usize, &&str)| {
+        let classes: Vec<i64> = (0..n).map(|i| (i % CLASSES) as i64).collect();
+        let index = Tensor::from_slice(&classes, &[n as i64], Device::Cpu).unwrap();
+        let mut order: Vec<i64> = (0..SIDE).collect();
+        order.sort_by_key(|i| Seed(t as u64).nth(*i as u64).0);
+        let order = Tensor::from_slice(&order, &[SIDE], Device::Cpu).unwrap();
+        let noise = draw(&[n as i64, SIDE], 0.3, Seed(seed).nth(t as u64));
+        let x = prototypes.index_select(0, &index).unwrap().add(&noise).unwrap();
+        let example = |(i, class): (usize, &i64)| Example {
+            id: i.to_string(),
+            task: (*task).to_owned(),
+            ids: Vec::new(),
+            target: *class as f32,
+        };
+        let examples = classes.iter().enumerate().map(example).collect();
+        Dataset::dense(examples, "pixel_values", x.index_select(1, &order).unwrap()).unwrap()
+    };
+    THREE.iter().enumerate().map(of).reduce(|all, task| all.and(&task).unwrap()).unwrap()
 }
 
 pub fn methods() -> Methods {

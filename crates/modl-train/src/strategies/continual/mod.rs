@@ -18,6 +18,7 @@ mod replay;
 mod reservoir;
 mod sequence;
 mod si;
+mod task_inference;
 
 use std::fmt::Debug;
 
@@ -25,7 +26,7 @@ use modl_core::{Catalog, Entry, Modular, Result};
 use serde::de::DeserializeOwned;
 
 use super::{Job, Strategy};
-use crate::{StepRule, TrainConfig};
+use crate::{Dataset, StepRule, TrainConfig};
 
 pub use a_gem::AGem;
 pub use ewc::{Ewc, Labels};
@@ -38,6 +39,7 @@ pub use naive::Naive;
 pub use replay::Replay;
 pub use sequence::TaskContext;
 pub use si::Si;
+pub use task_inference::{InferredTask, TaskInference};
 
 /// A way to learn one task after the other: its settings.
 pub trait Continual: Debug + Send + Sync {
@@ -88,6 +90,16 @@ pub trait Learner: StepRule {
     /// Where something cannot be computed.
     fn end(&mut self, cx: &mut TaskContext) -> Result<()> {
         let _ = cx;
+        Ok(())
+    }
+
+    /// Measures what else there is to measure once all tasks are learned, on what is held out of each
+    /// of them in their order; nothing where nothing is.
+    ///
+    /// # Errors
+    /// Where something cannot be computed.
+    fn conclude(&self, job: &mut Job, held_out: &[(String, Dataset)]) -> Result<()> {
+        let _ = (job, held_out);
         Ok(())
     }
 }

@@ -9,20 +9,35 @@
 //! Any method will do: `sup_sup`, `piggyback` and `edge_popup` make masks on frozen weights, `lora` and
 //! `bottleneck` small additions, `full` copies of whole layers.
 //!
+//! With `infer` all tasks are asked about once more in the end, without their labels (`task_inference.rs`).
+//!
 //! Mallya and Lazebnik 2018, *PackNet*, arXiv 1711.05769; Mallya et al. 2018, *Piggyback*,
 //! arXiv 1801.06519; Wortsman et al. 2020, *Supermasks in Superposition*, arXiv 2006.14769. Survey
 //! §6.2.
 
+use modl_compute::sparse::TaskSearch;
 use modl_core::{Error, Modular, Result, Select};
 use serde::Deserialize;
 
-use super::{Continual, Learner, TaskContext};
-use crate::{StepRule, TrainConfig};
+use super::{Continual, Job, Learner, TaskContext, task_inference};
+use crate::{Dataset, StepRule, TrainConfig};
 
 /// Parameters of a task's own.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct ModulePerTask {}
+pub struct ModulePerTask {
+    /// How the task of a batch is found where all tasks are asked about without their labels, after the
+    /// last one; they are not where it is `None`.
+    pub infer: Option<TaskSearch>,
+    /// Rows of such a batch; default 128.
+    pub rows: usize,
+}
+
+impl Default for ModulePerTask {
+    fn default() -> Self {
+        ModulePerTask { infer: None, rows: 128 }
+    }
+}
 
 impl Continual for ModulePerTask {
     fn kind(&self) -> &'static str {
@@ -34,12 +49,15 @@ impl Continual for ModulePerTask {
     }
 
     fn start(&self) -> Result<Box<dyn Learner>> {
-        Ok(Box::new(Isolated))
+        if self.rows == 0 {
+            return Err(Error::invalid("rows", "are to be 1 or more"));
+        }
+        Ok(Box::new(Isolated(self.clone())))
     }
 }
 
 #[derive(Debug)]
-struct Isolated;
+struct Isolated(ModulePerTask);
 
 impl StepRule for Isolated {}
 
@@ -54,6 +72,13 @@ impl Learner for Isolated {
 
     fn config(&self, cx: &TaskContext) -> Result<Option<TrainConfig>> {
         Ok(Some(of_own(cx)))
+    }
+
+    fn conclude(&self, job: &mut Job, held_out: &[(String, Dataset)]) -> Result<()> {
+        match self.0.infer {
+            Some(search) => task_inference::measure(job, held_out, search, self.0.rows),
+            None => Ok(()),
+        }
     }
 }
 

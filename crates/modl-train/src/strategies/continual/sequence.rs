@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! PHASE/accuracy_matrix.json   what was measured after each task
+//! PHASE/task_inference.json    and in the end without the tasks' labels, where that is asked for
 //! PHASE/01-TASK/state.json …   the state of a task's training while it runs
 //! PHASE/01-TASK/done.safetensors   what is learned and kept after it; written last
 //! ```
@@ -97,6 +98,7 @@ impl<C: Continual> Strategy for Sequence<C> {
             matrix.measure(job, learner.as_ref(), index)?;
             finish(job, learner.as_ref(), &done)?;
         }
+        learner.conclude(job, &matrix.held_out())?;
         matrix.tell(job)
     }
 }
@@ -167,6 +169,12 @@ impl Measured {
             row.push(found.get(&self.matrix.metric).copied());
         }
         Ok(row)
+    }
+
+    /// The tasks of which something is held out, with that.
+    fn held_out(&self) -> Vec<(String, Dataset)> {
+        let all = self.matrix.tasks.iter().zip(&self.test);
+        all.filter_map(|(task, test)| Some((task.clone(), test.clone()?))).collect()
     }
 
     /// Rows of tasks that were not finished.
