@@ -101,19 +101,32 @@ impl DataSpec {
 }
 
 impl Recipe {
-    /// The examples for training and those held out, from the recipe's files; `tokenise` makes the
-    /// token ids of a text.
+    /// The examples for training and those held out, from the recipe's files and with the targets of its
+    /// own head; `tokenise` makes the token ids of a text.
     ///
     /// # Errors
-    /// Where a file cannot be read or has a line that does not fit, or one of the two is empty.
+    /// As [`Recipe::load_data_of`].
     pub fn load_data(
         &self,
         tokenise: &dyn Fn(&str) -> Result<Vec<i64>>,
         pad: i64,
     ) -> Result<(Dataset, Dataset)> {
-        let classes = self.classes()?;
+        self.load_data_of(&self.head, tokenise, pad)
+    }
+
+    /// [`Recipe::load_data`] with the targets of a head.
+    ///
+    /// # Errors
+    /// Where a file cannot be read or has a line that does not fit, or one of the two is empty.
+    pub fn load_data_of(
+        &self,
+        head: &Head,
+        tokenise: &dyn Fn(&str) -> Result<Vec<i64>>,
+        pad: i64,
+    ) -> Result<(Dataset, Dataset)> {
+        let classes = self.classes_of(head)?;
         let load = |files: Vec<(&str, PathBuf)>, limit| {
-            let reading = Reading { recipe: self, classes: &classes, tokenise, limit };
+            let reading = Reading { recipe: self, head, classes: &classes, tokenise, limit };
             reading.data_set(files).map(|data| data.with_pad(pad))
         };
         let files = self.data.tasks.iter().map(|(t, file)| (t, self.resolve(file))).collect();
@@ -151,13 +164,14 @@ impl Recipe {
     }
 
     /// What is looked for in a file.
-    pub(super) fn wanted(&self) -> Wanted<'_> {
-        let label = match &self.head {
+    pub(super) fn wanted(&self, head: &Head) -> Wanted<'_> {
+        let label = match head {
             Head::Regression { .. } => "score",
             Head::Classification { .. } => "class",
             Head::NextToken {} => "prompt",
+            Head::MaskedTokens { .. } => "label",
         };
-        let optional = matches!(self.head, Head::NextToken {});
+        let optional = matches!(head, Head::NextToken {} | Head::MaskedTokens { .. });
         Wanted { columns: &self.data.columns, label, optional }
     }
 }
@@ -165,6 +179,7 @@ impl Recipe {
 /// Files that are read into a data set.
 struct Reading<'a> {
     recipe: &'a Recipe,
+    head: &'a Head,
     classes: &'a [String],
     tokenise: &'a dyn Fn(&str) -> Result<Vec<i64>>,
     limit: Option<usize>,
@@ -175,7 +190,7 @@ impl Reading<'_> {
         let spec = &self.recipe.data;
         let (mut examples, mut numbers, mut texts) = (Vec::new(), Vec::new(), None);
         for (task, path) in files {
-            let mut table = read(spec.format, &path, self.recipe.wanted())?;
+            let mut table = read(spec.format, &path, self.recipe.wanted(self.head))?;
             if let Some(n) = self.limit {
                 table = table.sample(n, spec.split_seed)?;
             }
@@ -220,7 +235,7 @@ impl Reading<'_> {
             Some(_) => Ok(Vec::new()),
             None => (self.tokenise)(&line.text),
         };
-        let (ids, target) = match &self.recipe.head {
+        let (ids, target) = match self.head {
             Head::Regression { .. } => {
                 let score = finite(&line.label);
                 let wrong = || table.wrong(line, "its score is not a number");
@@ -232,9 +247,10 @@ impl Reading<'_> {
                 let unknown = || Error::unknown("class", class, self.classes);
                 (text()?, index.ok_or_else(|| table.wrong(line, unknown()))? as f32)
             }
-            Head::NextToken {} if table.numbers.is_some() => {
-                return Err(table.wrong(line, "has numbers; `next_token` predicts texts"));
+            Head::NextToken {} | Head::MaskedTokens { .. } if table.numbers.is_some() => {
+                return Err(table.wrong(line, "has numbers; the head predicts texts"));
             }
+            Head::MaskedTokens { .. } => (text()?, 0.0),
             Head::NextToken {} => self.with_prompt(task, line)?,
         };
         Ok(Some(Example { id: line.id.clone(), task: task.to_owned(), ids, target }))

@@ -3,10 +3,11 @@
 use std::path::Path;
 
 use modl_aggregate::WeightedSum;
-use modl_core::{Modular, Result, ResultExt, Seed, Select, Tensor, no_grad};
+use modl_core::{Modular, Result, Seed};
 use modl_route::Fixed;
 use serde_json::Value;
 
+use crate::recipe::routing::{learned, put_back};
 use crate::{
     Batch, Dataset, Methods, Objective, Phase, Plain, Recipe, Sink, StepRule, TrainConfig, Trainer,
 };
@@ -98,19 +99,14 @@ impl Job<'_> {
         module: &str,
         work: impl FnOnce(&mut Self) -> Result<()>,
     ) -> Result<()> {
-        let learned = Select::any(["routers.*", "aggregators.*"]);
-        let before: Vec<(String, Tensor)> =
-            self.model.params().select(&learned).map(|(n, t)| (n.to_owned(), t.clone())).collect();
+        let before = learned(self.model);
         // Modules may stand at different sites.
         let only = Fixed { skip_absent: true, ..Fixed::modules([module]) };
         self.model.route(Box::new(only), false)?;
         self.model.aggregate(Box::new(WeightedSum::default()))?;
         let result = work(self);
-        self.recipe.route(self.model, self.methods)?;
-        for (name, t) in before {
-            let now = self.model.params().get(&name)?;
-            no_grad(|| now.clone().copy_from(&t)).at(&name)?;
-        }
+        self.recipe.route_in(self.phase, self.model, self.methods)?;
+        put_back(self.model, &before)?;
         result
     }
 }
