@@ -7,6 +7,7 @@
 //! # test_tasks = { … }                 # files with what is held out, or
 //! # test = 0.2                         # the share of examples that is
 //! # limit = 1000                       # so many examples of each file only
+//! # max_tokens = 128                   # of each text; the rest of it is not read
 //! # columns = { label = "digit" }      # names of columns in "csv", of keys in "jsonl"
 //! # normalize = [0.1307, 0.3081]       # of numbers: mean and standard deviation
 //!
@@ -48,6 +49,8 @@ pub struct DataSpec {
     pub limit: Option<usize>,
     /// So many of each file of `test_tasks` only.
     pub test_limit: Option<usize>,
+    /// The tokens of a text, special ones included, that are read at most; all where nothing is said.
+    pub max_tokens: Option<usize>,
     /// How columns or keys are called.
     #[serde(default)]
     pub columns: Columns,
@@ -66,6 +69,9 @@ impl DataSpec {
         };
         if self.test.is_some_and(|share| share <= 0.0 || share >= 1.0) {
             return wrong("test", "`test` is a share between 0 and 1, such as 0.2");
+        }
+        if self.max_tokens.is_some_and(|n| n < 3) {
+            return wrong("max_tokens", "`max_tokens` is to be 3 at least");
         }
         if self.tasks.is_empty() {
             return wrong("tasks", "`tasks` is empty; give it a file for each task");

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use modl_compute::function::drop_layers;
 use modl_core::{Error, Modular, Result, ResultExt, Select, Tensor, no_grad};
 use modl_route::{Choice, Fixed};
 use serde_json::Value;
@@ -100,7 +101,10 @@ impl Recipe {
     }
 
     /// Gives the model a phase's router and aggregator, fresh.
-    pub(crate) fn route_in(
+    ///
+    /// # Errors
+    /// Where one of them does not fit the modules.
+    pub fn route_in(
         &self,
         phase: &Phase,
         model: &mut Modular,
@@ -132,6 +136,32 @@ impl Recipe {
             aggregator: aggregator.and(other.aggregator.as_ref()),
         };
         other.give(model, routing, methods)
+    }
+
+    /// Takes from a model, trained up to a phase, all modules of the layers below `first` (AdapterDrop,
+    /// arXiv 2010.11918). Routers and aggregators stay as they are.
+    ///
+    /// # Errors
+    /// Where a module cannot be without them, or training has attached other modules than the recipe's.
+    pub fn drop_layers(
+        &self,
+        first: i64,
+        phase: &Phase,
+        model: &mut Modular,
+        methods: &Methods,
+    ) -> Result<()> {
+        if self.modules.len() != model.modules().len() {
+            return Err(Error::unsupported(
+                "dropping layers of modules that training has attached",
+                "train them by a recipe that names them",
+            ));
+        }
+        let before = learned(model);
+        for module in &self.modules {
+            drop_layers(model, &module.name, first)?;
+        }
+        self.route_in(phase, model, methods)?;
+        put_back(model, &before)
     }
 
     /// A router's configuration. Where modules stand at different sites and nothing is said about
