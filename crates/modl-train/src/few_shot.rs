@@ -45,7 +45,9 @@ mod tests {
         let data = Dataset::new([of("a", 50), of("b", 3), of("c", 9)].concat()).unwrap();
         let few = data.sample(4, 1).unwrap();
         assert_eq!(few.tasks().into_iter().collect::<Vec<_>>(), [("a", 4), ("b", 3), ("c", 4)]);
-        assert!(few.examples().windows(2).all(|w| w[0].task != w[1].task || w[0].target < w[1].target));
+        assert!(
+            few.examples().windows(2).all(|w| w[0].task != w[1].task || w[0].target < w[1].target)
+        );
         assert_eq!(few.examples(), data.sample(4, 1).unwrap().examples());
         assert_ne!(few.examples(), data.sample(4, 2).unwrap().examples());
         assert!(data.sample(0, 1).is_err());

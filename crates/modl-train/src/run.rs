@@ -18,8 +18,8 @@ use modl_core::checkpoint;
 use modl_core::{Error, Modular, Result, ResultExt, Select};
 use serde_json::Value;
 
-use crate::state::differences;
 use crate::recipe::routing::Routings;
+use crate::state::differences;
 use crate::{Dataset, Event, Job, Methods, Objective, Phase, Recipe, RunFolder, Sink, outcome};
 
 /// The examples of a run.
@@ -134,7 +134,8 @@ fn work_of<'a>(recipe: &Recipe, phase: &Phase, work: &[Work<'a>]) -> Result<Work
     let head = recipe.head_of(phase);
     let at = recipe.heads().iter().position(|h| *h == head);
     at.and_then(|at| work.get(at)).copied().ok_or_else(|| {
-        let problem = format!("has {} heads, but an objective for {}", recipe.heads().len(), work.len());
+        let problem =
+            format!("has {} heads, but an objective for {}", recipe.heads().len(), work.len());
         Error::invalid("recipe", format!("{problem}; give one for each"))
     })
 }

@@ -39,11 +39,17 @@ fn batch() -> Batch {
 
 /// A model in f64 whose head is drawn, so that nothing is 0 or 1 by chance.
 fn model(build: impl FnOnce(&mut Modular)) -> Modular {
-    let mut model = Modular::new(TinyBackbone::new(Seed(3), Kind::Double).unwrap(), Seed(4)).unwrap();
+    let mut model =
+        Modular::new(TinyBackbone::new(Seed(3), Kind::Double).unwrap(), Seed(4)).unwrap();
     build(&mut model);
     objective().setup(&mut model).unwrap();
     for (name, p) in model.params().iter().filter(|(n, _)| !n.contains("dense.weight")) {
-        let t = Init::Normal(0.5).tensor(&p.tensor().size(), Seed(9).child(name), Kind::Double, Device::Cpu);
+        let t = Init::Normal(0.5).tensor(
+            &p.tensor().size(),
+            Seed(9).child(name),
+            Kind::Double,
+            Device::Cpu,
+        );
         no_grad(|| p.tensor().clone().copy_from(&t.unwrap())).unwrap();
     }
     model
@@ -131,8 +137,7 @@ fn erf(x: f64) -> f64 {
 fn logits(model: &Modular, h: &[f64], undo: &dyn Fn(Vec<f64>) -> Vec<f64>) -> Vec<f64> {
     let own = |name: &str| param(model, &format!("heads.tokens.{name}"));
     let dense = linear(&own("transform.dense.weight"), &own("transform.dense.bias"), h);
-    let gelu: Vec<f64> =
-        dense.iter().map(|x| 0.5 * x * (1.0 + erf(x / 2f64.sqrt()))).collect();
+    let gelu: Vec<f64> = dense.iter().map(|x| 0.5 * x * (1.0 + erf(x / 2f64.sqrt()))).collect();
     let mean = gelu.iter().sum::<f64>() / DIM as f64;
     let variance = gelu.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / DIM as f64;
     let (gain, shift) = (own("transform.LayerNorm.weight"), own("transform.LayerNorm.bias"));
@@ -158,7 +163,8 @@ fn by_hand(
     let padded: Vec<i64> =
         shown.iter().flat_map(|s| s.ids.iter().copied().chain([0; 30]).take(longest)).collect();
     let mut inputs = batch.inputs.clone();
-    inputs.set("input_ids", Tensor::from_slice(&padded, &[5, longest as i64], Device::Cpu).unwrap());
+    inputs
+        .set("input_ids", Tensor::from_slice(&padded, &[5, longest as i64], Device::Cpu).unwrap());
     let states = model.forward(&inputs, cx).unwrap();
     let states = states.need("last_hidden_state").unwrap().to_vec::<f64>().unwrap();
     let of = |(row, shown): (usize, &modl_train::Shown)| {
@@ -189,7 +195,10 @@ fn assert_as_by_hand(
     for ((said, loss), [right, tokens, hits]) in
         said.iter().zip(losses).zip(by_hand(model, cx, seed, undo))
     {
-        assert!((said.prediction - right).abs() < 1e-9 && (loss - right).abs() < 1e-9, "{loss} {right}");
+        assert!(
+            (said.prediction - right).abs() < 1e-9 && (loss - right).abs() < 1e-9,
+            "{loss} {right}"
+        );
         assert_eq!((said.weight, said.target), (tokens, hits));
     }
 }
@@ -303,7 +312,9 @@ fn a_text_is_always_measured_with_the_same_masks() {
     let found = objective.scores(&all.iter().collect::<Vec<_>>());
     let tokens: f64 = all.iter().map(|p| p.weight).sum();
     let loss = all.iter().map(|p| p.weight * p.prediction).sum::<f64>() / tokens;
-    assert!((found["loss"] - loss).abs() < 1e-12 && (found["perplexity"].ln() - loss).abs() < 1e-12);
+    assert!(
+        (found["loss"] - loss).abs() < 1e-12 && (found["perplexity"].ln() - loss).abs() < 1e-12
+    );
     assert_eq!(tokens, 1.0 + 1.0 + 2.0 + 0.0 + 3.0);
     assert!(objective.scores(&[]).is_empty());
 }

@@ -144,7 +144,8 @@ impl Loaded {
         methods: &Methods,
         sink: &mut dyn Sink,
     ) -> Result<()> {
-        let work: Vec<Work> = std::iter::once(&self.first).chain(&self.others).map(Part::work).collect();
+        let work: Vec<Work> =
+            std::iter::once(&self.first).chain(&self.others).map(Part::work).collect();
         Ok(modl_train::run_in(folder, &self.recipe, methods, &mut self.model, &work, sink)?)
     }
 
@@ -155,8 +156,10 @@ impl Loaded {
         phase: Option<&str>,
         methods: &Methods,
     ) -> Result<()> {
-        let objectives: Vec<&dyn Objective> =
-            std::iter::once(&self.first).chain(&self.others).map(|p| p.objective.as_ref()).collect();
+        let objectives: Vec<&dyn Objective> = std::iter::once(&self.first)
+            .chain(&self.others)
+            .map(|p| p.objective.as_ref())
+            .collect();
         let (recipe, model) = (&self.recipe, &mut self.model);
         Ok(modl_train::restore_at(recipe, methods, model, &objectives, folder, phase)?)
     }

@@ -4,9 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use clap::Args;
-use modl_train::{
-    Event, Fanout, JsonLines, LossWeight, Methods, RunFolder, Sink, TensorBoard,
-};
+use modl_train::{Event, Fanout, JsonLines, LossWeight, Methods, RunFolder, Sink, TensorBoard};
 
 use super::run_folder::{self, Loaded};
 use crate::progress::Bars;

@@ -129,7 +129,8 @@ fn from_layer(saved: Nested, first: i64) -> Result<AdapterDrop, String> {
     if saved.kind() != "adapter_drop" {
         return Ok(AdapterDrop { config: saved, first, random: 0 });
     }
-    let read = |saved: &Nested| modl_core::from_json::<AdapterDrop>("adapter_drop", saved.to_json()?);
+    let read =
+        |saved: &Nested| modl_core::from_json::<AdapterDrop>("adapter_drop", saved.to_json()?);
     let before = read(&saved).map_err(|e| e.to_string())?;
     match before.first > first {
         true => Err(format!("has no modules below layer {}, not {first}", before.first)),

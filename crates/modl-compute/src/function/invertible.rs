@@ -100,7 +100,9 @@ impl Invertible {
 /// The table of an invertible adapter within another method's.
 fn within(config: &Value) -> Option<&Value> {
     match config {
-        Value::Object(table) if table.get("type").is_some_and(|t| t == "invertible") => Some(config),
+        Value::Object(table) if table.get("type").is_some_and(|t| t == "invertible") => {
+            Some(config)
+        }
         Value::Object(table) => table.values().find_map(within),
         Value::Array(parts) => parts.iter().find_map(within),
         _ => None,

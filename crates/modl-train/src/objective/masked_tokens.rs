@@ -200,7 +200,8 @@ impl Objective for MaskedTokens {
 
     fn said(&self, predicted: &Tensor, _: &Batch) -> Result<Vec<Said>> {
         let numbers = |t: Tensor| t.to_vec::<f64>();
-        let (losses, hits) = (numbers(Self::mean(predicted, 0)?)?, numbers(Self::mean(predicted, 1)?)?);
+        let (losses, hits) =
+            (numbers(Self::mean(predicted, 0)?)?, numbers(Self::mean(predicted, 1)?)?);
         let tokens = numbers(Self::column(predicted, 2)?.sum_dims(&[-1], false)?)?;
         let all = losses.into_iter().zip(hits).zip(tokens);
         Ok(all.map(|((prediction, target), weight)| Said { target, prediction, weight }).collect())

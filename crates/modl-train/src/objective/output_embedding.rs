@@ -68,16 +68,18 @@ fn undone(model: &Modular, states: &Tensor, cx: &Context) -> Result<Tensor> {
         return Err(no_inverse(&format!("a router `{}`", layer.router().kind())));
     }
     let routing = layer.router().route(&Signal::from(states.clone()), &layer.bank, cx)?;
-    let of = |active: &[(usize, f64)], states: &Tensor| match active_one(layer, &couplings, active)? {
+    let of = |active: &[(usize, f64)], states: &Tensor| match active_one(layer, &couplings, active)?
+    {
         Some(coupling) => coupling.inverse(states),
         None => Ok(states.clone()),
     };
     match &routing.weights {
         Weights::Fixed(active) => of(active, states),
         Weights::Rows(rows) => {
-            let each = rows.iter().enumerate().map(|(row, active)| {
-                of(active, &states.narrow(0, row as i64, 1)?)
-            });
+            let each = rows
+                .iter()
+                .enumerate()
+                .map(|(row, active)| of(active, &states.narrow(0, row as i64, 1)?));
             Tensor::cat(&each.collect::<Result<Vec<_>>>()?, 0)
         }
         _ => Err(no_inverse("weights that are learned")),

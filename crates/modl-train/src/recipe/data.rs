@@ -9,6 +9,7 @@
 //! # limit = 1000                       # so many examples of each file only
 //! # max_tokens = 128                   # of each text; the rest of it is not read
 //! # columns = { label = "digit" }      # names of columns in "csv", of keys in "jsonl"
+//! # features = { typology = "t.tsv" }   # numbers that are known of each task
 //! # normalize = [0.1307, 0.3081]       # of numbers: mean and standard deviation
 //!
 //! [data.stream]                        # many tasks of the one: see [`Stream`]
@@ -16,6 +17,7 @@
 //! tasks = 10
 //! ```
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use modl_core::{Error, Result, Tensor};
@@ -57,6 +59,9 @@ pub struct DataSpec {
     /// The mean that is taken off each number, and the standard deviation that it is divided by;
     /// bytes of images are between 0 and 1 before.
     pub normalize: Option<[f64; 2]>,
+    /// Tables of numbers for each task: the name of the feature, and its file.
+    #[serde(default)]
+    pub features: BTreeMap<String, PathBuf>,
     /// Many tasks of the one that there is.
     pub stream: Option<Stream>,
 }
@@ -100,6 +105,9 @@ impl DataSpec {
             Some(_) if self.tasks.len() > 1 => {
                 wrong("stream", "a stream is made of one task; `tasks` has more")
             }
+            Some(_) if !self.features.is_empty() => {
+                wrong("features", "`features` are of tasks of files; a stream makes others")
+            }
             Some(stream) => stream.check().or_else(|problem| wrong("stream", problem.as_str())),
             None => Ok(()),
         }
@@ -133,7 +141,7 @@ impl Recipe {
         let classes = self.classes_of(head)?;
         let load = |files: Vec<(&str, PathBuf)>, limit| {
             let reading = Reading { recipe: self, head, classes: &classes, tokenise, limit };
-            reading.data_set(files).map(|data| data.with_pad(pad))
+            self.with_features(reading.data_set(files)?.with_pad(pad))
         };
         let files = self.data.tasks.iter().map(|(t, file)| (t, self.resolve(file))).collect();
         let train = load(files, self.data.limit)?;

@@ -183,7 +183,8 @@ impl Recipe {
         let heads = self.heads();
         let named = |head: &&Head| head.name().map(str::to_owned);
         for (i, head) in heads.iter().enumerate() {
-            let before = heads.iter().take(i).find(|h| h.name().is_some() && named(h) == named(head));
+            let before =
+                heads.iter().take(i).find(|h| h.name().is_some() && named(h) == named(head));
             if before.is_none() {
                 continue;
             }

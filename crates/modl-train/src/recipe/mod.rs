@@ -53,6 +53,7 @@
 
 mod backbone;
 mod data;
+mod features;
 mod head;
 mod parts;
 mod phase;
@@ -133,7 +134,12 @@ impl Recipe {
     }
 
     /// [`Recipe::set`] by an option of a program.
-    pub(super) fn change(&mut self, option: &str, assignment: &str, methods: &Methods) -> Result<()> {
+    pub(super) fn change(
+        &mut self,
+        option: &str,
+        assignment: &str,
+        methods: &Methods,
+    ) -> Result<()> {
         let source = self.source.blaming(&format!("{option}{assignment}"));
         let Some((key, value)) = assignment.split_once('=') else {
             return Err(source.error(&[], "is to be KEY=VALUE, for instance phases.0.lr=1e-4"));

@@ -6,9 +6,9 @@ use modl_core::Result;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::Head;
 use super::parts::{RouterSpec, divide, read_aggregator, with_allowed};
 use super::source::Source;
-use super::Head;
 use crate::{Methods, TrainConfig};
 
 /// A part of the training: a strategy with its settings.

@@ -104,12 +104,7 @@ impl Recipe {
     ///
     /// # Errors
     /// Where one of them does not fit the modules.
-    pub fn route_in(
-        &self,
-        phase: &Phase,
-        model: &mut Modular,
-        methods: &Methods,
-    ) -> Result<()> {
+    pub fn route_in(&self, phase: &Phase, model: &mut Modular, methods: &Methods) -> Result<()> {
         self.give(model, self.routing_of(phase), methods)
     }
 
