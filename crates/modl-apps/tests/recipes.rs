@@ -23,7 +23,7 @@ fn the_recipes_of_the_examples_are_read() {
         assert!(!recipe.phases.is_empty(), "{}", path.display());
         read += 1;
     }
-    assert!(read >= 7, "{read}");
+    assert!(read >= 14, "{read}");
 }
 
 /// Each `strategy = …` that stands in a line of its own, and each `phases.0.strategy=…` of a command.

@@ -40,7 +40,8 @@ impl Recipe {
                 rows.extend_from_slice(own);
             }
             let size = [data.len() as i64, width];
-            data = data.with_feature(name.clone(), Tensor::from_slice(&rows, &size, Device::Cpu)?)?;
+            data =
+                data.with_feature(name.clone(), Tensor::from_slice(&rows, &size, Device::Cpu)?)?;
         }
         Ok(data)
     }
@@ -61,9 +62,8 @@ fn read(path: &Path) -> Result<BTreeMap<String, Vec<f32>>> {
     }
     let mut table = BTreeMap::new();
     for (number, line) in lines {
-        let wrong = |problem: String| {
-            Err(Error::invalid(format!("{}:{number}", path.display()), problem))
-        };
+        let wrong =
+            |problem: String| Err(Error::invalid(format!("{}:{number}", path.display()), problem));
         let mut cells = line.split('\t').map(str::trim);
         let task = cells.next().unwrap_or_default();
         let cells: Vec<&str> = cells.collect();
