@@ -243,11 +243,15 @@ fn numbers_out_of_range_are_refused() {
 /// Decay pulls a change to nothing, and leaves alone what does nothing elsewhere than at 0.
 #[test]
 fn gates_scales_and_gains_do_not_decay() {
-    use modl_compute::{Boft, Bottleneck, Dora, Gated, Ia3, LnTuning, Lora, Scaling};
+    use modl_compute::{Boft, Bottleneck, Dora, Gated, Ia3, LnTuning, Lora, Residual, Scaling};
 
     let mut model = Modular::new(toy::backbone(), Seed(1)).unwrap();
-    let learned =
-        || Bottleneck { scaling: Scaling::Learned, ln_after: true, ..Bottleneck::houlsby() };
+    let learned = || Bottleneck {
+        scaling: Scaling::Learned,
+        ln_after: true,
+        residual_before_ln: Residual::AfterLn,
+        ..Bottleneck::pfeiffer()
+    };
     let channel = Bottleneck { scaling: Scaling::Channel, ..Bottleneck::houlsby() };
     model.attach("ia3", Box::new(Ia3::default()), &Targets::names(["query"])).unwrap();
     model.attach("lora", Box::new(Lora::default()), &Targets::names(["query"])).unwrap();
