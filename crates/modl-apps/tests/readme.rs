@@ -31,7 +31,7 @@ fn it_shows_algorithm_1_as_it_stands_and_the_example_as_it_runs() {
 
 #[test]
 fn the_tables_of_methods_are_what_the_registry_says() {
-    for (axis, least) in [("modules", 30), ("routers", 5), ("aggregators", 5)] {
+    for (axis, least) in [("modules", 30), ("routers", 5), ("aggregators", 5), ("strategies", 20)] {
         let out = std::process::Command::new(env!("CARGO_BIN_EXE_modl"))
             .args(["list", axis, "--markdown"])
             .output()
