@@ -43,9 +43,10 @@ fn main() {
     if !has("--malloc") {
         keep_freed_memory(); // as the modl binary does
     }
+    let rounds = args.iter().find_map(|a| a.strip_prefix("--rounds=")?.parse().ok());
     let options = Options {
         filter: args.iter().find(|a| !a.starts_with("--")).cloned(),
-        rounds: if has("--quick") { 5 } else { 15 },
+        rounds: rounds.unwrap_or(if has("--quick") { 5 } else { 15 }),
         kind: if has("--bf16") { Kind::BFloat16 } else { Kind::Float },
         peaks: has("--peaks"),
         bandwidth: bandwidth(),
