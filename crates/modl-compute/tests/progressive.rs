@@ -1,5 +1,5 @@
 //! Progressive networks against their formula in f64, and what a task can and cannot change.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 use modl_compute::Progressive;
 use modl_core::testing::{Given, Sum, perturb};

@@ -9,7 +9,7 @@
 //!
 //! - `pull` = mean over rows of Σ_{j∈K} d(q, kⱼ).
 //!
-//! Each key is a parameter of its own, `keys.MODULE` `[width]`: one that no row of a batch has chosen has no
+//! Each key is a parameter of its own, `keys.MODULE` `[width]`, which starts in ±1⁄√width: one that no row of a batch has chosen has no
 //! gradient, and no optimiser moves it.
 //!
 //! - L2P (Wang et al. 2022, *Learning to Prompt for Continual Learning*, arXiv 2112.08654): prompts of the
@@ -99,8 +99,8 @@ impl RouterConfig for PromptPool {
             }
             false => None,
         };
-        let mut keys = scope.sub("keys");
-        let key = |name: &String| keys.param(name, &[width], Init::Uniform(1.0));
+        let (mut keys, start) = (scope.sub("keys"), Init::Uniform(1.0 / (width as f64).sqrt()));
+        let key = |name: &String| keys.param(name, &[width], start);
         let keys = bank.names().iter().map(key).collect::<Result<_>>()?;
         Ok(Box::new(PoolRouter { config: self.clone(), keys, counts }))
     }
