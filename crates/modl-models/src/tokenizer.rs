@@ -10,6 +10,9 @@ use crate::gguf::{Gguf, description};
 /// The names that padding has in common vocabularies.
 const PADDING: [&str; 3] = ["[PAD]", "<pad>", "<|endoftext|>"];
 
+/// The names that the mask has.
+const MASKS: [&str; 2] = ["[MASK]", "<mask>"];
+
 /// A tokenizer. Padding and truncation that its file prescribes are not followed: both are the
 /// caller's.
 #[derive(Debug)]
@@ -86,6 +89,44 @@ impl Tokenizer {
         Ok(ids(&encoding).collect())
     }
 
+    /// The ids of one text with its special tokens, cut to `max_len` of them.
+    ///
+    /// # Errors
+    /// Where `max_len` leaves no room beside the special tokens.
+    pub fn encode_up_to(&self, text: &str, max_len: usize) -> Result<Vec<i64>> {
+        let room = self.room(max_len)?;
+        let mut encoding = self.inner.encode(text, false).map_err(|e| refused(&e))?;
+        encoding.truncate(room, 0, TruncationDirection::Right);
+        let whole = self.inner.post_process(encoding, None, true).map_err(|e| refused(&e))?;
+        Ok(ids(&whole).collect())
+    }
+
+    /// The id of the token that stands for one that is to be guessed, where the vocabulary has one.
+    pub fn mask(&self) -> Option<i64> {
+        MASKS.iter().find_map(|name| self.inner.token_to_id(name)).map(i64::from)
+    }
+
+    /// The ids of special tokens, in order.
+    pub fn special(&self) -> Vec<i64> {
+        let added = self.inner.get_added_tokens_decoder();
+        let special = added.iter().filter(|(_, token)| token.special);
+        let mut ids: Vec<i64> = special.map(|(id, _)| i64::from(*id)).collect();
+        ids.sort_unstable();
+        ids
+    }
+
+    /// How many tokens of a text have room among `max_len`.
+    fn room(&self, max_len: usize) -> Result<usize> {
+        let special = self.inner.get_post_processor().map_or(0, |p| p.added_tokens(false));
+        match max_len.checked_sub(special) {
+            None | Some(0) => {
+                let problem = format!("{max_len} tokens, {special} of them special");
+                Err(Error::invalid("encode", format!("{problem}, leave no room for a text")))
+            }
+            Some(room) => Ok(room),
+        }
+    }
+
     /// The ids of one text alone, without tokens that the tokenizer adds.
     pub(crate) fn encode_bare(&self, text: &str) -> Result<Vec<i64>> {
         let encoding = self.inner.encode(text, false).map_err(|e| refused(&e))?;
@@ -109,17 +150,13 @@ impl Tokenizer {
     /// # Errors
     /// Where there are no texts, or `max_len` leaves no room beside the special tokens.
     pub fn encode(&self, texts: &[&str], max_len: usize) -> Result<Batch> {
-        let special = self.inner.get_post_processor().map_or(0, |p| p.added_tokens(false));
-        if texts.is_empty() || max_len <= special {
-            let problem = format!(
-                "{} texts cut to {max_len} tokens, {special} of them special, make no batch",
-                texts.len()
-            );
-            return Err(Error::invalid("encode", problem));
+        if texts.is_empty() {
+            return Err(Error::invalid("encode", "has no texts, of which no batch can be made"));
         }
+        let room = self.room(max_len)?;
         let raw = self.inner.encode_batch(texts.to_vec(), false).map_err(|e| refused(&e))?;
         let whole = raw.into_iter().map(|mut encoding| {
-            encoding.truncate(max_len - special, 0, TruncationDirection::Right);
+            encoding.truncate(room, 0, TruncationDirection::Right);
             self.inner.post_process(encoding, None, true).map_err(|e| refused(&e))
         });
         let rows = whole.collect::<Result<Vec<Encoding>>>()?;

@@ -110,6 +110,7 @@ impl Dataset {
             return Err(Error::invalid(format!("feature `{name}`"), problem));
         }
         self.features.set(name, rows);
+        self.fingerprint = OnceLock::new();
         Ok(self)
     }
 
@@ -289,6 +290,10 @@ impl Dataset {
         }
         for (name, rows) in &self.inputs {
             hash.update(format!("{name}\0{}\n", rows.digest()?));
+        }
+        for (name, rows) in self.features.iter() {
+            hash.update(format!("{name}\0{:?}\n", rows.size()));
+            hash.update(rows.to_bytes()?);
         }
         let text = hash.finalize().iter().take(6).map(|b| format!("{b:02x}")).collect();
         Ok(self.fingerprint.get_or_init(|| text).clone())

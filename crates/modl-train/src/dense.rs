@@ -21,6 +21,9 @@ pub(crate) struct DenseRows {
     view: Vec<usize>,
     /// Ways to see a row; `None` is as it is.
     views: Vec<Option<Rearranged>>,
+    /// The order of the numbers in each view, `[views, numbers]`, where all are orders; known once it
+    /// has been asked for.
+    orders: Arc<OnceLock<Option<Tensor>>>,
     /// The mean that is taken off, and the standard deviation that is divided by.
     normal: Option<(f64, f64)>,
 }
@@ -47,6 +50,7 @@ impl DenseRows {
             index: (0..examples as i64).collect(),
             view: Vec::new(),
             views: Vec::new(),
+            orders: Arc::default(),
             normal: None,
         })
     }
@@ -77,7 +81,7 @@ impl DenseRows {
         let n = self.index.len();
         let view = (0..views.len()).flat_map(|v| std::iter::repeat_n(v, n)).collect();
         let index = self.index.repeat(views.len());
-        Ok(DenseRows { index, view, views, ..self.clone() })
+        Ok(DenseRows { index, view, views, orders: Arc::default(), ..self.clone() })
     }
 
     /// Those of some examples, which have to be there.
@@ -85,7 +89,8 @@ impl DenseRows {
         let index = examples.iter().filter_map(|i| self.index.get(*i).copied()).collect();
         let view = examples.iter().filter_map(|i| self.view.get(*i).copied()).collect();
         let (digest, views) = (self.digest.clone(), self.views.clone());
-        DenseRows { values: self.values.clone(), digest, index, view, views, normal: self.normal }
+        let (values, orders) = (self.values.clone(), self.orders.clone());
+        DenseRows { values, digest, index, view, views, orders, normal: self.normal }
     }
 
     /// Those of some examples as floats `[examples, …]`: bytes 0 … 255 become 0 … 1.
@@ -93,16 +98,48 @@ impl DenseRows {
         let index: Vec<i64> = examples.iter().filter_map(|i| self.index.get(*i).copied()).collect();
         let index = Tensor::from_slice(&index, &[index.len() as i64], Device::Cpu)?;
         let rows = self.values.index_select(0, &index)?;
+        let (rows, left) = match self.orders()? {
+            Some(orders) => (self.in_order(&rows, &orders, examples)?, false),
+            None => (rows, true),
+        };
         let rows = match rows.kind() {
             Kind::Uint8 => rows.to_kind(Kind::Float)?.mul_scalar(1.0 / 255.0)?,
             _ => rows,
         };
-        let rows = self.through_views(rows, examples)?;
+        let rows = if left { self.through_views(rows, examples)? } else { rows };
         let rows = match self.normal {
             Some((mean, deviation)) => rows.add_scalar(-mean)?.mul_scalar(1.0 / deviation)?,
             None => rows,
         };
         rows.to_device(device)
+    }
+
+    /// The orders of all views, where they are nothing else.
+    fn orders(&self) -> Result<Option<Tensor>> {
+        if let Some(known) = self.orders.get() {
+            return Ok(known.clone());
+        }
+        let width = self.width();
+        let order = |view: &Option<Rearranged>| match view {
+            Some(view) => Ok(view.order().cloned()),
+            None => {
+                let all: Vec<i64> = (0..width).collect();
+                Tensor::from_slice(&all, &[width], Device::Cpu).map(Some)
+            }
+        };
+        let orders: Option<Vec<Tensor>> = self.views.iter().map(order).collect::<Result<_>>()?;
+        let orders = orders.filter(|all| !all.is_empty());
+        let orders = orders.map(|all| Tensor::stack(&all, 0)).transpose()?;
+        Ok(self.orders.get_or_init(|| orders).clone())
+    }
+
+    /// Rows with their numbers in the orders of their views, all at once.
+    fn in_order(&self, rows: &Tensor, orders: &Tensor, examples: &[usize]) -> Result<Tensor> {
+        let views = examples.iter().filter_map(|i| self.view.get(*i).map(|v| *v as i64));
+        let views: Vec<i64> = views.collect();
+        let views = Tensor::from_slice(&views, &[views.len() as i64], Device::Cpu)?;
+        let flat = rows.reshape(&[rows.len_of(0), -1])?;
+        flat.gather(1, &orders.index_select(0, &views)?)?.reshape(&rows.size())
     }
 
     fn through_views(&self, rows: Tensor, examples: &[usize]) -> Result<Tensor> {
@@ -158,6 +195,7 @@ impl DenseRows {
         let same = views == other.views.len() && self.views.iter().zip(&other.views).all(same);
         let start = if same { 0 } else { views };
         if !same {
+            all.orders = Arc::default();
             all.views.extend(other.views.iter().cloned());
         }
         all.view.extend(other.view.iter().map(|v| v + start));

@@ -13,6 +13,7 @@ mod dense;
 mod early_stop;
 mod evaluate;
 mod events;
+mod few_shot;
 mod formats;
 mod gradients;
 mod length_groups;
@@ -57,12 +58,13 @@ pub use metrics::{
 };
 pub use not_finite::OnNan;
 pub use objective::{
-    Classification, Metric, NextToken, Objective, Regression, Said, sentence_vectors,
+    Classification, MaskedTokens, Metric, NextToken, Objective, Regression, Said, Shown,
+    SpecialTokens, sentence_vectors,
 };
 pub use optim::{Optimizer, OptimizerConfig};
 pub use passes::{Combine, Passes, StepLoss};
 pub use recipe::{Phase, Recipe};
-pub use run::{Examples, restore, run, run_in};
+pub use run::{Examples, Work, restore, restore_at, run, run_in};
 pub use run_folder::RunFolder;
 pub use schedule::{Decay, Schedule, Warmup};
 pub use step::{Plain, StepContext, StepGradients, StepRule};

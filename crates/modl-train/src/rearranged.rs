@@ -78,6 +78,14 @@ impl Rearranged {
         sum.map_or_else(|| Ok(rows.clone()), Ok)
     }
 
+    /// Where each number comes from, `[numbers]` i64, if it is one number as it is.
+    pub(crate) fn order(&self) -> Option<&Tensor> {
+        match (self.from.as_slice(), self.weights.is_empty()) {
+            ([from], true) => Some(from),
+            _ => None,
+        }
+    }
+
     /// Whether the other is a copy of this very one.
     pub(crate) fn is(&self, other: &Rearranged) -> bool {
         let shared = |(a, b): (&Tensor, &Tensor)| a.shares(b);

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! FOLDER/recipe.json                     what is run
-//! FOLDER/classes.json                    the classes in the order of their indices, where there are any
+//! FOLDER/classes.json                    the classes in the order of their indices, where there are any;
+//!                                        those of a phase's own head in classes-NAME.json
 //! FOLDER/phases/1-fit/state.json, …      the state of the phase while it runs
 //! FOLDER/phases/1-fit/modules/NAME/      each module as a PEFT folder, or as NAME.safetensors
 //!                                        where PEFT does not know the method
@@ -17,8 +18,9 @@ use modl_core::checkpoint;
 use modl_core::{Error, Modular, Result, ResultExt, Select};
 use serde_json::Value;
 
+use crate::recipe::routing::Routings;
 use crate::state::differences;
-use crate::{Dataset, Event, Job, Methods, Objective, Recipe, RunFolder, Sink, outcome};
+use crate::{Dataset, Event, Job, Methods, Objective, Phase, Recipe, RunFolder, Sink, outcome};
 
 /// The examples of a run.
 #[derive(Debug, Clone, Copy)]
@@ -35,8 +37,17 @@ impl<'a> From<&'a Dataset> for Examples<'a> {
     }
 }
 
-/// Runs the recipe's phases on a fresh model in `folder`. Phases that are done there are taken
-/// over, one that was stopped goes on.
+/// What is predicted by a head, and the examples with its targets.
+#[derive(Debug, Clone, Copy)]
+pub struct Work<'a> {
+    /// What is predicted.
+    pub objective: &'a dyn Objective,
+    /// From what.
+    pub examples: Examples<'a>,
+}
+
+/// Runs the phases of a recipe with one head on a fresh model in `folder`. Phases that are done there are
+/// taken over, one that was stopped goes on.
 ///
 /// # Errors
 /// Where the folder holds another recipe's run or is another run's at this moment, or a phase fails;
@@ -50,10 +61,11 @@ pub fn run<'a>(
     folder: impl AsRef<Path>,
     sink: &mut dyn Sink,
 ) -> Result<()> {
-    run_in(&RunFolder::hold(folder)?, recipe, methods, model, objective, data.into(), sink)
+    let work = [Work { objective, examples: data.into() }];
+    run_in(&RunFolder::hold(folder)?, recipe, methods, model, &work, sink)
 }
 
-/// [`run`] in a folder that is held already.
+/// [`run`] in a folder that is held already, with what belongs to each of [`Recipe::heads`].
 ///
 /// # Errors
 /// As [`run`].
@@ -62,14 +74,15 @@ pub fn run_in(
     recipe: &Recipe,
     methods: &Methods,
     model: &mut Modular,
-    objective: &dyn Objective,
-    data: Examples,
+    work: &[Work],
     sink: &mut dyn Sink,
 ) -> Result<()> {
-    let (folder, Examples { train: data, test }) = (folder.path(), data);
-    claim(recipe, objective, folder)?;
+    let folder = folder.path();
+    let objectives: Vec<&dyn Objective> = work.iter().map(|w| w.objective).collect();
+    claim(recipe, &objectives, folder)?;
     recipe.attach(model, methods)?;
-    objective.setup(model)?;
+    objectives.iter().try_for_each(|o| o.setup(model))?;
+    let mut routings = Routings::new(recipe);
     let mut paths = Vec::new();
     for (i, phase) in recipe.phases.iter().enumerate() {
         let own = phase_folder(folder, i, &phase.name);
@@ -77,6 +90,7 @@ pub fn run_in(
         if phase.next_task {
             paths.push(modl_route::winning_path(model).at(&phase.name)?);
         }
+        routings.turn_to(recipe, phase, model, methods).at(&phase.name)?;
         if done.exists() {
             outcome::load(&done, model, methods)?;
             continue;
@@ -88,13 +102,18 @@ pub fn run_in(
             let free = modl_route::next_task_after(model, &paths, seed).at(&phase.name)?;
             phase.train.train = free_of(model, &phase.train.train, &free);
         }
-        let part = phase.tasks.as_ref().map(|tasks| data.of_tasks(tasks)).transpose();
-        let part = part.at(&phase.name)?;
+        let Work { objective, examples } = work_of(recipe, &phase, work)?;
+        let part = phase.tasks.as_ref().map(|tasks| examples.train.of_tasks(tasks)).transpose();
+        let mut part = part.at(&phase.name)?;
+        if let Some(n) = phase.limit {
+            let few = part.as_ref().unwrap_or(examples.train).sample(n, recipe.data.split_seed);
+            part = Some(few.at(&phase.name)?);
+        }
         let mut job = Job {
             model,
             objective,
-            data: part.as_ref().unwrap_or(data),
-            test,
+            data: part.as_ref().unwrap_or(examples.train),
+            test: examples.test,
             phase: &phase,
             folder: &own,
             sink,
@@ -110,10 +129,22 @@ pub fn run_in(
     Ok(())
 }
 
-/// Makes of a fresh model what the run in `folder` has come to by its last finished phase.
+/// What belongs to the head of a phase.
+fn work_of<'a>(recipe: &Recipe, phase: &Phase, work: &[Work<'a>]) -> Result<Work<'a>> {
+    let head = recipe.head_of(phase);
+    let at = recipe.heads().iter().position(|h| *h == head);
+    at.and_then(|at| work.get(at)).copied().ok_or_else(|| {
+        let problem =
+            format!("has {} heads, but an objective for {}", recipe.heads().len(), work.len());
+        Error::invalid("recipe", format!("{problem}; give one for each"))
+    })
+}
+
+/// Makes of a fresh model what the run of a recipe with one head in `folder` has come to by its last
+/// finished phase.
 ///
 /// # Errors
-/// Where no phase is finished, or the folder holds another recipe's run.
+/// As [`restore_at`].
 pub fn restore(
     recipe: &Recipe,
     methods: &Methods,
@@ -121,17 +152,50 @@ pub fn restore(
     objective: &dyn Objective,
     folder: impl AsRef<Path>,
 ) -> Result<()> {
+    restore_at(recipe, methods, model, &[objective], folder, None)
+}
+
+/// Makes of a fresh model what the run in `folder` has come to by its last finished phase, or by the
+/// phase of a name, with the objectives of [`Recipe::heads`].
+///
+/// # Errors
+/// Where the phase is not finished, or the folder holds another recipe's run.
+pub fn restore_at(
+    recipe: &Recipe,
+    methods: &Methods,
+    model: &mut Modular,
+    objectives: &[&dyn Objective],
+    folder: impl AsRef<Path>,
+    phase: Option<&str>,
+) -> Result<()> {
     let folder = folder.as_ref();
-    claim(recipe, objective, folder)?;
-    let files = recipe.phases.iter().enumerate().map(|(i, p)| phase_folder(folder, i, &p.name));
-    let done: Vec<PathBuf> = files.map(|f| f.join(PARAMS)).filter(|f| f.exists()).collect();
-    if done.is_empty() {
-        return Err(Error::file(folder, "holds no finished phase; train first"));
+    claim(recipe, objectives, folder)?;
+    let last = match phase {
+        None => recipe.phases.len(),
+        Some(name) => {
+            let at = recipe.phases.iter().position(|p| p.name == name);
+            let known = || Error::unknown("phase", name, recipe.phases.iter().map(|p| &p.name));
+            at.ok_or_else(known)? + 1
+        }
+    };
+    let phases = recipe.phases.iter().enumerate().take(last);
+    let done: Vec<(&Phase, PathBuf)> = phases
+        .map(|(i, p)| (p, phase_folder(folder, i, &p.name).join(PARAMS)))
+        .filter(|(_, file)| file.exists())
+        .collect();
+    if done.is_empty() || phase.is_some_and(|name| done.iter().all(|(p, _)| p.name != name)) {
+        let what = phase.map_or("finished phase".to_owned(), |name| format!("finished `{name}`"));
+        return Err(Error::file(folder, format!("holds no {what}; train first")));
     }
     recipe.attach(model, methods)?;
-    objective.setup(model)?;
+    objectives.iter().try_for_each(|o| o.setup(model))?;
+    let mut routings = Routings::new(recipe);
     // Each in turn: what a phase trained of the backbone is in its own file only.
-    done.iter().try_for_each(|file| outcome::load(file, model, methods).map(drop))
+    for (phase, file) in done {
+        routings.turn_to(recipe, phase, model, methods).at(&phase.name)?;
+        outcome::load(&file, model, methods)?;
+    }
+    Ok(())
 }
 
 /// The names of all parameters that `train` takes, of modules only those that `free` takes, too.
@@ -150,7 +214,7 @@ fn phase_folder(folder: &Path, index: usize, name: &str) -> PathBuf {
 }
 
 /// Writes down what is run in a folder, or refuses it where that is something else.
-fn claim(recipe: &Recipe, objective: &dyn Objective, folder: &Path) -> Result<()> {
+fn claim(recipe: &Recipe, objectives: &[&dyn Objective], folder: &Path) -> Result<()> {
     let path = folder.join(RunFolder::RECIPE);
     let own = serde_json::to_string_pretty(recipe.values()).map_err(|e| Error::file(&path, e))?;
     if let Some(old) = written(&path, &own)?
@@ -159,18 +223,21 @@ fn claim(recipe: &Recipe, objective: &dyn Objective, folder: &Path) -> Result<()
         let problem = format!("holds the run of another recipe ({what}); choose another folder");
         return Err(Error::file(folder, problem));
     }
-    if objective.classes().is_empty() {
-        return Ok(());
+    for (i, (objective, head)) in objectives.iter().zip(recipe.heads()).enumerate() {
+        if objective.classes().is_empty() {
+            continue;
+        }
+        let path = folder.join(match head.name() {
+            Some(name) if i > 0 => format!("classes-{name}.json"),
+            _ => "classes.json".to_owned(),
+        });
+        let own = serde_json::to_string(objective.classes()).map_err(|e| Error::file(&path, e))?;
+        if let Some(old) = written(&path, &own)? {
+            let problem = format!("the run has the classes {old}, the data now {own}");
+            return Err(Error::file(&path, format!("{problem}; restore the data")));
+        }
     }
-    let path = folder.join("classes.json");
-    let own = serde_json::to_string(objective.classes()).map_err(|e| Error::file(&path, e))?;
-    match written(&path, &own)? {
-        None => Ok(()),
-        Some(old) => Err(Error::file(
-            &path,
-            format!("the run has the classes {old}, the data now {own}; restore the data"),
-        )),
-    }
+    Ok(())
 }
 
 /// Writes a file where there is none; what stands there, where that is something else.

@@ -1,7 +1,9 @@
 //! The optimisers against those of libtorch's C++ frontend.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use modl_core::Tensor;
+mod toy;
+
+use modl_core::{Modular, Seed, Targets, Tensor};
 use modl_train::optim::{AdafactorConfig, AdamWConfig, LionConfig, RmsPropConfig, SgdConfig};
 use modl_train::{Optimizer, OptimizerConfig};
 use tch::nn;
@@ -236,4 +238,67 @@ fn numbers_out_of_range_are_refused() {
         let e = config.build().unwrap_err().to_string();
         assert!(e.contains(key), "{e}");
     }
+}
+
+/// Decay pulls a change to nothing, and leaves alone what does nothing elsewhere than at 0.
+#[test]
+fn gates_scales_and_gains_do_not_decay() {
+    use modl_compute::{Boft, Bottleneck, Dora, Gated, Ia3, LnTuning, Lora, Residual, Scaling};
+
+    let mut model = Modular::new(toy::backbone(), Seed(1)).unwrap();
+    let learned = || Bottleneck {
+        scaling: Scaling::Learned,
+        ln_after: true,
+        residual_before_ln: Residual::AfterLn,
+        ..Bottleneck::pfeiffer()
+    };
+    let channel = Bottleneck { scaling: Scaling::Channel, ..Bottleneck::houlsby() };
+    model.attach("ia3", Box::new(Ia3::default()), &Targets::names(["query"])).unwrap();
+    model.attach("lora", Box::new(Lora::default()), &Targets::names(["query"])).unwrap();
+    model.attach("dora", Box::new(Dora::default()), &Targets::names(["query"])).unwrap();
+    let boft = Boft { boft_block_size: 4, ..Boft::default() };
+    model.attach("boft", Box::new(boft), &Targets::names(["query"])).unwrap();
+    model.attach("norms", Box::new(LnTuning::default()), &Targets::pattern("all-norm")).unwrap();
+    let output = Targets::names(["layer.0.output"]);
+    model.attach("adapter", Box::new(learned()), &output).unwrap();
+    model.attach("channel", Box::new(channel), &output).unwrap();
+    model.attach("gated", Box::new(Gated::new(learned())), &output).unwrap();
+
+    let params: Vec<(String, Tensor)> = model
+        .params()
+        .iter()
+        .filter(|(_, p)| !p.is_buffer())
+        .map(|(n, p)| (n.to_owned(), p.tensor().clone()))
+        .collect();
+    let before: Vec<Tensor> = params.iter().map(|(_, t)| t.copy().unwrap()).collect();
+    let grads: Vec<Option<Tensor>> =
+        params.iter().map(|(_, t)| Some(t.zeros_like().unwrap())).collect();
+    let config = AdamWConfig { weight_decay: 0.5, ..AdamWConfig::default() };
+    let mut adamw = OptimizerConfig::AdamW(config).build().unwrap();
+    adamw.step(&params, &grads, &|_| 0.1).unwrap();
+    let mut stayed: Vec<&str> = Vec::new();
+    for ((name, t), before) in params.iter().zip(&before) {
+        let zero = before.abs().unwrap().sum().unwrap().item().unwrap() == 0.0;
+        match t.bit_equal(before).unwrap() {
+            true if !zero && !name.ends_with("bias") => stayed.push(name),
+            _ => {}
+        }
+    }
+    let query = "layer.0.query";
+    let mut wanted = vec![
+        format!("modules.ia3.{query}.ia3_l"),
+        format!("modules.dora.{query}.lora_magnitude_vector"),
+        format!("modules.boft.{query}.boft_s"),
+        "modules.norms.layer.0.output.norm.ln_tuning_layers.weight".to_owned(),
+        "modules.channel.layer.0.output.scaling".to_owned(),
+    ];
+    for name in ["adapter", "gated"] {
+        for own in ["scaling", "adapter_norm_after.weight"] {
+            wanted.push(format!("modules.{name}.layer.0.output.{own}"));
+        }
+    }
+    wanted.push("modules.gated.layer.0.output.gate.weight".to_owned());
+    wanted.sort();
+    stayed.sort_unstable();
+    assert_eq!(stayed, wanted);
 }

@@ -143,8 +143,9 @@ fn add_run(
             continue;
         }
         // A module of a task's name was made for the task, any other for all.
-        let of_task = loaded.train.tasks().contains_key(name.as_str());
-        let data = if of_task { loaded.train.of_task(&name)? } else { loaded.train.clone() };
+        let train = &loaded.part(None).train;
+        let of_task = train.tasks().contains_key(name.as_str());
+        let data = if of_task { train.of_task(&name)? } else { train.clone() };
         let card = Card {
             kind: kinds.get(&name).or(kinds.values().next()).cloned().unwrap_or_default(),
             about: about.to_owned(),

@@ -30,13 +30,12 @@ pub(crate) fn run(args: &PlanArgs, methods: &Methods) -> Result<()> {
         .with_context(|| format!("recipe {}", args.recipe.display()))?;
     let recipe = run_folder::read(&args.recipe, &text, &args.set, methods)?;
     let mut loaded = Loaded::new(recipe, methods)?;
-    loaded.recipe.attach(&mut loaded.model, methods)?;
-    loaded.objective.setup(&mut loaded.model)?;
+    loaded.prepare(methods)?;
     let weights = loaded.model.backbone().params().iter().map(|(_, p)| bytes(p.tensor()));
     println!(
         "{} examples for training, {} held out; the backbone has {} parameters, {}\n",
-        loaded.train.len(),
-        loaded.test.len(),
+        loaded.part(None).train.len(),
+        loaded.part(None).test.len(),
         loaded.model.backbone().params().iter().map(|(_, p)| p.tensor().numel()).sum::<usize>(),
         size(weights.sum()),
     );
@@ -52,7 +51,8 @@ pub(crate) fn run(args: &PlanArgs, methods: &Methods) -> Result<()> {
         "all",
     ]);
     let mut whole = 0.0;
-    for phase in &loaded.recipe.phases {
+    for phase in &loaded.recipe.phases.clone() {
+        loaded.route_in(phase, methods)?;
         let plan = Plan::of(phase, &loaded, methods).with_context(|| phase.name.clone())?;
         whole += plan.seconds * plan.steps as f64;
         table.row([
@@ -140,10 +140,14 @@ struct Plan {
 
 impl Plan {
     fn of(phase: &Phase, loaded: &Loaded, methods: &Methods) -> Result<Plan> {
-        let data = match &phase.tasks {
-            Some(tasks) => loaded.train.of_tasks(tasks)?,
-            None => loaded.train.clone(),
+        let part = loaded.part(Some(&phase.name));
+        let mut data = match &phase.tasks {
+            Some(tasks) => part.train.of_tasks(tasks)?,
+            None => part.train.clone(),
         };
+        if let Some(n) = phase.limit {
+            data = data.sample(n, loaded.recipe.data.split_seed)?;
+        }
         // Continual strategies train task after task, `per_task` module after module.
         let name = kind(phase);
         let entry = methods.strategies.entries().iter().find(|e| e.name == name);
@@ -151,7 +155,8 @@ impl Plan {
         let parts: Vec<Dataset> = if entry.is_some_and(|e| e.section == "6.2") && !meta {
             data.tasks().keys().map(|t| data.of_task(t)).collect::<modl_core::Result<_>>()?
         } else if name == "per_task" {
-            let own = loaded.model.modules().into_iter().map(|m| data.of_task(m));
+            let wanted = |m: &&str| phase.tasks.as_ref().is_none_or(|t| t.iter().any(|t| t == m));
+            let own = loaded.model.modules().into_iter().filter(wanted).map(|m| data.of_task(m));
             own.collect::<modl_core::Result<_>>()?
         } else {
             vec![data.clone()]
@@ -178,7 +183,7 @@ impl Plan {
         let mut watch = Clock::default();
         let seed = Seed(0).child("plan");
         let config = TrainConfig { train, ..config };
-        Trainer::new(&phase.name, &loaded.model, loaded.objective.as_ref(), config.clone(), seed)?
+        Trainer::new(&phase.name, &loaded.model, part.objective.as_ref(), config.clone(), seed)?
             .train(&data, &Batch::describe, &mut watch)?;
         Ok(Plan {
             examples: parts.iter().map(Dataset::len).sum(),

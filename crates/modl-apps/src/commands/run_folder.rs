@@ -6,7 +6,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use modl_core::{Modular, ResultExt, checkpoint};
 use modl_models::{LoadOptions, Tokenizer, open};
-use modl_train::{Dataset, Methods, Objective, Recipe, RunFolder};
+use modl_train::recipe::Head;
+use modl_train::{
+    Dataset, Examples, Methods, Objective, Phase, Recipe, RunFolder, Sink, SpecialTokens, Work,
+};
 use serde::{Deserialize, Serialize};
 
 /// What a folder keeps of how it was started.
@@ -22,6 +25,14 @@ struct Origin {
 pub(super) struct Loaded {
     pub(super) recipe: Recipe,
     pub(super) model: Modular,
+    /// What belongs to the first of the recipe's heads,
+    first: Part,
+    /// and to each of the others.
+    others: Vec<Part>,
+}
+
+/// What belongs to a head.
+pub(super) struct Part {
     pub(super) objective: Box<dyn Objective>,
     pub(super) train: Dataset,
     pub(super) test: Dataset,
@@ -80,20 +91,93 @@ impl Loaded {
             }
         };
         let model = Modular::from_box(backbone, recipe.seed())?;
-        let objective = recipe.objective(&model)?;
         // Opened for the first text: numbers need none.
-        let tokenizer = OnceCell::new();
-        let tokenise = |text: &str| {
-            if tokenizer.get().is_none() {
-                let folder = recipe.backbone_folder()?;
-                let opened = Tokenizer::open(&folder);
-                let _ = tokenizer.set(opened.at(format!("[backbone] {}", folder.display()))?);
+        let opened = OnceCell::new();
+        let tokenizer = || -> modl_core::Result<&Tokenizer> {
+            if let Some(there) = opened.get() {
+                return Ok(there);
             }
-            tokenizer.get().map_or_else(|| Ok(Vec::new()), |t| t.encode_one(text))
+            let folder = recipe.backbone_folder()?;
+            let own = Tokenizer::open(&folder).at(format!("[backbone] {}", folder.display()))?;
+            Ok(opened.get_or_init(|| own))
         };
-        let (train, test) = recipe.load_data(&tokenise, 0)?;
-        let train = recipe.add_features(&model, train)?;
-        let test = recipe.add_features(&model, test)?;
-        Ok(Loaded { recipe, model, objective, train, test })
+        let tokenise = |text: &str| match recipe.data.max_tokens {
+            Some(n) => tokenizer()?.encode_up_to(text, n),
+            None => tokenizer()?.encode_one(text),
+        };
+        let part = |head: &Head| -> Result<Part> {
+            let special = match head {
+                Head::MaskedTokens { .. } => {
+                    let tokenizer = tokenizer()?;
+                    SpecialTokens { mask: tokenizer.mask(), all: tokenizer.special() }
+                }
+                _ => SpecialTokens::default(),
+            };
+            let objective = recipe.objective_of(head, &model, &special)?;
+            let (train, test) = recipe.load_data_of(head, &tokenise, 0)?;
+            let train = recipe.add_features(&model, train)?;
+            let test = recipe.add_features(&model, test)?;
+            Ok(Part { objective, train, test })
+        };
+        let heads = recipe.heads();
+        let first = part(&recipe.head)?;
+        let others = heads.into_iter().skip(1).map(part).collect::<Result<_>>()?;
+        Ok(Loaded { recipe, model, first, others })
+    }
+
+    /// Attaches the recipe's modules, and makes the parameters of all heads.
+    pub(super) fn prepare(&mut self, methods: &Methods) -> Result<()> {
+        self.recipe.attach(&mut self.model, methods)?;
+        for part in std::iter::once(&self.first).chain(&self.others) {
+            part.objective.setup(&mut self.model)?;
+        }
+        Ok(())
+    }
+
+    /// Gives the model the router and the aggregator of a phase, fresh.
+    pub(super) fn route_in(&mut self, phase: &Phase, methods: &Methods) -> Result<()> {
+        Ok(self.recipe.route_in(phase, &mut self.model, methods)?)
+    }
+
+    /// Runs the recipe in a folder.
+    pub(super) fn run(
+        &mut self,
+        folder: &RunFolder,
+        methods: &Methods,
+        sink: &mut dyn Sink,
+    ) -> Result<()> {
+        let work: Vec<Work> =
+            std::iter::once(&self.first).chain(&self.others).map(Part::work).collect();
+        Ok(modl_train::run_in(folder, &self.recipe, methods, &mut self.model, &work, sink)?)
+    }
+
+    /// Makes of the model what the run in a folder has come to by its last phase, or by one of a name.
+    pub(super) fn restore(
+        &mut self,
+        folder: &Path,
+        phase: Option<&str>,
+        methods: &Methods,
+    ) -> Result<()> {
+        let objectives: Vec<&dyn Objective> = std::iter::once(&self.first)
+            .chain(&self.others)
+            .map(|p| p.objective.as_ref())
+            .collect();
+        let (recipe, model) = (&self.recipe, &mut self.model);
+        Ok(modl_train::restore_at(recipe, methods, model, &objectives, folder, phase)?)
+    }
+
+    /// What belongs to the head of a phase, or of the last one.
+    pub(super) fn part(&self, phase: Option<&str>) -> &Part {
+        let named = self.recipe.phases.iter().find(|p| Some(p.name.as_str()) == phase);
+        let head = named.map_or(self.recipe.last_head(), |phase| self.recipe.head_of(phase));
+        let at = self.recipe.heads().iter().position(|h| *h == head);
+        at.and_then(|at| self.others.get(at.checked_sub(1)?)).unwrap_or(&self.first)
+    }
+}
+
+impl Part {
+    fn work(&self) -> Work<'_> {
+        let examples = Examples { train: &self.train, test: Some(&self.test) };
+        Work { objective: self.objective.as_ref(), examples }
     }
 }

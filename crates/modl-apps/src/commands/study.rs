@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
-use modl_train::{Examples, Fanout, JsonLines, Methods, Recipe};
+use modl_train::{Fanout, JsonLines, Methods, Recipe, RunFolder};
 use serde_json::Value;
 
 use super::eval::measure;
@@ -56,17 +56,11 @@ impl<'a> Study<'a> {
         run_folder::note(&folder, self.recipe, &self.text, &set)?;
         let mut bars = Bars::new(format!("{condition} seed {seed} "));
         let mut lines = JsonLines::append(folder.join("events.jsonl"))?;
-        modl_train::run(
-            &loaded.recipe,
-            self.methods,
-            &mut loaded.model,
-            loaded.objective.as_ref(),
-            Examples { train: &loaded.train, test: Some(&loaded.test) },
-            &folder,
-            &mut Fanout(vec![&mut bars, &mut lines]),
-        )
-        .with_context(place)?;
-        let measured = measure(&loaded, &folder)?;
+        let held = RunFolder::hold(&folder).with_context(place)?;
+        loaded
+            .run(&held, self.methods, &mut Fanout(vec![&mut bars, &mut lines]))
+            .with_context(place)?;
+        let measured = measure(&loaded, None, Some(&folder))?;
         let (_, _, metrics) = measured.into_iter().next_back().context("nothing is held out")?;
         let run = Run {
             condition: condition.to_owned(),

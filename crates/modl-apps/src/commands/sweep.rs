@@ -72,7 +72,7 @@ pub(crate) fn run(args: &SweepArgs, methods: &Methods) -> Result<()> {
         }
     }
     let of = |m: &Metric| Measure { key: m.key, title: m.title, digits: 4 };
-    let measures: Vec<Measure> = recipe.head.metrics().iter().map(of).collect();
+    let measures: Vec<Measure> = recipe.last_head().metrics().iter().map(of).collect();
     report(args, &conditions, &measures, &runs)
 }
 

@@ -4,9 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use clap::Args;
-use modl_train::{
-    Event, Examples, Fanout, JsonLines, LossWeight, Methods, RunFolder, Sink, TensorBoard,
-};
+use modl_train::{Event, Fanout, JsonLines, LossWeight, Methods, RunFolder, Sink, TensorBoard};
 
 use super::run_folder::{self, Loaded};
 use crate::progress::Bars;
@@ -74,8 +72,8 @@ pub(crate) fn run(args: &TrainArgs, methods: &Methods) -> Result<()> {
     let mut loaded = Loaded::new(recipe, methods)?;
     println!(
         "{} examples for training, {} held out; results go to {}",
-        loaded.train.len(),
-        loaded.test.len(),
+        loaded.part(None).train.len(),
+        loaded.part(None).test.len(),
         args.out.display()
     );
     let folder = RunFolder::hold(&args.out)?;
@@ -84,16 +82,10 @@ pub(crate) fn run(args: &TrainArgs, methods: &Methods) -> Result<()> {
     let mut bars = Bars::default();
     let mut lines = JsonLines::append(args.out.join("events.jsonl"))?;
     let mut board = TensorBoard::below(args.out.join("tensorboard"));
-    modl_train::run_in(
-        &folder,
-        &loaded.recipe,
-        methods,
-        &mut loaded.model,
-        loaded.objective.as_ref(),
-        Examples { train: &loaded.train, test: Some(&loaded.test) },
-        &mut Fanout(vec![&mut Told, &mut bars, &mut lines, &mut board]),
-    )?;
-    let measured = super::eval::report(&loaded, &args.out)?;
+    let mut told = Told;
+    let mut sink = Fanout(vec![&mut told, &mut bars, &mut lines, &mut board]);
+    loaded.run(&folder, methods, &mut sink)?;
+    let measured = super::eval::report(&loaded, None, Some(&args.out))?;
     let report = super::train_report::write(&args.out, &args.recipe, &measured)?;
     println!("{}: done; `modl eval {0}` tests it again; {}", args.out.display(), report.display());
     Ok(())

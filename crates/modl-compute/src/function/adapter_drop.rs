@@ -100,25 +100,56 @@ pub fn load_dropped(
     let found = tensors.iter().map(|(n, t)| (n.as_str(), t));
     whole.load(&path.display().to_string(), found, &Select::all())?;
 
-    let config = match saved.kind() {
-        "adapter_drop" => {
-            let before: AdapterDrop = modl_core::from_json("adapter_drop", saved.to_json()?)?;
-            if before.first > first {
-                let problem = format!("has no modules below layer {}, not {first}", before.first);
-                return Err(Error::file(path, problem));
-            }
-            AdapterDrop { first, ..before }
-        }
-        _ => AdapterDrop { config: saved, first, random: 0 },
-    };
-    let left = model.parameters_of(&config, &header.targets)?;
-    let source = format!("{} from layer {first} on", path.display());
-    let kept: Vec<&str> = left.iter().map(|(n, _)| n).collect();
-    let kept = whole.iter().filter(|(n, _)| kept.contains(n)).map(|(n, p)| (n, p.tensor()));
-    left.load(&source, kept, &Select::all())?;
+    let config = from_layer(saved, first).map_err(|e| Error::file(path, e))?;
     let name = name.unwrap_or(&header.name);
+    let left = left_of(model, &whole, &config, &header.targets)?;
     model.attach_with(name, Box::new(config), &header.targets, &left)?;
     Ok(name.to_owned())
+}
+
+/// Puts in the place of an attached module the same one without its modules below layer `first`. Routers
+/// are forgotten, as by [`Modular::detach`].
+///
+/// # Errors
+/// Where there is no such module, it has none from `first` on because it was made with a larger one, or
+/// its method is not of this crate; then nothing has been changed.
+pub fn drop_layers(model: &mut Modular, name: &str, first: i64) -> Result<()> {
+    let saved: Nested = modl_core::from_json("module", model.configuration(name)?)?;
+    let config = from_layer(saved, first)
+        .map_err(|problem| Error::invalid(format!("module `{name}`"), problem))?;
+    let targets = model.recipe(name)?.1.clone();
+    let whole = model.params().below(&format!("modules.{name}."));
+    let left = left_of(model, &whole, &config, &targets)?;
+    model.detach(name)?;
+    model.attach_with(name, Box::new(config), &targets, &left)
+}
+
+/// A method from layer `first` on.
+fn from_layer(saved: Nested, first: i64) -> Result<AdapterDrop, String> {
+    if saved.kind() != "adapter_drop" {
+        return Ok(AdapterDrop { config: saved, first, random: 0 });
+    }
+    let read =
+        |saved: &Nested| modl_core::from_json::<AdapterDrop>("adapter_drop", saved.to_json()?);
+    let before = read(&saved).map_err(|e| e.to_string())?;
+    match before.first > first {
+        true => Err(format!("has no modules below layer {}, not {first}", before.first)),
+        false => Ok(AdapterDrop { first, ..before }),
+    }
+}
+
+/// Of the parameters of a whole module those that are left under `config`.
+fn left_of(
+    model: &Modular,
+    whole: &ParamStore,
+    config: &AdapterDrop,
+    targets: &Targets,
+) -> Result<ParamStore> {
+    let left = model.parameters_of(config, targets)?;
+    let kept: Vec<&str> = left.iter().map(|(n, _)| n).collect();
+    let kept = whole.iter().filter(|(n, _)| kept.contains(n)).map(|(n, p)| (n, p.tensor()));
+    left.load(&format!("modules from layer {} on", config.first), kept, &Select::all())?;
+    Ok(left)
 }
 
 /// A module that some steps of training skip.

@@ -73,9 +73,39 @@ impl Invertible {
         }
     }
 
+    /// The coupling that a module of a model is, by its configuration with its `type`, of which it may be
+    /// a part; `None` where it is another method's.
+    ///
+    /// # Errors
+    /// Where the configuration is not one of this method.
+    pub fn coupling_of(module: &dyn Module, config: &Value) -> Result<Option<Coupling>> {
+        let kind = "invertible";
+        let Some(own) = (module.kind() == kind).then(|| within(config)).flatten() else {
+            return Ok(None);
+        };
+        let mut own = own.clone();
+        if let Some(table) = own.as_object_mut() {
+            table.shift_remove("type");
+        }
+        let config: Invertible = modl_core::from_json(kind, own)?;
+        Ok(Some(config.coupling(module.phi())))
+    }
+
     /// The coupling with parameters that an attached module has, [`Module::phi`].
     pub fn coupling(&self, phi: Tensors) -> Coupling {
         Coupling { config: self.clone(), phi }
+    }
+}
+
+/// The table of an invertible adapter within another method's.
+fn within(config: &Value) -> Option<&Value> {
+    match config {
+        Value::Object(table) if table.get("type").is_some_and(|t| t == "invertible") => {
+            Some(config)
+        }
+        Value::Object(table) => table.values().find_map(within),
+        Value::Array(parts) => parts.iter().find_map(within),
+        _ => None,
     }
 }
 

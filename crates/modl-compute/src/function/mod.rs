@@ -25,7 +25,7 @@ mod union;
 
 use modl_core::{Catalog, ModuleConfig, Result};
 
-pub use adapter_drop::{AdapterDrop, load_dropped};
+pub use adapter_drop::{AdapterDrop, drop_layers, load_dropped};
 pub use bottleneck::{Bottleneck, BottleneckInit, Residual, Scaling};
 pub use compacter::Compacter;
 pub use conditional_norm::ConditionalNorm;

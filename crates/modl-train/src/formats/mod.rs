@@ -141,7 +141,11 @@ impl Table {
 
 /// The places of `n` of some ids, chosen by seed and id. The first ones of a file would be no fair
 /// choice: many files are sorted.
-fn chosen<'a>(ids: impl Iterator<Item = &'a str>, n: usize, seed: u64) -> BTreeSet<usize> {
+pub(crate) fn chosen<'a>(
+    ids: impl Iterator<Item = &'a str>,
+    n: usize,
+    seed: u64,
+) -> BTreeSet<usize> {
     let mut ranked: Vec<(u64, usize)> =
         ids.enumerate().map(|(i, id)| (Seed(seed).child(id).0, i)).collect();
     ranked.sort_unstable();

@@ -1,7 +1,9 @@
 //! Objectives: what is predicted from a model's outputs, and what it costs to be wrong.
 
 mod classification;
+mod masked_tokens;
 mod next_token;
+mod output_embedding;
 mod regression;
 mod task_heads;
 
@@ -11,6 +13,7 @@ use std::fmt::Debug;
 use modl_core::{Context, Error, Init, Kind, Modular, Result, Seed, Tensor, Tensors};
 
 pub use classification::Classification;
+pub use masked_tokens::{MaskedTokens, Shown, SpecialTokens};
 pub use next_token::NextToken;
 pub use regression::Regression;
 
@@ -151,4 +154,37 @@ fn symmetric_kl(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     let (a, b) = (a.log_softmax(-1)?, b.log_softmax(-1)?);
     let apart = a.exp()?.sub(&b.exp()?)?.mul(&a.sub(&b)?)?;
     apart.sum_dims(&[-1], false)?.mul_scalar(0.5)
+}
+
+/// The part of a backbone's `states` `[batch, own, …]` that is of the batch's own tokens, in f32 or f64.
+/// What modules put in is to stand before the text.
+///
+/// # Errors
+/// Where there are fewer states than tokens, or modules have put tokens after the text or between.
+fn of_text(states: &Tensor, outputs: &Tensors, batch: &Batch, who: &str) -> Result<Tensor> {
+    let mask = batch.inputs.need("attention_mask")?;
+    let (own, seq) = (states.len_of(1), mask.len_of(1));
+    if states.dim() != 3 || own < seq {
+        let problem = format!("are {:?} for {seq} tokens; take another backbone", states.size());
+        return Err(Error::invalid(format!("{who}: states"), problem));
+    }
+    if let (true, Some(longer)) = (own > seq, outputs.get("attention_mask")) {
+        let text = longer.narrow(1, own - seq, seq)?.to_kind(Kind::Int64)?;
+        if !text.bit_equal(&mask.to_kind(Kind::Int64)?)? {
+            return Err(Error::unsupported(
+                who,
+                "a module puts tokens after the text or between; choose one that puts them first",
+            ));
+        }
+    }
+    let wide = if states.kind() == Kind::Double { Kind::Double } else { Kind::Float };
+    states.narrow(1, own - seq, seq)?.to_kind(wide)
+}
+
+/// The mean of a number of each row over tokens, of which a row has as many as its weight; `None` without
+/// any.
+fn per_token(predictions: &[&Prediction], of: impl Fn(&Prediction) -> f64) -> Option<f64> {
+    let tokens: f64 = predictions.iter().map(|p| p.weight).sum();
+    let sum: f64 = predictions.iter().map(|p| p.weight * of(p)).sum();
+    (tokens > 0.0).then(|| sum / tokens)
 }

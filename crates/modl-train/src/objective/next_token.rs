@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use modl_core::{Context, Error, Kind, Modular, Result, Tensor};
+use modl_core::{Context, Kind, Modular, Result, Tensor};
 
-use super::{Metric, Objective, Said, symmetric_kl};
+use super::{Metric, Objective, Said, of_text, per_token, symmetric_kl};
 use crate::{Batch, Prediction};
 
 /// Each token from those before it: the loss of a row is the mean of −ln p(xₜ | x₍<ₜ₎) over its tokens
@@ -52,25 +52,7 @@ impl Objective for NextToken {
 
     fn predict(&self, model: &Modular, batch: &Batch, cx: &Context) -> Result<Tensor> {
         let outputs = model.forward(&batch.inputs, cx)?;
-        let mask = batch.inputs.need("attention_mask")?;
-        let logits = outputs.need("logits")?;
-        let (own, seq) = (logits.len_of(1), mask.len_of(1));
-        if logits.dim() != 3 || own < seq {
-            let problem = format!("are {:?} for {seq} tokens; take a decoder", logits.size());
-            return Err(Error::invalid("next_token: logits", problem));
-        }
-        // What modules put in stands before the text.
-        if let (true, Some(longer)) = (own > seq, outputs.get("attention_mask")) {
-            let text = longer.narrow(1, own - seq, seq)?.to_kind(Kind::Int64)?;
-            if !text.bit_equal(&mask.to_kind(Kind::Int64)?)? {
-                return Err(Error::unsupported(
-                    "next_token",
-                    "a module puts tokens after the text or between; choose one that puts them first",
-                ));
-            }
-        }
-        let wide = if logits.kind() == Kind::Double { Kind::Double } else { Kind::Float };
-        logits.narrow(1, own - seq, seq)?.to_kind(wide)
+        of_text(outputs.need("logits")?, &outputs, batch, "next_token")
     }
 
     fn losses(&self, predicted: &Tensor, batch: &Batch) -> Result<Tensor> {
@@ -103,12 +85,7 @@ impl Objective for NextToken {
     }
 
     fn scores(&self, predictions: &[&Prediction]) -> BTreeMap<String, f64> {
-        let tokens: f64 = predictions.iter().map(|p| p.weight).sum();
-        if tokens == 0.0 {
-            return BTreeMap::new();
-        }
-        let sum: f64 = predictions.iter().map(|p| p.weight * p.prediction).sum();
-        let loss = sum / tokens;
+        let Some(loss) = per_token(predictions, |p| p.prediction) else { return BTreeMap::new() };
         [("loss".to_owned(), loss), ("perplexity".to_owned(), loss.exp())].into()
     }
 }

@@ -21,8 +21,8 @@ pub struct AdamWConfig {
     pub eps: f64,
     /// λ. Where a module is a change to a pretrained function, decay pulls towards that function.
     pub weight_decay: f64,
-    /// Parameters that never decay: biases and routers, and factors that start at 1, which decay
-    /// would pull to 0.
+    /// Patterns of parameters that never decay. Default: biases, routers and gates, and factors that
+    /// start at 1, gains of normalisations among them, which decay would pull to 0.
     pub no_decay: Vec<String>,
 }
 

@@ -180,9 +180,31 @@ fn has_shape(name: &str, wanted: &[i64], state: &Tensor) -> Result<()> {
     ))
 }
 
-/// The parameters that decay would pull away from where they do nothing.
+/// The parameters that decay would pull away from where they do nothing: biases, routers and gates, and
+/// factors that start at 1 or at what a pretrained layer has.
 fn usually_no_decay() -> Vec<String> {
-    ["*bias", "routers.*", "*.ia3_l"].map(str::to_owned).to_vec()
+    [
+        "*bias",
+        "routers.*",
+        "*.gate.weight",
+        "*.ia3_l",
+        "*.scaling",
+        "*.scale",
+        "*.boft_s",
+        "*.lora_magnitude_vector",
+        "aggregators.*.gamma",
+        "aggregators.*.value.weight",
+        // Gains of normalisations, by the names that libraries have for them.
+        "*norm.weight",
+        "*Norm.weight",
+        "*norm_after.weight",
+        "*.ln_tuning_layers.weight",
+        "*ln_1.weight",
+        "*ln_2.weight",
+        "*ln_f.weight",
+    ]
+    .map(str::to_owned)
+    .to_vec()
 }
 
 /// A scalar that broadcasts: libtorch's `alpha` is not within tch's reach.

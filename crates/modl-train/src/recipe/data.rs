@@ -7,6 +7,7 @@
 //! # test_tasks = { … }                 # files with what is held out, or
 //! # test = 0.2                         # the share of examples that is
 //! # limit = 1000                       # so many examples of each file only
+//! # max_tokens = 128                   # of each text; the rest of it is not read
 //! # columns = { label = "digit" }      # names of columns or keys
 //! # normalize = [0.1307, 0.3081]       # of numbers: mean and standard deviation
 //! # features = { query = "backbone" }   # of each example, for routers: see [`Feature`]
@@ -19,11 +20,11 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use modl_core::{Error, Modular, Result, Tensor};
+use modl_core::{Error, Result, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::source::Source;
-use super::{Head, Recipe, Stream, TaskFiles};
+use super::{Feature, Head, Recipe, Stream, TaskFiles};
 use crate::formats::{Columns, DataFormat, Table, Wanted, finite, held_out_images, read};
 use crate::{Dataset, Example};
 
@@ -50,6 +51,8 @@ pub struct DataSpec {
     pub limit: Option<usize>,
     /// So many of each file of `test_tasks` only.
     pub test_limit: Option<usize>,
+    /// The tokens of a text, special ones included, that are read at most; all where nothing is said.
+    pub max_tokens: Option<usize>,
     /// How columns or keys are called.
     #[serde(default)]
     pub columns: Columns,
@@ -63,15 +66,6 @@ pub struct DataSpec {
     pub features: BTreeMap<String, Feature>,
 }
 
-/// What a feature of an example is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Feature {
-    /// The vector of the backbone without modules: [`crate::base_vectors`]. It is computed once, before
-    /// anything is trained.
-    Backbone,
-}
-
 impl DataSpec {
     /// Checks the settings.
     pub(super) fn check(&self, source: &Source) -> Result<()> {
@@ -80,6 +74,9 @@ impl DataSpec {
         };
         if self.test.is_some_and(|share| share <= 0.0 || share >= 1.0) {
             return wrong("test", "`test` is a share between 0 and 1, such as 0.2");
+        }
+        if self.max_tokens.is_some_and(|n| n < 3) {
+            return wrong("max_tokens", "`max_tokens` is to be 3 at least");
         }
         if self.tasks.is_empty() {
             return wrong("tasks", "`tasks` is empty; give it a file for each task");
@@ -108,6 +105,9 @@ impl DataSpec {
             Some(_) if self.tasks.len() > 1 => {
                 wrong("stream", "a stream is made of one task; `tasks` has more")
             }
+            Some(_) if self.features.values().any(|f| matches!(f, Feature::Table(_))) => {
+                wrong("features", "a `table` is of tasks of files; a stream makes others")
+            }
             Some(stream) => stream.check().or_else(|problem| wrong("stream", problem.as_str())),
             None => Ok(()),
         }
@@ -115,20 +115,33 @@ impl DataSpec {
 }
 
 impl Recipe {
-    /// The examples for training and those held out, from the recipe's files; `tokenise` makes the
-    /// token ids of a text.
+    /// The examples for training and those held out, from the recipe's files and with the targets of its
+    /// own head; `tokenise` makes the token ids of a text.
     ///
     /// # Errors
-    /// Where a file cannot be read or has a line that does not fit, or one of the two is empty.
+    /// As [`Recipe::load_data_of`].
     pub fn load_data(
         &self,
         tokenise: &dyn Fn(&str) -> Result<Vec<i64>>,
         pad: i64,
     ) -> Result<(Dataset, Dataset)> {
-        let classes = self.classes()?;
+        self.load_data_of(&self.head, tokenise, pad)
+    }
+
+    /// [`Recipe::load_data`] with the targets of a head.
+    ///
+    /// # Errors
+    /// Where a file cannot be read or has a line that does not fit, or one of the two is empty.
+    pub fn load_data_of(
+        &self,
+        head: &Head,
+        tokenise: &dyn Fn(&str) -> Result<Vec<i64>>,
+        pad: i64,
+    ) -> Result<(Dataset, Dataset)> {
+        let classes = self.classes_of(head)?;
         let load = |files: Vec<(&str, PathBuf)>, limit| {
-            let reading = Reading { recipe: self, classes: &classes, tokenise, limit };
-            reading.data_set(files).map(|data| data.with_pad(pad))
+            let reading = Reading { recipe: self, head, classes: &classes, tokenise, limit };
+            self.with_tables(reading.data_set(files)?.with_pad(pad))
         };
         let files = self.data.tasks.iter().map(|(t, file)| (t, self.resolve(file))).collect();
         let train = load(files, self.data.limit)?;
@@ -140,20 +153,6 @@ impl Recipe {
             None => Ok((train, test)),
             Some(stream) => Ok((stream.of(&train, &classes)?, stream.of(&test, &classes)?)),
         }
-    }
-
-    /// The examples with the features that the recipe names. `model` is as it was before training.
-    ///
-    /// # Errors
-    /// Where a forward pass fails.
-    pub fn add_features(&self, model: &Modular, mut data: Dataset) -> Result<Dataset> {
-        for (name, feature) in &self.data.features {
-            let rows = match feature {
-                Feature::Backbone => crate::base_vectors(model, &data, 64)?,
-            };
-            data = data.with_feature(name.as_str(), rows)?;
-        }
-        Ok(data)
     }
 
     /// The files of what is held out, where files say it.
@@ -179,13 +178,14 @@ impl Recipe {
     }
 
     /// What is looked for in a file.
-    pub(super) fn wanted(&self) -> Wanted<'_> {
-        let label = match &self.head {
+    pub(super) fn wanted(&self, head: &Head) -> Wanted<'_> {
+        let label = match head {
             Head::Regression { .. } => "score",
             Head::Classification { .. } => "class",
             Head::NextToken {} => "prompt",
+            Head::MaskedTokens { .. } => "label",
         };
-        let optional = matches!(self.head, Head::NextToken {});
+        let optional = matches!(head, Head::NextToken {} | Head::MaskedTokens { .. });
         Wanted { columns: &self.data.columns, label, optional }
     }
 }
@@ -193,6 +193,7 @@ impl Recipe {
 /// Files that are read into a data set.
 struct Reading<'a> {
     recipe: &'a Recipe,
+    head: &'a Head,
     classes: &'a [String],
     tokenise: &'a dyn Fn(&str) -> Result<Vec<i64>>,
     limit: Option<usize>,
@@ -203,7 +204,7 @@ impl Reading<'_> {
         let spec = &self.recipe.data;
         let (mut examples, mut numbers, mut texts) = (Vec::new(), Vec::new(), None);
         for (task, path) in files {
-            let mut table = read(spec.format, &path, self.recipe.wanted())?;
+            let mut table = read(spec.format, &path, self.recipe.wanted(self.head))?;
             if let Some(n) = self.limit {
                 table = table.sample(n, spec.split_seed)?;
             }
@@ -248,7 +249,7 @@ impl Reading<'_> {
             Some(_) => Ok(Vec::new()),
             None => (self.tokenise)(&line.text),
         };
-        let (ids, target) = match &self.recipe.head {
+        let (ids, target) = match self.head {
             Head::Regression { .. } => {
                 let score = finite(&line.label);
                 let wrong = || table.wrong(line, "its score is not a number");
@@ -260,9 +261,10 @@ impl Reading<'_> {
                 let unknown = || Error::unknown("class", class, self.classes);
                 (text()?, index.ok_or_else(|| table.wrong(line, unknown()))? as f32)
             }
-            Head::NextToken {} if table.numbers.is_some() => {
-                return Err(table.wrong(line, "has numbers; `next_token` predicts texts"));
+            Head::NextToken {} | Head::MaskedTokens { .. } if table.numbers.is_some() => {
+                return Err(table.wrong(line, "has numbers; the head predicts texts"));
             }
+            Head::MaskedTokens { .. } => (text()?, 0.0),
             Head::NextToken {} => self.with_prompt(task, line)?,
         };
         Ok(Some(Example { id: line.id.clone(), task: task.to_owned(), ids, target }))

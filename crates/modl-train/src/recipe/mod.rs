@@ -43,6 +43,8 @@
 //! # stop = { metric = "loss", every = 50, patience = 3 }   # ends before its time, gives the best
 //! # accumulate = 4            # a step of four batches, of which one is in memory
 //! # tasks = ["news"]          # trains on the examples of some tasks only
+//! # head = { type = "masked_tokens" }   # another than the recipe's for this phase; so `router`, `aggregator`
+//! # limit = 16                # so many examples of each task only
 //! # next_task = true          # in a later phase: PathNet keeps its paths, all else begins again
 //! ```
 //!
@@ -51,10 +53,11 @@
 
 mod backbone;
 mod data;
+mod features;
 mod head;
 mod parts;
 mod phase;
-mod routing;
+pub(crate) mod routing;
 mod source;
 pub(crate) mod stream;
 mod task_files;
@@ -65,7 +68,8 @@ use modl_core::{Error, Modular, Result, Seed};
 use serde_json::{Map, Value};
 
 pub use backbone::BackboneSpec;
-pub use data::{DataSpec, Feature};
+pub use data::DataSpec;
+pub use features::Feature;
 pub use head::{Head, Heads};
 pub use parts::{Dtype, ModuleSpec, Place, RouterSpec};
 pub use phase::Phase;
@@ -127,7 +131,17 @@ impl Recipe {
     /// # Errors
     /// Where there is no such key, or the value does not fit it; then nothing has been changed.
     pub fn set(&mut self, assignment: &str, methods: &Methods) -> Result<()> {
-        let source = self.source.blaming(assignment);
+        self.change("--set ", assignment, methods)
+    }
+
+    /// [`Recipe::set`] by an option of a program.
+    pub(super) fn change(
+        &mut self,
+        option: &str,
+        assignment: &str,
+        methods: &Methods,
+    ) -> Result<()> {
+        let source = self.source.blaming(&format!("{option}{assignment}"));
         let Some((key, value)) = assignment.split_once('=') else {
             return Err(source.error(&[], "is to be KEY=VALUE, for instance phases.0.lr=1e-4"));
         };
@@ -156,27 +170,27 @@ impl Recipe {
     fn from_values(source: Source, values: Map<String, Value>, methods: &Methods) -> Result<Self> {
         let top: Top = source.read(&[], &Value::Object(values.clone()))?;
         let registry = &methods.registry;
+        let at = |key: &str| [key.to_owned()];
         if let Some(table) = &top.aggregator {
-            let keys = |c: &Value| registry.aggregators.parse(c)?.to_json();
-            let refused = |e, v: &Value| parts::allowing(&e, v, &keys, &[]);
-            source.read_by(&["aggregator".to_owned()], table, |v| {
-                registry.aggregators.parse(v).map_err(|e| refused(e, v))
-            })?;
+            parts::read_aggregator(&source, &at("aggregator"), table, registry)?;
         }
-        let router = top.router.as_ref().map(|table| RouterSpec::read(&source, table, registry));
+        let router = top.router.as_ref();
+        let router = router.map(|v| RouterSpec::read(&source, &at("router"), v, registry));
         let module =
             |(name, table): (&String, &Value)| ModuleSpec::read(&source, name, table, registry);
-        let phase = |(i, table): (usize, &Value)| {
-            Phase::read(&source, i, table, &top.loss_weights, methods)
-        };
+        let head = Head::read(&source, &at("head"), &top.head)?;
+        let several = top.phases.iter().any(|phase| phase.get("head").is_some());
+        let of_recipe = phase::OfRecipe { loss_weights: &top.loss_weights, head: &head, several };
+        let phase =
+            |(i, table): (usize, &Value)| Phase::read(&source, i, table, &of_recipe, methods);
         let recipe = Recipe {
             seed: top.seed,
             backbone: BackboneSpec::read(&source, &top.backbone, registry)?,
             data: source.read(&["data".to_owned()], &top.data)?,
-            head: source.read(&["head".to_owned()], &top.head)?,
             modules: top.modules.iter().map(module).collect::<Result<_>>()?,
             router: router.transpose()?,
             phases: top.phases.iter().enumerate().map(phase).collect::<Result<_>>()?,
+            head,
             aggregator: top.aggregator,
             source,
             values,
@@ -189,9 +203,10 @@ impl Recipe {
     fn check(&self) -> Result<()> {
         let keys = |key: &str| vec![key.to_owned()];
         self.data.check(&self.source)?;
-        self.head.check(&self.source)?;
+        self.check_heads()?;
+        let of_classes = |head: &&Head| matches!(head, Head::Classification { .. });
         if let (Some(Stream::Split { .. }), false) =
-            (&self.data.stream, matches!(self.head, Head::Classification { .. }))
+            (&self.data.stream, self.heads().iter().all(of_classes))
         {
             let problem = "a `split` stream is of classes; give it a [head] of `classification`";
             return Err(self.source.error(&[keys("data"), keys("stream")].concat(), problem));
@@ -235,16 +250,5 @@ impl Recipe {
             model.attach(&m.name, config, &m.targets)?;
         }
         self.route(model, methods)
-    }
-
-    /// Gives the model the recipe's router and aggregator, fresh.
-    pub(crate) fn route(&self, model: &mut Modular, methods: &Methods) -> Result<()> {
-        if let (Some(router), Some(config)) = (&self.router, self.router_for(model)?) {
-            model.route(methods.registry.routers.parse(&config)?, router.global)?;
-        }
-        if let Some(aggregator) = &self.aggregator {
-            model.aggregate(methods.registry.aggregators.parse(aggregator)?)?;
-        }
-        Ok(())
     }
 }

@@ -150,9 +150,14 @@ struct RouterReach {
 }
 
 impl RouterSpec {
-    pub(super) fn read(source: &Source, table: &Value, registry: &Registry) -> Result<Self> {
+    pub(super) fn read(
+        source: &Source,
+        keys: &[String],
+        table: &Value,
+        registry: &Registry,
+    ) -> Result<Self> {
         let own = ["scope"];
-        source.read_by(&["router".to_owned()], table, |v| {
+        source.read_by(keys, table, |v| {
             let (reach, config) = divide(v, &own)?;
             let reach: RouterReach = serde_json::from_value(reach).map_err(|e| e.to_string())?;
             let keys = |c: &Value| registry.routers.parse(c)?.to_json();
@@ -160,6 +165,19 @@ impl RouterSpec {
             Ok(RouterSpec { config, global: matches!(reach.scope, Reach::Global) })
         })
     }
+}
+
+/// Reads the configuration of an aggregator, to see whether it is one.
+pub(super) fn read_aggregator(
+    source: &Source,
+    keys: &[String],
+    table: &Value,
+    registry: &Registry,
+) -> Result<()> {
+    let known = |c: &Value| registry.aggregators.parse(c)?.to_json();
+    source.read_by(keys, table, |v| {
+        registry.aggregators.parse(v).map(drop).map_err(|e| allowing(&e, v, &known, &[]))
+    })
 }
 
 /// The keys of a table that are `own`, and the others.

@@ -6,7 +6,8 @@ use modl_core::Result;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::parts::{divide, with_allowed};
+use super::Head;
+use super::parts::{RouterSpec, divide, read_aggregator, with_allowed};
 use super::source::Source;
 use crate::{Methods, TrainConfig};
 
@@ -23,6 +24,14 @@ pub struct Phase {
     pub next_task: bool,
     /// The tasks on whose examples it trains (`tasks = ["news"]`). Default: all.
     pub tasks: Option<Vec<String>>,
+    /// So many examples of each task only, chosen by the data's `split_seed` (`limit = 16`). Default: all.
+    pub limit: Option<usize>,
+    /// What is predicted in this phase. Default: what the recipe says.
+    pub head: Option<Head>,
+    /// The router of this phase. Default: the recipe's.
+    pub router: Option<RouterSpec>,
+    /// The aggregator of this phase, its configuration with its `type`. Default: the recipe's.
+    pub aggregator: Option<Value>,
     /// How it trains.
     pub train: TrainConfig,
 }
@@ -34,6 +43,18 @@ struct PhaseName {
     #[serde(default)]
     next_task: bool,
     tasks: Option<Vec<String>>,
+    limit: Option<usize>,
+    head: Option<Value>,
+    router: Option<Value>,
+    aggregator: Option<Value>,
+}
+
+/// What a recipe says for all of its phases.
+pub(super) struct OfRecipe<'a> {
+    pub(super) loss_weights: &'a BTreeMap<String, f64>,
+    pub(super) head: &'a Head,
+    /// Whether a phase has a head of its own.
+    pub(super) several: bool,
 }
 
 impl Phase {
@@ -41,10 +62,11 @@ impl Phase {
         source: &Source,
         index: usize,
         table: &Value,
-        loss_weights: &BTreeMap<String, f64>,
+        all: &OfRecipe,
         methods: &Methods,
     ) -> Result<Self> {
-        let own = ["name", "strategy", "next_task", "tasks"];
+        let own =
+            ["name", "strategy", "next_task", "tasks", "limit", "head", "router", "aggregator"];
         let keys = ["phases".to_owned(), index.to_string()];
         let (named, mut train, own_train) = source.read_by(&keys, table, |v| {
             let (named, rest) = divide(v, &own)?;
@@ -56,7 +78,7 @@ impl Phase {
             Ok((named, train, own_train))
         })?;
         let at = |key: &str| [keys.as_slice(), &[key.to_owned()]].concat();
-        let PhaseName { name, strategy, next_task, tasks } = named;
+        let PhaseName { name, strategy, next_task, tasks, limit, head, router, aggregator } = named;
         if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || "_-".contains(c)) {
             let problem = "`name` is to be made of letters, digits, `_` and `-`";
             return Err(source.error(&at("name"), problem));
@@ -69,17 +91,36 @@ impl Phase {
         let parsed = source.read_by(&at("strategy"), &strategy, |v| {
             methods.strategies.parse(v).map_err(|e| e.to_string())
         })?;
-        for (name, weight) in loss_weights {
+        for (name, weight) in all.loss_weights {
             train.loss_weights.entry(name.clone()).or_insert(*weight);
         }
         train.check().map_err(|e| source.error(&["loss_weights".to_owned()], e.to_string()))?;
-        if !own_train {
-            train.train = parsed.trains();
-        }
         if next_task && index == 0 {
             let problem = "`next_task` is for what follows another phase";
             return Err(source.error(&at("next_task"), problem));
         }
-        Ok(Phase { name, strategy, next_task, tasks, train })
+        if limit == Some(0) {
+            return Err(source.error(&at("limit"), "`limit` is 0; give it the examples of a task"));
+        }
+        let registry = &methods.registry;
+        let head = head.map(|v| Head::read(source, &at("head"), &v)).transpose()?;
+        if !own_train {
+            train.train = parsed.trains();
+            if all.several {
+                // Of several heads that of this phase alone.
+                let own = head.as_ref().unwrap_or(all.head).name();
+                let of_head = |p: String| match p.as_str() {
+                    "heads.*" => own.map(|name| format!("heads.{name}.*")),
+                    _ => Some(p),
+                };
+                train.train = train.train.into_iter().filter_map(of_head).collect();
+            }
+        }
+        let router = router.map(|v| RouterSpec::read(source, &at("router"), &v, registry));
+        if let Some(table) = &aggregator {
+            read_aggregator(source, &at("aggregator"), table, registry)?;
+        }
+        let router = router.transpose()?;
+        Ok(Phase { name, strategy, next_task, tasks, limit, head, router, aggregator, train })
     }
 }

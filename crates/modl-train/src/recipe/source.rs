@@ -42,9 +42,9 @@ impl Source {
         Ok((source, values))
     }
 
-    /// The same places, with `assignment` to blame for any error.
-    pub fn blaming(&self, assignment: &str) -> Source {
-        Source { set: Some(assignment.to_owned()), ..self.clone() }
+    /// The same places, with an `option` of the command line to blame for any error.
+    pub fn blaming(&self, option: &str) -> Source {
+        Source { set: Some(option.to_owned()), ..self.clone() }
     }
 
     /// The folder of the file.
@@ -55,7 +55,7 @@ impl Source {
     /// An error at the place, or at the nearest one around it that has a line.
     pub fn error(&self, keys: &[String], problem: impl Into<String>) -> Error {
         if let Some(set) = &self.set {
-            return Error::invalid(format!("--set {set}"), problem);
+            return Error::invalid(set, problem);
         }
         let around = (0..=keys.len()).rev().filter_map(|n| keys.get(..n));
         let line = around.filter_map(|k| self.lines.get(k)).next().copied().unwrap_or(1);

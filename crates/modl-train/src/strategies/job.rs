@@ -3,10 +3,11 @@
 use std::path::Path;
 
 use modl_aggregate::WeightedSum;
-use modl_core::{Modular, Result, ResultExt, Seed, Select, Tensor, no_grad};
+use modl_core::{Modular, Result, Seed};
 use modl_route::Fixed;
 use serde_json::Value;
 
+use crate::recipe::routing::{learned, put_back};
 use crate::{
     Batch, Dataset, Methods, Objective, Phase, Plain, Recipe, Sink, StepRule, TrainConfig, Trainer,
 };
@@ -113,15 +114,10 @@ impl Job<'_> {
         &mut self,
         work: impl FnOnce(&mut Self) -> Result<T>,
     ) -> Result<T> {
-        let learned = Select::any(["routers.*", "aggregators.*"]);
-        let before: Vec<(String, Tensor)> =
-            self.model.params().select(&learned).map(|(n, t)| (n.to_owned(), t.clone())).collect();
+        let before = learned(self.model);
         let result = work(self);
-        self.recipe.route(self.model, self.methods)?;
-        for (name, t) in before {
-            let now = self.model.params().get(&name)?;
-            no_grad(|| now.clone().copy_from(&t)).at(&name)?;
-        }
+        self.recipe.route_in(self.phase, self.model, self.methods)?;
+        put_back(self.model, &before)?;
         result
     }
 }

@@ -68,8 +68,7 @@ fn dense(loaded: &mut Loaded, methods: &Methods) -> Result<Result<Vec<Contestant
     if config.widened(1.0).is_none() {
         return Ok(Err(format!("`{}` has no width that can be set", config.kind())));
     }
-    recipe.attach(&mut loaded.model, methods)?;
-    loaded.objective.setup(&mut loaded.model)?;
+    loaded.prepare(methods)?;
     let (m, runs) = (recipe.modules.len(), running(loaded)?);
     let count = |config: &dyn ModuleConfig| -> Result<usize> {
         let own = loaded.model.parameters_of(config, &first.targets)?;
@@ -129,10 +128,11 @@ fn of_size(
 
 /// How many modules run for a row or token, in the mean over sites.
 fn running(loaded: &Loaded) -> Result<f64> {
-    let rows: Vec<usize> = (0..loaded.test.len().min(COUNTED)).collect();
-    let batch = loaded.test.batch(&rows, loaded.model.device())?;
+    let part = loaded.part(None);
+    let rows: Vec<usize> = (0..part.test.len().min(COUNTED)).collect();
+    let batch = part.test.batch(&rows, loaded.model.device())?;
     let cx = batch.describe(Context::eval())?;
-    no_grad(|| loaded.objective.predict(&loaded.model, &batch, &cx))?;
+    no_grad(|| part.objective.predict(&loaded.model, &batch, &cx))?;
     let (mut chosen, mut units) = (0.0, 0.0);
     for (_, routing) in cx.take_trace().routings {
         if let Weights::Slots { dispatch, .. } = &routing.weights {

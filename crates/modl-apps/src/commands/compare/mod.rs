@@ -77,7 +77,7 @@ pub(crate) fn run(args: &CompareArgs, methods: &Methods) -> Result<()> {
     }
     let contestants: Vec<Contestant> = all.into_iter().map(|(c, _)| c).collect();
     let of = |m: &Metric| Measure { key: m.key, title: m.title, digits: 4 };
-    let measures: Vec<Measure> = recipe.head.metrics().iter().map(of).collect();
+    let measures: Vec<Measure> = recipe.last_head().metrics().iter().map(of).collect();
     report(args, &contestants, &measures, &Results::new(&runs))
 }
 
@@ -103,8 +103,7 @@ impl Study<'_> {
         set.push(format!("router={}", as_toml(&config).with_context(label)?));
         let mut loaded =
             Loaded::new(self.trainings.recipe(&set).with_context(label)?, self.methods)?;
-        loaded.recipe.attach(&mut loaded.model, self.methods).with_context(label)?;
-        loaded.objective.setup(&mut loaded.model)?;
+        loaded.prepare(self.methods).with_context(label)?;
         let trains = |patterns: &[String]| {
             let any = patterns.iter().map(|p| p.replace("{module}", "*"));
             let select = Select::any(any);

@@ -19,11 +19,11 @@ const BATCH: usize = 64;
 /// most `limit` of each task, with labels of rows or tokens.
 pub(super) fn record(run: &Path, limit: usize, by: &By, methods: &Methods) -> Result<RoutingTrace> {
     let mut loaded = Loaded::new(run_folder::recipe_of(run, methods)?, methods)?;
-    let objective = loaded.objective.as_ref();
-    modl_train::restore(&loaded.recipe, methods, &mut loaded.model, objective, run)?;
+    loaded.restore(run, None, methods)?;
     let labels = Labels::new(by, &loaded)?;
     let mut trace = RoutingTrace::default();
-    for (name, data) in [("test", &loaded.test), ("train", &loaded.train)] {
+    let part = loaded.part(None);
+    for (name, data) in [("test", &part.test), ("train", &part.train)] {
         trace.splits.push(split(name, &loaded, &some(data, limit)?, &labels)?);
     }
     let chosen = trace.splits.iter().map(Split::report).collect::<Result<Vec<_>, _>>()?;
@@ -69,7 +69,7 @@ fn split(name: &str, loaded: &Loaded, data: &Dataset, labels: &Labels) -> Result
         *last.borrow_mut() = Some((labels.of(batch)?, cx.clone()));
         Ok(cx)
     };
-    evaluate(&loaded.model, loaded.objective.as_ref(), data, BATCH, &describe)
+    evaluate(&loaded.model, loaded.part(None).objective.as_ref(), data, BATCH, &describe)
         .with_context(|| format!("passing the examples of `{name}`"))?;
     keep_last()?;
     Ok(recorder.into_inner().finish())

@@ -1,13 +1,13 @@
 //! Each module alone on the data of the task that has its name, one after the other (survey §6.3:
 //! post-hoc adaptation). Pfeiffer et al. 2021, *AdapterFusion*, arXiv 2005.00247, first stage.
 
-use modl_core::{Result, ResultExt};
+use modl_core::{Error, Result, ResultExt};
 use serde::Deserialize;
 
 use super::{Job, Strategy};
 
-/// Each module alone on its task. In the patterns of `train`, `{module}` stands for each module's
-/// name.
+/// Each module alone on its task; where the phase says `tasks`, the modules of those alone. In the
+/// patterns of `train`, `{module}` stands for each module's name.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PerTask {}
@@ -23,7 +23,12 @@ impl Strategy for PerTask {
 
     fn run(&self, job: &mut Job) -> Result<()> {
         let modules: Vec<String> = job.model.modules().into_iter().map(str::to_owned).collect();
-        for module in &modules {
+        let wanted = |module: &&String| job.phase.tasks.as_ref().is_none_or(|t| t.contains(module));
+        let modules: Vec<&String> = modules.iter().filter(wanted).collect();
+        if let Some(task) = job.phase.tasks.iter().flatten().find(|t| !modules.contains(t)) {
+            return Err(Error::unknown("module of a task", task, job.model.modules()));
+        }
+        for module in modules {
             let data = job.data.of_task(module).at(format!("modules.{module}"))?;
             let config = job.phase.train.clone().naming("{module}", module);
             job.with_only(module, |job| job.train(Some(module), config, &data))?;
