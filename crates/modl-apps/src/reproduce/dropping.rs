@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
+use modl_aggregate::WeightedSum;
 use modl_compute::function::load_dropped;
 use modl_compute::{AdapterDrop, Bottleneck, Nested};
 use modl_core::{
@@ -29,13 +30,16 @@ const DROPPED: usize = LAYERS / 2;
 const RANDOM: usize = LAYERS - 1;
 const REDUCTION: f64 = 16.0;
 /// Texts with labels, and texts that accuracies are of.
-const TEXTS: [usize; 2] = [2048, 800];
+fn texts(quick: bool) -> [usize; 2] {
+    if quick { [64, 40] } else { [2048, 400] }
+}
+
 /// Texts of each task in a step.
 const BATCH: usize = 8;
 const RATE: f64 = 2e-3;
 /// Texts in a timed pass, and how often all ways are timed, side by side.
 const TIMED: i64 = 32;
-const REPEATS: usize = 15;
+const REPEATS: usize = 11;
 
 /// Key, name, and how many layers' adapters may be skipped in a step of training.
 const WAYS: [(&str, &str, usize); 2] = [
@@ -45,7 +49,7 @@ const WAYS: [(&str, &str, usize); 2] = [
 
 /// Steps of pre-training and of the adapters.
 fn steps(quick: bool) -> [u64; 2] {
-    if quick { [2, 2] } else { [800, 300] }
+    if quick { [2, 2] } else { [800, 200] }
 }
 
 /// The experiment.
@@ -64,13 +68,13 @@ impl Experiment for Dropping {
                     lose little.",
             setup: "Texts of 16 words whose halves are each of one of four Markov chains over 32 \
                     words. A BERT of 4 layers, width 128, inner width 256, is pre-trained as a masked \
-                    language model for 800 steps of 64 texts, Adam 0.001. Eight tasks: the domains of \
+                    language model for 800 steps of 32 texts, Adam 0.001. Eight tasks: the domains of \
                     both halves, whether they are the same, whether the sum of their numbers is odd, \
                     and whether the second half has more words of each quarter of the vocabulary. \
-                    Adapters after Pfeiffer et al. of width 8 and a linear head for each: 300 steps \
+                    Adapters after Pfeiffer et al. of width 8 and a linear head for each: 200 steps \
                     of 8 texts of each task out of 2,048, Adam 0.002. Then the adapters of the first 2 \
-                    layers are dropped; accuracy on 800 texts. Time: 32 texts for all eight tasks, one \
-                    thread, the ways in turn, the median of 15 ratios. Separate passes are eight of \
+                    layers are dropped; accuracy on 400 texts. Time: 32 texts for all eight tasks, one \
+                    thread, the ways in turn, the median of 11 ratios. Separate passes are eight of \
                     the same model with the same adapters dropped.",
             seeds: 5,
         }
@@ -82,7 +86,7 @@ impl Experiment for Dropping {
             "steps": steps(quick),
             "layers": [LAYERS, DROPPED, RANDOM],
             "reduction": REDUCTION,
-            "texts": TEXTS,
+            "texts": texts(quick),
             "batch": BATCH,
             "lr": RATE,
             "timed": [TIMED, REPEATS as i64],
@@ -119,18 +123,22 @@ impl Experiment for Dropping {
         let way = WAYS.iter().find(|(key, ..)| *key == condition);
         let (_, _, random) = way.with_context(|| format!("there is no way `{condition}`"))?;
         let world = World::new(lab.seed)?;
-        let [many, tests] = TEXTS;
+        let [many, tests] = texts(lab.quick);
         let encoder = || self.0.encoder(LAYERS, steps(lab.quick)[0], &world, lab);
 
         let mut whole = Modular::new(encoder()?, lab.seed.child("modules"))?;
         let config = || AdapterDrop {
-            config: Nested::new(Bottleneck { reduction_factor: REDUCTION, ..Bottleneck::pfeiffer() }),
+            config: Nested::new(Bottleneck {
+                reduction_factor: REDUCTION,
+                ..Bottleneck::pfeiffer()
+            }),
             first: 0,
             random: *random as i64,
         };
         for task in 0..TASKS {
             whole.attach(&module(task), Box::new(config()), &config().usual_targets())?;
         }
+        whole.aggregate(Box::new(WeightedSum::default()))?;
         whole.route(Box::new(Fixed::default()), false)?;
         let heads = learn(&whole, &Texts::new(&world, lab.seed.child("learn"), many)?, lab)?;
 
@@ -142,6 +150,7 @@ impl Experiment for Dropping {
             whole.save_module(&module(task), &path)?;
             load_dropped(&mut dropped, &path, None, DROPPED as i64)?;
         }
+        dropped.aggregate(Box::new(WeightedSum::default()))?;
         dropped.route(Box::new(Fixed::default()), false)?;
 
         let test = Texts::new(&world, lab.seed.child("test"), tests)?;
@@ -218,7 +227,12 @@ impl Backbone for Shared {
         self.bert.config()
     }
 
-    fn forward(&self, inputs: &Tensors, layers: &Layers, cx: &Context) -> modl_core::Result<Tensors> {
+    fn forward(
+        &self,
+        inputs: &Tensors,
+        layers: &Layers,
+        cx: &Context,
+    ) -> modl_core::Result<Tensors> {
         let (bert, none) = (&self.bert, Layers::none(self.sites().len()));
         let mut x = bert.enter(inputs, &none, cx)?;
         for n in 0..self.first {
@@ -293,7 +307,8 @@ impl Timed<'_> {
         let cx = Context::eval().with_tasks(rows_of(0..self.heads.len(), texts)?);
         let found = no_grad(|| states(self.dropped, ids, &cx))?;
         let each = self.heads.iter().enumerate();
-        each.map(|(t, head)| Ok(output(head, &found.narrow(0, t as i64 * texts, texts)?)?)).collect()
+        each.map(|(t, head)| Ok(output(head, &found.narrow(0, t as i64 * texts, texts)?)?))
+            .collect()
     }
 
     fn run(&self, ids: &Tensor, quick: bool) -> Result<BTreeMap<String, f64>> {

@@ -23,7 +23,7 @@ pub(super) const HALF: usize = 8;
 /// One word of so many is masked.
 const MASKED: usize = 4;
 /// Texts in a step of pre-training, and its rate.
-const BATCH: usize = 64;
+const BATCH: usize = 32;
 const RATE: f64 = 1e-3;
 
 /// How many tasks there are.
