@@ -148,6 +148,37 @@ fn mixtures_and_fusions_have_their_exact_relations() {
 }
 
 #[test]
+fn what_is_trained_and_what_is_shared_is_exact() {
+    let dir = tempfile::tempdir().unwrap();
+    reproduce("tuning", "1", dir.path());
+    let all = runs(&dir.path().join("tuning/runs.jsonl"));
+    assert_eq!(all.len(), 4);
+    let share = |way: &str| all[&(way.to_owned(), 0)]["share"].as_f64().unwrap();
+    // Of each of two layers six matrices, their biases, two normalisations; of words, positions and
+    // the one type a row each, and a normalisation.
+    let biases = 4 * 128 + 256 + 128 + 2 * 128;
+    let encoder = 2 * (4 * 128 * 128 + 2 * 128 * 256 + biases + 2 * 128) + (33 + 16 + 1 + 2) * 128;
+    for (way, own) in [
+        ("full", encoder),
+        // Of rank 3, at two sites of each layer.
+        ("lora", 4 * 3 * (128 + 128)),
+        ("bitfit", 2 * biases + 128),
+        ("probe", 0),
+    ] {
+        let wanted = 100.0 * f64::from(own) / f64::from(encoder);
+        assert!((share(way) - wanted).abs() < 1e-9, "{way}: {} and {wanted}", share(way));
+    }
+
+    reproduce("dropping", "1", dir.path());
+    let all = runs(&dir.path().join("dropping/runs.jsonl"));
+    assert_eq!(all.len(), 2);
+    for ((way, _), found) in &all {
+        assert!(found["apart"].as_f64().unwrap() <= 1e-4, "{way}: a pass for all gives the same");
+        assert!(found["separate"].as_f64().unwrap() > 0.0, "{way}");
+    }
+}
+
+#[test]
 fn what_is_asked_wrongly_is_refused_in_words() {
     refuse(&["reproduce", "mital"], &["unknown experiment", "did you mean `mittal`"]);
     refuse(&["reproduce", "mittal", "--seeds", "0"], &["--seeds"]);

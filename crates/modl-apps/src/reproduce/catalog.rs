@@ -7,6 +7,8 @@ pub(super) fn all() -> Vec<Box<dyn Experiment>> {
     vec![
         Box::new(super::mittal::Rules),
         Box::new(super::balance::Balance),
+        Box::new(super::tuning::Tuning::default()),
+        Box::new(super::dropping::Dropping::default()),
         Box::new(super::polytropon::Skills),
         Box::new(super::merging::Merging),
         Box::new(super::soups::Soups),

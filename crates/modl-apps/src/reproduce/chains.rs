@@ -3,7 +3,7 @@
 use anyhow::Result;
 use modl_core::{Device, Init, Kind, Seed};
 
-use super::fit::noise;
+use super::fit::{below, noise};
 
 pub(super) const DOMAINS: usize = 4;
 pub(super) const WORDS: usize = 32;
@@ -16,6 +16,13 @@ pub(super) const LENGTH: usize = 64;
 pub(super) struct Text {
     pub(super) words: Vec<usize>,
     pub(super) weights: Vec<f64>,
+}
+
+/// A text of two parts of the same length.
+pub(super) struct Halves {
+    pub(super) words: Vec<usize>,
+    /// The first half's and the second's.
+    pub(super) domains: [usize; 2],
 }
 
 /// The domains' transitions.
@@ -74,6 +81,20 @@ impl World {
         let lots = uniform(n * LENGTH, self.seed.child(name).nth(d as u64))?;
         let weights: Vec<f64> = (0..DOMAINS).map(|j| f64::from(u8::from(j == d))).collect();
         Ok(lots.chunks(LENGTH).map(|lots| self.text(weights.clone(), lots)).collect())
+    }
+
+    /// Texts of `2 half` words whose halves are of a domain by lot each, and start anew.
+    pub(super) fn halves(&self, seed: Seed, n: usize, half: usize) -> Result<Vec<Halves>> {
+        let lots = uniform(2 * n * half, seed.child("words"))?;
+        let domains = below(DOMAINS, 2 * n, seed.child("domains"))?;
+        let only = |d: usize| (0..DOMAINS).map(|j| f64::from(u8::from(j == d))).collect();
+        let one = |(lots, d): (&[f64], &usize)| self.text(only(*d), lots).words;
+        let parts: Vec<_> = lots.chunks(half).zip(&domains).map(one).collect();
+        let text = |(words, domains): (&[Vec<usize>], &[usize])| {
+            let domains = [domains.first().copied(), domains.last().copied()];
+            Halves { words: words.concat(), domains: domains.map(Option::unwrap_or_default) }
+        };
+        Ok(parts.chunks(2).zip(domains.chunks(2)).map(text).collect())
     }
 
     /// Texts of the blend.

@@ -10,6 +10,8 @@ mod catalog;
 mod chains;
 mod conflict;
 mod demix;
+mod dropping;
+mod encoder;
 mod experiment;
 mod expert;
 mod fit;
@@ -29,6 +31,7 @@ mod sequence;
 mod skills;
 mod soups;
 mod supsup;
+mod tuning;
 
 use std::path::PathBuf;
 
