@@ -1,11 +1,12 @@
-//! Examples, data sets, and batches as tensors.
+//! Examples and data sets.
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
-use modl_core::{Context, Device, Error, Kind, Result, Tensor, Tensors};
+use modl_core::{Device, Error, Result, Tensor, Tensors};
 use sha2::{Digest, Sha256};
 
+use crate::Batch;
 use crate::dense::DenseRows;
 
 /// One example: a text as token ids, or a row of a data set's dense inputs, and what is to be said of
@@ -300,42 +301,6 @@ impl Dataset {
     }
 }
 
-/// Some examples as tensors.
-#[derive(Debug, Clone)]
-pub struct Batch {
-    /// `input_ids` and `attention_mask`, both `[batch, seq]` i64, where there are tokens; dense
-    /// inputs `[batch, …]` by name.
-    pub inputs: Tensors,
-    /// `[batch]` f32.
-    pub targets: Tensor,
-    /// The task of each row.
-    pub tasks: Vec<String>,
-    /// The id of each row.
-    pub ids: Vec<String>,
-    /// Features, `[batch, …]` each.
-    pub features: Tensors,
-}
-
-impl Batch {
-    /// Tells `cx` all that the batch knows: tasks, features and, where there are tokens, the `mask`
-    /// `[batch, seq]` of real ones, in f32.
-    pub fn describe(&self, cx: Context) -> Result<Context> {
-        self.describe_without_tasks(cx.with_tasks(&self.tasks))
-    }
-
-    /// The same but for the tasks, which nobody is to know.
-    pub fn describe_without_tasks(&self, mut cx: Context) -> Result<Context> {
-        if let Some(mask) = self.inputs.get("attention_mask") {
-            cx = cx.with_feature("mask", mask.to_kind(Kind::Float)?);
-        }
-        Ok(self.features.iter().fold(cx, |cx, (name, rows)| cx.with_feature(name, rows.clone())))
-    }
-}
-
-/// What a forward pass is told of a batch. [`Batch::describe`] tells everything; a phase that hides
-/// the tasks or adds features has a function of its own.
-pub type Describe<'a> = dyn Fn(&Batch, Context) -> Result<Context> + 'a;
-
 /// Whether the example called `key` is held out, for a share of all keys. It depends on seed and
 /// key alone: the first 64 bits of SHA-256 of `SEED|KEY`, as a fraction, are below `share`.
 ///
@@ -353,6 +318,7 @@ pub fn held_out(key: &str, seed: u64, share: f64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use modl_core::Context;
 
     fn example(id: usize, len: usize) -> Example {
         Example { id: id.to_string(), task: "t".into(), ids: vec![7; len], target: id as f32 }

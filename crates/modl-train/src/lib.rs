@@ -3,7 +3,7 @@
 mod ada_merging;
 mod assignments;
 mod average;
-mod batch_parts;
+mod batch;
 mod batches;
 mod bootstrap;
 mod clip;
@@ -41,11 +41,12 @@ mod tensorboard;
 mod trainer;
 
 pub use ada_merging::{AdaMerged, AdaMerging, Factors, entropy, task_vectors, trimmed};
+pub use batch::{Batch, Describe};
 pub use batches::{Batches, Cursor};
 pub use bootstrap::{Bounds, bootstrap};
 pub use clip::clip_grad_norm;
 pub use config::TrainConfig;
-pub use data::{Batch, Dataset, Describe, Example, held_out};
+pub use data::{Dataset, Example, held_out};
 pub use early_stop::{Stop, less_is_better};
 pub use evaluate::{Prediction, base_vectors, evaluate};
 pub use events::{Event, Fanout, JsonLines, LossWeight, Sink};

@@ -1,10 +1,42 @@
-//! Some rows of a batch, its rows by task, and several batches as one.
+//! Batches: examples as tensors, some rows of them, their rows by task, and several as one.
 
-use modl_core::{Error, Kind, Result, Tensor, Tensors};
+use modl_core::{Context, Error, Kind, Result, Tensor, Tensors};
 
-use crate::Batch;
+/// Some examples as tensors.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    /// `input_ids` and `attention_mask`, both `[batch, seq]` i64, where there are tokens; dense
+    /// inputs `[batch, …]` by name.
+    pub inputs: Tensors,
+    /// `[batch]` f32.
+    pub targets: Tensor,
+    /// The task of each row.
+    pub tasks: Vec<String>,
+    /// The id of each row.
+    pub ids: Vec<String>,
+    /// Features, `[batch, …]` each.
+    pub features: Tensors,
+}
+
+/// What a forward pass is told of a batch. [`Batch::describe`] tells everything; a phase that hides
+/// the tasks or adds features has a function of its own.
+pub type Describe<'a> = dyn Fn(&Batch, Context) -> Result<Context> + 'a;
 
 impl Batch {
+    /// Tells `cx` all that the batch knows: tasks, features and, where there are tokens, the `mask`
+    /// `[batch, seq]` of real ones, in f32.
+    pub fn describe(&self, cx: Context) -> Result<Context> {
+        self.describe_without_tasks(cx.with_tasks(&self.tasks))
+    }
+
+    /// The same but for the tasks, which nobody is to know.
+    pub fn describe_without_tasks(&self, mut cx: Context) -> Result<Context> {
+        if let Some(mask) = self.inputs.get("attention_mask") {
+            cx = cx.with_feature("mask", mask.to_kind(Kind::Float)?);
+        }
+        Ok(self.features.iter().fold(cx, |cx, (name, rows)| cx.with_feature(name, rows.clone())))
+    }
+
     /// The number of rows.
     pub fn len(&self) -> usize {
         self.tasks.len()
