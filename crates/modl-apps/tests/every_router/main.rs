@@ -101,6 +101,7 @@ fn particular(name: &str, tasks: &[&str]) -> std::result::Result<Trial, &'static
         }
         "modular_network" => passed(10, Combine::Best),
         "routing_network" | "polytropon" | "task_moe" => with(tasks),
+        "prompt_pool" => with(json!({"k": 1, "label": "task"})),
         "multi_head" => Trial { aggregator: "multi_head", ..with(tasks) },
         "path_net" => with(json!({"population": 8, "evaluate_for": 4, "average": true})),
         // Made for modules that are there.

@@ -307,7 +307,7 @@ fn not_alone(name: &str) -> Option<&'static str> {
         "polytropon" | "multi_head" | "task_moe" | "routing_network" | "phatgoose" => {
             Some("learns of tasks, not of texts")
         }
-        "nearest_prototype" => Some("is told the module in training"),
+        "nearest_prototype" | "prompt_pool" => Some("is told the module in training"),
         "path_net" => Some("learns one path for all texts"),
         _ => None,
     }
