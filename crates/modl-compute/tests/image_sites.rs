@@ -131,7 +131,7 @@ fn residual_adapters_learn_real_digits_in_a_frozen_backbone() {
         let of_base = |model: &Modular| -> Vec<Tensor> {
             model.backbone().params().iter().map(|(_, p)| p.tensor().copy().unwrap()).collect()
         };
-        let (theta, steps) = (of_base(&model), 200);
+        let (theta, steps) = (of_base(&model), 400);
         let before = no_grad(|| loss(&Context::eval())).item().unwrap();
         for step in 0..steps {
             let gradients = loss(&Context::train(Seed(4), step)).gradients(&leaves, false).unwrap();
