@@ -29,6 +29,7 @@ fn config(name: &str) -> Value {
         }
         "x_lora" => json!({"type": name, "depth": 2, "size": 4}),
         "soft_moe" => json!({"type": name, "slots": 2}),
+        "prompt_pool" => json!({"type": name, "k": 2}),
         _ => json!({"type": name}),
     }
 }

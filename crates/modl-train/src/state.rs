@@ -32,7 +32,7 @@ const LIBTORCH: &str = "2.13";
 pub(crate) struct RunState {
     format: u32,
     /// The file with the tensors.
-    file: String,
+    pub file: String,
     /// Steps that are done.
     pub step: u64,
     /// Where the data goes on.
@@ -209,15 +209,21 @@ pub(crate) fn save(folder: &Path, state: RunState, tensors: &Parts) -> Result<()
     checkpoint::save(folder.join(&state.file), tensors, HashMap::new())?;
     let text = serde_json::to_vec_pretty(&state).map_err(|e| Error::file(folder, e))?;
     checkpoint::write_whole(folder.join("state.json"), &text)?;
+    remove_others(folder, &state.file);
+    Ok(())
+}
+
+/// Removes the tensors of other states than the one in `file`: earlier ones, of which a stop may have
+/// left one.
+pub(crate) fn remove_others(folder: &Path, file: &str) {
     let old = fs::read_dir(folder).into_iter().flatten().flatten().filter(|entry| {
         let name = entry.file_name().to_string_lossy().into_owned();
-        name.starts_with("state-") && name.ends_with(".safetensors") && name != state.file
+        name.starts_with("state-") && name.ends_with(".safetensors") && name != file
     });
     for entry in old {
         // One that cannot be removed does no harm: state.json does not name it.
         let _ = fs::remove_file(entry.path());
     }
-    Ok(())
 }
 
 /// Reads the state in a folder, if there is one.

@@ -110,6 +110,7 @@ impl Trainer<'_> {
             return Ok(Default::default());
         };
         let note = saved.state.check(own, folder)?;
+        state::remove_others(folder, &saved.state.file);
         let mut store = ParamStore::new();
         for (name, t) in &self.kept {
             store.insert(name.clone(), t.clone())?;
