@@ -15,7 +15,7 @@ const WIDTH: i64 = 8;
 
 /// Routers that cannot: groups and products of a number that another module does not divide, a table
 /// that says for each id which of m modules it has, prototypes that are made of the modules.
-const REFUSE: [&str; 4] = ["hash", "arrow", "product_key", "hierarchical"];
+const REFUSE: [&str; 5] = ["hash", "arrow", "product_key", "prompt_pool", "hierarchical"];
 
 fn config(name: &str) -> Value {
     let tasks = json!(["x", "y"]);
