@@ -14,6 +14,9 @@
 //! `-- continual` for one of them, `--quick` for a look.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, missing_docs)]
 
+#[path = "../tests/toy/mod.rs"]
+mod toy;
+
 use std::path::Path;
 use std::time::Instant;
 
@@ -21,14 +24,13 @@ use modl_aggregate::WeightedSum;
 use modl_compute::Lora;
 use modl_core::testing::TinyBackbone;
 use modl_core::{
-    Device, Init, Kind, Modular, Registry, Result, Seed, Select, Targets, Tensor, keep_freed_memory,
+    Device, Init, Kind, Modular, Result, Seed, Select, Targets, Tensor, keep_freed_memory,
 };
 use modl_models::{LoadOptions, Tokenizer, open};
 use modl_route::Fixed;
 use modl_train::{
-    Batch, Batches, Classification, Dataset, Event, Example, Fanout, JsonLines, Methods, Objective,
-    Recipe, Regression, Sink, StepContext, StepRule, TensorBoard, TrainConfig, Trainer, read_tsv,
-    run,
+    Batch, Batches, Classification, Dataset, Event, Example, Fanout, JsonLines, Objective, Recipe,
+    Regression, Sink, StepContext, StepRule, TensorBoard, TrainConfig, Trainer, read_tsv, run,
 };
 
 fn main() {
@@ -273,10 +275,7 @@ impl Sink for Steps {
 
 fn continual(rounds: usize) {
     const INPUTS: i64 = 784;
-    let registry = Registry::new().with(modl_compute::register).unwrap();
-    let registry =
-        registry.with(modl_route::register).unwrap().with(modl_models::register).unwrap();
-    let methods = Methods::new(registry.with(modl_aggregate::register).unwrap()).unwrap();
+    let methods = toy::methods();
     let classes: Vec<usize> = (0..10).collect();
     let rows =
         Init::Normal(1.0).tensor(&[2000, INPUTS], Seed(1), Kind::Float, Device::Cpu).unwrap();

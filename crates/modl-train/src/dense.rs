@@ -98,15 +98,11 @@ impl DenseRows {
         let index: Vec<i64> = examples.iter().filter_map(|i| self.index.get(*i).copied()).collect();
         let index = Tensor::from_slice(&index, &[index.len() as i64], Device::Cpu)?;
         let rows = self.values.index_select(0, &index)?;
-        let (rows, left) = match self.orders()? {
-            Some(orders) => (self.in_order(&rows, &orders, examples)?, false),
-            None => (rows, true),
-        };
         let rows = match rows.kind() {
             Kind::Uint8 => rows.to_kind(Kind::Float)?.mul_scalar(1.0 / 255.0)?,
             _ => rows,
         };
-        let rows = if left { self.through_views(rows, examples)? } else { rows };
+        let rows = self.through_views(rows, examples)?;
         let rows = match self.normal {
             Some((mean, deviation)) => rows.add_scalar(-mean)?.mul_scalar(1.0 / deviation)?,
             None => rows,
@@ -143,6 +139,9 @@ impl DenseRows {
     }
 
     fn through_views(&self, rows: Tensor, examples: &[usize]) -> Result<Tensor> {
+        if let Some(orders) = self.orders()? {
+            return self.in_order(&rows, &orders, examples);
+        }
         let mut places: Vec<(usize, Vec<i64>)> = Vec::new();
         for (place, view) in examples.iter().filter_map(|i| self.view.get(*i)).enumerate() {
             match places.iter_mut().find(|(v, _)| v == view) {
