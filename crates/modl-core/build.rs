@@ -36,6 +36,7 @@ fn main() {
             .compile(&format!("modl_{name}"));
     };
     compile("side_by_side", &[]);
+    compile("steps", &[]);
     // Its loops are the work, whatever the profile: a product and a sum are one instruction.
     compile("grouped_low_rank", &["-O3", "-ffp-contract=fast", "-Wno-psabi"]);
 }

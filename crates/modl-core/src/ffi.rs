@@ -9,7 +9,7 @@ use std::path::Path;
 use memmap2::Mmap;
 
 use crate::tensor::op_error;
-use crate::{Device, Error, Kind, Result, Tensor};
+use crate::{AdamWStep, Device, Error, Kind, Result, Tensor};
 
 /// Maps a file for reading.
 pub(crate) fn map_file(path: &Path) -> Result<Mmap> {
@@ -92,10 +92,30 @@ unsafe extern "C" {
         scales: *const f64,
         result: *mut *mut c_void,
     ) -> *mut c_char;
+    fn modl_norm(tensors: *const *mut c_void, n: usize, norm: *mut f64) -> *mut c_char;
+    fn modl_scale(of: *mut c_void, factor: f64) -> *mut c_char;
+    fn modl_add_scaled(a: *mut c_void, b: *mut c_void, factor: f64) -> *mut c_char;
+    fn modl_adamw(
+        theta: *mut c_void,
+        grad: *mut c_void,
+        mean: *mut c_void,
+        square: *mut c_void,
+        step: f64,
+        lr: f64,
+        beta1: f64,
+        beta2: f64,
+        decay: f64,
+        eps: f64,
+    ) -> *mut c_char;
 }
 
 /// What a function of `cpp` says, which frees the text.
 fn said(name: &'static str, text: *mut c_char) -> Result<()> {
+    said_of(name, &[], text)
+}
+
+/// [`said`], of tensors that the error tells of.
+fn said_of(name: &'static str, of: &[&Tensor], text: *mut c_char) -> Result<()> {
     if text.is_null() {
         return Ok(());
     }
@@ -105,7 +125,13 @@ fn said(name: &'static str, text: *mut c_char) -> Result<()> {
         libc::free(text.cast());
         message
     };
-    Err(op_error(name, &[], tch::TchError::Torch(message)))
+    let of: Vec<&tch::Tensor> = of.iter().map(|t| &t.0).collect();
+    Err(op_error(name, &of, tch::TchError::Torch(message)))
+}
+
+/// C++'s view of a tensor.
+fn at(t: &Tensor) -> *mut c_void {
+    t.0.as_ptr().cast_mut().cast()
 }
 
 /// Whether operations on this thread are recorded for gradients.
@@ -143,7 +169,6 @@ pub(crate) struct Joined {
 
 /// Gives y, made of what the branches gave for x, their gradients.
 pub(crate) fn join(y: &Tensor, x: &Tensor, of: &Joined) -> Result<()> {
-    let at = |t: &Tensor| -> *mut c_void { t.0.as_ptr().cast_mut().cast() };
     let all = |ts: &[Tensor]| ts.iter().map(at).collect::<Vec<_>>();
     let flat = |ts: &[Vec<Tensor>]| ts.iter().flatten().map(at).collect::<Vec<_>>();
     let sizes = |ts: &[Vec<Tensor>]| ts.iter().map(Vec::len).collect::<Vec<_>>();
@@ -226,7 +251,6 @@ pub(crate) fn grouped_low_rank(
             return Err(Error::invalid("low-rank modules", problem));
         }
     }
-    let at = |t: &Tensor| -> *mut c_void { t.0.as_ptr().cast_mut().cast() };
     let factors: Vec<*mut c_void> = of.downs.iter().chain(&of.ups).map(at).collect();
     let mut result: *mut c_void = std::ptr::null_mut();
     // SAFETY: all are tensors that live until the call is over, of the shapes, kind and layout that
@@ -250,4 +274,48 @@ pub(crate) fn grouped_low_rank(
         )?;
         Ok(Tensor(tch::Tensor::from_ptr(result.cast())))
     }
+}
+
+/// See [`Tensor::norm_of_all`].
+pub(crate) fn norm(tensors: &[&Tensor]) -> Result<f64> {
+    // Libtorch refuses an empty list.
+    if tensors.is_empty() {
+        return Ok(0.0);
+    }
+    let all: Vec<*mut c_void> = tensors.iter().map(|t| at(t)).collect();
+    let mut norm = 0.0;
+    // SAFETY: the tensors live until the call is over, which reads them and writes `norm`.
+    said_of("norm", tensors, unsafe { modl_norm(all.as_ptr(), all.len(), &mut norm) })?;
+    Ok(norm)
+}
+
+/// See [`Tensor::scale`].
+pub(crate) fn scale(t: &mut Tensor, c: f64) -> Result<()> {
+    // SAFETY: the tensor lives until the call is over, and nobody else refers to this handle.
+    said("scale", unsafe { modl_scale(at(t), c) })
+}
+
+/// See [`Tensor::add_scaled_in_place`].
+pub(crate) fn add_scaled(a: &mut Tensor, b: &Tensor, c: f64) -> Result<()> {
+    // SAFETY: both live until the call is over.
+    said_of("add_scaled_in_place", &[a, b], unsafe { modl_add_scaled(at(a), at(b), c) })
+}
+
+/// See [`Tensor::adamw_in_place`], which has looked at shapes, kinds, places and strides.
+pub(crate) fn adamw(
+    theta: &mut Tensor,
+    grad: &Tensor,
+    mean: &mut Tensor,
+    square: &mut Tensor,
+    by: AdamWStep,
+) -> Result<()> {
+    let AdamWStep { step, lr, betas: (beta1, beta2), weight_decay, eps } = by;
+    let step = step as f64;
+    let (m, v) = (at(mean), at(square));
+    // SAFETY: all live until the call is over, have as many numbers as θ, and m and v are contiguous; the
+    // kernel goes through memory in a row, for which C++ makes θ and g contiguous.
+    let told = unsafe {
+        modl_adamw(at(theta), at(grad), m, v, step, lr, beta1, beta2, weight_decay, eps)
+    };
+    said_of("adamw", &[theta, grad], told)
 }

@@ -5,21 +5,16 @@ use modl_core::{Result, Tensor, no_grad};
 /// Scales all gradients by one factor so that their common norm is at most `max`, and gives back
 /// the norm before. Without `max`, or without any gradient, nothing is scaled.
 ///
-/// Gradients are replaced, not changed in place: two of them may share one storage.
+/// A gradient that somebody else has, too, is replaced, and not changed for them.
 pub fn clip_grad_norm(grads: &mut [Option<Tensor>], max: Option<f64>) -> Result<f64> {
     no_grad(|| {
-        let norms: Vec<Tensor> = grads.iter().flatten().map(Tensor::norm).collect::<Result<_>>()?;
-        if norms.is_empty() {
-            return Ok(0.0);
-        }
-        let norm = Tensor::stack(&norms, 0)?.norm()?.item()?;
+        let all: Vec<&Tensor> = grads.iter().flatten().collect();
+        let norm = Tensor::norm_of_all(&all)?;
         if let Some(max) = max
             && norm > max
             && norm.is_finite()
         {
-            for grad in grads.iter_mut().flatten() {
-                *grad = grad.mul_scalar(max / norm)?;
-            }
+            grads.iter_mut().flatten().try_for_each(|grad| grad.scale(max / norm))?;
         }
         Ok(norm)
     })

@@ -17,7 +17,7 @@ use modl_route::Fixed;
 use serde_json::{Value, json};
 
 use super::chains::World;
-use super::encoder::{Pretrained, TASKS, Texts, WIDTH, classes, states};
+use super::encoder::{self, Pretrained, TASKS, Texts, WIDTH, classes, states};
 use super::experiment::{About, Bound, Condition, Experiment, Lab, Threshold};
 use super::fit::{module, told};
 use super::mlp::{accuracy, network, output, train};
@@ -49,7 +49,7 @@ const WAYS: [(&str, &str, usize); 2] = [
 
 /// Steps of pre-training and of the adapters.
 fn steps(quick: bool) -> [u64; 2] {
-    if quick { [2, 2] } else { [800, 200] }
+    if quick { [2, 2] } else { [encoder::STEPS, 200] }
 }
 
 /// The experiment.
@@ -68,7 +68,7 @@ impl Experiment for Dropping {
                     lose little.",
             setup: "Texts of 16 words whose halves are each of one of four Markov chains over 32 \
                     words. A BERT of 4 layers, width 128, inner width 256, is pre-trained as a masked \
-                    language model for 800 steps of 32 texts, Adam 0.001. Eight tasks: the domains of \
+                    language model for 5,000 steps of 64 texts, Adam 0.001. Eight tasks: the domains of \
                     both halves, whether they are the same, whether the sum of their numbers is odd, \
                     and whether the second half has more words of each quarter of the vocabulary. \
                     Adapters after Pfeiffer et al. of width 8 and a linear head for each: 200 steps \
@@ -82,8 +82,9 @@ impl Experiment for Dropping {
 
     fn settings(&self, quick: bool) -> Value {
         json!({
-            "version": 1,
+            "version": 2,
             "steps": steps(quick),
+            "pretraining": [encoder::BATCH as f64, encoder::RATE],
             "layers": [LAYERS, DROPPED, RANDOM],
             "reduction": REDUCTION,
             "texts": texts(quick),

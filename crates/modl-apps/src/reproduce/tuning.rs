@@ -10,7 +10,7 @@ use modl_route::Fixed;
 use serde_json::{Value, json};
 
 use super::chains::World;
-use super::encoder::{Pretrained, Texts, WIDTH, classes, perplexity, states};
+use super::encoder::{self, Pretrained, Texts, WIDTH, classes, perplexity, states};
 use super::experiment::{About, Bound, Condition, Experiment, Lab, Threshold};
 use super::mlp::{accuracy, network, output, train};
 use crate::trials::{Measure, View};
@@ -41,7 +41,7 @@ const WAYS: [(&str, &str); 4] = [
 
 /// Steps of pre-training and of a task.
 fn steps(quick: bool) -> [u64; 2] {
-    if quick { [3, 2] } else { [800, 300] }
+    if quick { [3, 2] } else { [encoder::STEPS, 300] }
 }
 
 /// The experiment.
@@ -59,7 +59,7 @@ impl Experiment for Tuning {
                     probe is not, and BitFit is between them.",
             setup: "Texts of 16 words whose halves are each of one of four Markov chains over 32 \
                     words, rows softmax of N(0, 2²). A BERT of 2 layers, width 128, inner width 256, \
-                    is pre-trained as a masked language model for 800 steps of 32 texts, Adam 0.001. \
+                    is pre-trained as a masked language model for 5,000 steps of 64 texts, Adam 0.001. \
                     Four tasks: the domain of the first half; whether both are the same; whether \
                     the sum of their numbers is odd; whether the second half has more words of a \
                     quarter of the vocabulary. For each 2,048 texts with labels, 300 steps of 16 \
@@ -72,8 +72,9 @@ impl Experiment for Tuning {
 
     fn settings(&self, quick: bool) -> Value {
         json!({
-            "version": 1,
+            "version": 2,
             "steps": steps(quick),
+            "pretraining": [encoder::BATCH as f64, encoder::RATE],
             "layers": LAYERS,
             "rank": RANK,
             "texts": texts(quick),

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use modl_core::{Result, ResultExt, Select, Tensor};
+use modl_core::{AdamWStep, Result, ResultExt, Select, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::{Optimizer, by_parameter, count, in_range, same_shape, usually_no_decay};
@@ -38,9 +38,9 @@ impl Default for AdamWConfig {
 struct Moments {
     steps: i64,
     /// m.
-    first: Tensor,
-    /// v ⁄ (1−β₂) = Σ β₂ᵗ⁻ⁱ gᵢ²: without the factor the update is two operations in place.
-    second: Tensor,
+    mean: Tensor,
+    /// v.
+    square: Tensor,
 }
 
 /// Adam with decoupled weight decay.
@@ -51,7 +51,7 @@ pub struct AdamW {
     moments: BTreeMap<String, Moments>,
 }
 
-const PARTS: [&str; 3] = ["first", "second", "steps"];
+const PARTS: [&str; 3] = ["mean", "square", "steps"];
 
 impl AdamW {
     /// An optimiser that has not seen any gradient.
@@ -74,32 +74,20 @@ impl Optimizer for AdamW {
     }
 
     fn update(&mut self, name: &str, mut theta: Tensor, grad: &Tensor, lr: f64) -> Result<()> {
-        let AdamWConfig { betas: (beta1, beta2), eps, weight_decay, .. } = self.config;
+        let AdamWConfig { betas, eps, weight_decay, .. } = self.config;
         if !self.moments.contains_key(name) {
-            let zeros = Moments { steps: 0, first: grad.zeros_like()?, second: grad.zeros_like()? };
-            self.moments.insert(name.to_owned(), zeros);
+            let zeros = || Tensor::zeros(&theta.size(), theta.kind(), theta.device());
+            let new = Moments { steps: 0, mean: zeros()?, square: zeros()? };
+            self.moments.insert(name.to_owned(), new);
         }
-        let Some(Moments { steps, first, second }) = self.moments.get_mut(name) else {
+        let Some(Moments { steps, mean, square }) = self.moments.get_mut(name) else {
             return Ok(());
         };
         *steps += 1;
-        first.lerp_in_place(grad, 1.0 - beta1)?;
-        second.mul_scalar_in_place(beta2)?;
-        second.addcmul_in_place(grad, grad)?;
-        // −η⁄(1−β₁ᵗ) divides the denominator instead of multiplying the numerator, so that the
-        // step needs one temporary tensor; at η = 0 there is no step.
-        let rate = -lr / (1.0 - beta1.powf(*steps as f64));
-        if rate == 0.0 {
-            return Ok(());
-        }
-        let mut below = second.sqrt()?;
-        let unbias = ((1.0 - beta2) / (1.0 - beta2.powf(*steps as f64))).sqrt();
-        below.mul_scalar_in_place(unbias / rate)?;
-        below.add_scalar_in_place(eps / rate)?;
-        if weight_decay > 0.0 && !self.no_decay.matches(name) {
-            theta.mul_scalar_in_place(1.0 - lr * weight_decay)?;
-        }
-        theta.addcdiv_in_place(first, &below)
+        let decays = weight_decay > 0.0 && !self.no_decay.matches(name);
+        let weight_decay = if decays { weight_decay } else { 0.0 };
+        let by = AdamWStep { step: *steps, lr, betas, weight_decay, eps };
+        theta.adamw_in_place(grad, mean, square, by)
     }
 
     fn forget(&mut self, name: &str) {
@@ -109,7 +97,7 @@ impl Optimizer for AdamW {
     fn state(&self) -> Result<Vec<(String, Tensor)>> {
         let mut state = Vec::with_capacity(3 * self.moments.len());
         for (name, m) in &self.moments {
-            let tensors = [m.first.clone(), m.second.clone(), count(m.steps)?];
+            let tensors = [m.mean.clone(), m.square.clone(), count(m.steps)?];
             state.extend(PARTS.iter().zip(tensors).map(|(part, t)| (format!("{part}.{name}"), t)));
         }
         Ok(state)
@@ -121,11 +109,11 @@ impl Optimizer for AdamW {
         state: Vec<(String, Tensor)>,
     ) -> Result<()> {
         let mut moments = BTreeMap::new();
-        for (name, [first, second, steps]) in by_parameter(PARTS, params, state)? {
-            same_shape(&name, params, &first)?;
-            same_shape(&name, params, &second)?;
+        for (name, [mean, square, steps]) in by_parameter(PARTS, params, state)? {
+            same_shape(&name, params, &mean)?;
+            same_shape(&name, params, &square)?;
             let steps = steps.item().at(&name)? as i64;
-            moments.insert(name, Moments { steps, first, second });
+            moments.insert(name, Moments { steps, mean, square });
         }
         self.moments = moments;
         Ok(())

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use modl_core::{Result, Select, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::{Optimizer, by_parameter, in_range, same_shape, scalar, usually_no_decay};
+use super::{Optimizer, by_parameter, in_range, same_shape, usually_no_decay};
 
 /// The settings of [`Lion`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -70,7 +70,7 @@ impl Optimizer for Lion {
         if weight_decay > 0.0 && !self.no_decay.matches(name) {
             theta.mul_scalar_in_place(1.0 - lr * weight_decay)?;
         }
-        theta.addcmul_in_place(&mixed.sign()?, &scalar(-lr, &theta)?)
+        theta.add_scaled_in_place(&mixed.sign()?, -lr)
     }
 
     fn forget(&mut self, name: &str) {

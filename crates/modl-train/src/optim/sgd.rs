@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use modl_core::{Error, Result, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::{Optimizer, by_parameter, in_range, same_shape, scalar};
+use super::{Optimizer, by_parameter, in_range, same_shape};
 
 /// The settings of [`Sgd`].
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -52,10 +52,10 @@ impl Optimizer for Sgd {
 
     fn update(&mut self, name: &str, mut theta: Tensor, grad: &Tensor, lr: f64) -> Result<()> {
         let SgdConfig { momentum, nesterov, weight_decay } = self.config;
-        let rate = scalar(-lr, &theta)?;
         let mut direction = grad.clone();
         if weight_decay > 0.0 {
-            direction = direction.addcmul(&theta, &scalar(weight_decay, &theta)?)?;
+            direction = direction.copy()?;
+            direction.add_scaled_in_place(&theta, weight_decay)?;
         }
         if momentum > 0.0 {
             let buffer = match self.buffers.get_mut(name) {
@@ -72,12 +72,14 @@ impl Optimizer for Sgd {
                 }
             };
             direction = if nesterov {
-                direction.addcmul(&buffer, &scalar(momentum, &theta)?)?
+                let mut ahead = direction.copy()?;
+                ahead.add_scaled_in_place(&buffer, momentum)?;
+                ahead
             } else {
                 buffer
             };
         }
-        theta.addcmul_in_place(&direction, &rate)
+        theta.add_scaled_in_place(&direction, -lr)
     }
 
     fn forget(&mut self, name: &str) {
