@@ -207,11 +207,11 @@ fn a_foreign_or_partial_state_is_refused() {
         adamw.load_state(&params, state).unwrap_err().to_string()
     };
     assert!(load(&[("momentum.w", one())]).contains("unknown part"));
-    assert!(load(&[("first.x", one())]).contains("unknown trained parameter `x`"));
-    assert!(load(&[("first.w", one())]).contains("not whole"));
+    assert!(load(&[("mean.x", one())]).contains("unknown trained parameter `x`"));
+    assert!(load(&[("mean.w", one())]).contains("not whole"));
     let steps = one().select(0, 0).unwrap().narrow(0, 0, 1).unwrap();
     let flat = one().reshape(&[12]).unwrap();
-    let e = load(&[("first.w", flat), ("second.w", one()), ("steps.w", steps)]);
+    let e = load(&[("mean.w", flat), ("square.w", one()), ("steps.w", steps)]);
     assert!(e.contains("has shape [12]"), "{e}");
 }
 
