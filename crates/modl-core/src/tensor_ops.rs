@@ -321,6 +321,15 @@ impl Tensor {
         })
     }
 
+    /// −log-likelihood of the target of each row, `[n]`: self are log-likelihoods `[n, classes]`,
+    /// target `[n]` i64.
+    pub fn nll(&self, target: &Tensor) -> Result<Tensor> {
+        Self::op("nll", &[self, target], |t| {
+            // No class is passed over.
+            t[0].f_nll_loss(t[1], None::<tch::Tensor>, tch::Reduction::None, i64::MIN)
+        })
+    }
+
     /// Mean of (self − target)².
     pub fn mse(&self, target: &Tensor) -> Result<Tensor> {
         Self::op("mse", &[self, target], |t| t[0].f_mse_loss(t[1], tch::Reduction::Mean))

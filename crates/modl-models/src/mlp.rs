@@ -304,15 +304,21 @@ impl Backbone for Mlp {
             }
             false => None,
         };
+        if !modular {
+            // As matrices, which libtorch multiplies without views around each product.
+            x = x.squeeze(1)?;
+        }
         let pass = Pass { layers, cx: own.as_ref().unwrap_or(cx) };
         for layer in self.layers.iter().take(self.settings.hidden.len()) {
             x = self.settings.hidden_act.apply(&layer.linear(&x, pass)?)?;
             x = dropout(x, pass.dropout(&layer.site.path, self.settings.hidden_dropout_prob))?;
         }
+        let rows = x.len_of(0);
         let logits = match self.layers.get(self.settings.hidden.len()) {
-            Some(output) => Some(output.linear(&x, pass)?.squeeze(1)?),
+            Some(output) => Some(output.linear(&x, pass)?.reshape(&[rows, -1])?),
             None => None,
         };
+        let x = x.reshape(&[rows, 1, -1])?;
         let mut outputs = Tensors::new().with("last_hidden_state", x);
         if let Some(logits) = logits {
             outputs.set("logits", logits);

@@ -262,6 +262,7 @@ impl Passing<'_> {
             let rows = p.losses.len_of(0).max(1) as f64;
             let mean = match &p.chosen {
                 Some(mine) => p.losses.mul(mine)?.sum()?.mul_scalar(share / rows)?,
+                None if share == count as f64 => p.losses.mean()?,
                 None => p.losses.mean()?.mul_scalar(share / count as f64)?,
             };
             p.counts = share / rows / if p.chosen.is_some() { 1.0 } else { count as f64 };

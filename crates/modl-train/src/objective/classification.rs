@@ -121,8 +121,7 @@ impl Objective for Classification {
 
     fn losses(&self, predicted: &Tensor, batch: &Batch) -> Result<Tensor> {
         let log_p = predicted.log_softmax(-1)?;
-        let right = batch.targets.to_kind(Kind::Int64)?.unsqueeze(-1)?;
-        let hard = log_p.gather(-1, &right)?.squeeze(-1)?.neg()?;
+        let hard = log_p.nll(&batch.targets.to_kind(Kind::Int64)?)?;
         if self.label_smoothing == 0.0 {
             return Ok(hard);
         }
