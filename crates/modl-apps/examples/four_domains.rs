@@ -44,7 +44,7 @@ fn texts(of_each: usize) -> Result<Dataset> {
     for task in DOMAINS {
         let rows = read_tsv(format!("assets/sentiment/{task}.tsv"))?;
         for row in sample(rows, of_each, 0) {
-            let ids = tokenizer.encode_one(&row.text)?;
+            let ids = tokenizer.encode_one(&row.text)?.into();
             examples.push(Example { id: row.id, task: task.into(), ids, target: row.score });
         }
     }

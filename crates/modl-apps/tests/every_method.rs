@@ -154,7 +154,7 @@ fn sentences() -> Dataset {
         examples.extend(short.map(|row| Example {
             id: row.id,
             task: task.to_owned(),
-            ids: tokenizer.encode_one(&row.text).unwrap(),
+            ids: tokenizer.encode_one(&row.text).unwrap().into(),
             target: row.score,
         }));
     }

@@ -29,6 +29,7 @@ fn texts() -> Dataset {
         for row in sample(rows, 24, 0) {
             let mut ids = tokenizer.encode_one(&row.text).unwrap();
             ids.truncate(24);
+            let ids = ids.into();
             examples.push(Example { id: row.id, task: task.into(), ids, target: row.score / 4.0 });
         }
     }

@@ -30,7 +30,8 @@ use modl_models::{LoadOptions, Tokenizer, open};
 use modl_route::Fixed;
 use modl_train::{
     Batch, Batches, Classification, Dataset, Event, Example, Fanout, JsonLines, Objective, Recipe,
-    Regression, Sink, StepContext, StepRule, TensorBoard, TrainConfig, Trainer, read_tsv, run,
+    Regression, Sink, StepContext, StepRule, TensorBoard, TokenIds, TrainConfig, Trainer, read_tsv,
+    run,
 };
 
 fn main() {
@@ -73,7 +74,7 @@ fn texts(assets: &Path) -> Dataset {
     for task in ["tweets", "amazon", "movies", "nyt"] {
         let rows = read_tsv(assets.join("sentiment").join(format!("{task}.tsv"))).unwrap();
         for row in rows.into_iter().take(400) {
-            let ids = tokenizer.encode_one(&row.text).unwrap();
+            let ids = tokenizer.encode_one(&row.text).unwrap().into();
             examples.push(Example { id: row.id, task: task.to_owned(), ids, target: row.score });
         }
     }
@@ -182,7 +183,7 @@ fn checkpoint(steps: u64) {
     let example = |i: usize| Example {
         id: i.to_string(),
         task: "t".into(),
-        ids: vec![(i % 16) as i64; 8],
+        ids: vec![(i % 16) as i64; 8].into(),
         target: 1.0,
     };
     let data = Dataset::new((0..256).map(example).collect()).unwrap();
@@ -282,7 +283,7 @@ fn continual(rounds: usize) {
     let example = |i: usize| Example {
         id: i.to_string(),
         task: "digits".into(),
-        ids: Vec::new(),
+        ids: TokenIds::default(),
         target: (i % 10) as f32,
     };
     let data = Dataset::dense((0..2000).map(example).collect(), "pixel_values", rows).unwrap();

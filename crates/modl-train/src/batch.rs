@@ -128,7 +128,7 @@ mod tests {
         let example = |(i, (task, ids)): (usize, &(&str, &[i64]))| Example {
             id: i.to_string(),
             task: (*task).to_owned(),
-            ids: ids.to_vec(),
+            ids: ids.to_vec().into(),
             target: i as f32,
         };
         let all: Vec<usize> = (0..rows.len()).collect();

@@ -158,7 +158,7 @@ mod tests {
         let example = |i: usize| Example {
             id: i.to_string(),
             task: "t".into(),
-            ids: vec![1; 1 + i * 7 % 13],
+            ids: vec![1; 1 + i * 7 % 13].into(),
             target: 0.0,
         };
         Dataset::new((0..n).map(example).collect()).unwrap()
@@ -201,7 +201,7 @@ mod tests {
             (0..*n).map(|i| Example {
                 id: i.to_string(),
                 task: (*task).to_owned(),
-                ids: vec![1; 1 + i % 3],
+                ids: vec![1; 1 + i % 3].into(),
                 target: 0.0,
             })
         });

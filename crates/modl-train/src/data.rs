@@ -6,8 +6,8 @@ use std::sync::OnceLock;
 use modl_core::{Device, Error, Result, Tensor, Tensors};
 use sha2::{Digest, Sha256};
 
-use crate::Batch;
 use crate::dense::DenseRows;
+use crate::{Batch, TokenIds};
 
 /// One example: a text as token ids, or a row of a data set's dense inputs, and what is to be said of
 /// it.
@@ -18,7 +18,7 @@ pub struct Example {
     /// The task, data set or language that it belongs to.
     pub task: String,
     /// Token ids with the special tokens of the model; none where it is a row of numbers alone.
-    pub ids: Vec<i64>,
+    pub ids: TokenIds,
     /// The target, in the task's own unit.
     pub target: f32,
 }
@@ -48,8 +48,10 @@ impl Dataset {
     ///
     /// ```
     /// use modl_core::{Device, Tensor};
-    /// use modl_train::{Dataset, Example};
-    /// let example = |i: u32| Example { id: i.to_string(), task: "digits".into(), ids: vec![], target: 1.0 };
+    /// use modl_train::{Dataset, Example, TokenIds};
+    /// let ids = TokenIds::default();
+    /// let example =
+    ///     |i: u32| Example { id: i.to_string(), task: "digits".into(), ids: ids.clone(), target: 1.0 };
     /// let images = Tensor::from_slice(&[0u8, 255, 51, 0], &[2, 2], Device::Cpu)?;
     /// let data = Dataset::dense(vec![example(0), example(1)], "pixel_values", images)?;
     /// let batch = data.batch(&[1], Device::Cpu)?;
@@ -242,7 +244,7 @@ impl Dataset {
     /// The examples at `index` as tensors on `device`, filled up to the longest.
     ///
     /// # Errors
-    /// Where an index is out of range.
+    /// Where an index is out of range, or tokens or numbers that stand in a file cannot be read.
     pub fn batch(&self, index: &[usize], device: Device) -> Result<Batch> {
         let rows: Option<Vec<&Example>> = index.iter().map(|i| self.examples.get(*i)).collect();
         let rows = rows.ok_or_else(|| {
@@ -252,7 +254,7 @@ impl Dataset {
         let mut ids = Vec::with_capacity(rows.len() * longest);
         let mut mask = Vec::with_capacity(rows.len() * longest);
         for e in &rows {
-            ids.extend(&e.ids);
+            e.ids.add_to(&mut ids)?;
             mask.extend(std::iter::repeat_n(1i64, e.ids.len()));
             ids.extend(std::iter::repeat_n(self.pad, longest - e.ids.len()));
             mask.extend(std::iter::repeat_n(0i64, longest - e.ids.len()));
@@ -280,14 +282,15 @@ impl Dataset {
     /// Twelve hex digits that change with any example, so that a run is not resumed on other data.
     ///
     /// # Errors
-    /// Where a dense input cannot be read.
+    /// Where tokens or a dense input cannot be read.
     pub fn fingerprint(&self) -> Result<String> {
         if let Some(known) = self.fingerprint.get() {
             return Ok(known.clone());
         }
         let mut hash = Sha256::new();
         for e in &self.examples {
-            hash.update(format!("{}\0{}\0{}\0{:?}\n", e.task, e.id, e.target.to_bits(), e.ids));
+            let (target, ids) = (e.target.to_bits(), e.ids.to_vec()?);
+            hash.update(format!("{}\0{}\0{target}\0{ids:?}\n", e.task, e.id));
         }
         for (name, rows) in &self.inputs {
             hash.update(format!("{name}\0{}\n", rows.digest()?));
@@ -321,7 +324,12 @@ mod tests {
     use modl_core::Context;
 
     fn example(id: usize, len: usize) -> Example {
-        Example { id: id.to_string(), task: "t".into(), ids: vec![7; len], target: id as f32 }
+        Example {
+            id: id.to_string(),
+            task: "t".into(),
+            ids: vec![7; len].into(),
+            target: id as f32,
+        }
     }
 
     #[test]

@@ -6,13 +6,14 @@ use modl_core::{Device, Error, Kind, Result, Tensor, is_float};
 use sha2::{Digest, Sha256};
 
 use crate::rearranged::Rearranged;
+use crate::stored_rows::StoredRows;
 
 /// One row of numbers for each example. The rows themselves are shared by all data sets that were
 /// cut out of one, each of which knows which are its own and how it sees them.
 #[derive(Debug, Clone)]
 pub(crate) struct DenseRows {
     /// `[rows, …]`, u8 or floats.
-    values: Tensor,
+    values: StoredRows,
     /// Of the values; known once it has been asked for, and the same one wherever they are the same.
     digest: Arc<OnceLock<String>>,
     /// Each example's row.
@@ -34,18 +35,28 @@ impl DenseRows {
     /// # Errors
     /// Where there is not one row for each example, or they are neither bytes nor floats.
     pub(crate) fn new(name: &str, values: Tensor, examples: usize) -> Result<Self> {
+        let values = values.detach()?.to_device(Device::Cpu)?.contiguous()?;
+        DenseRows::of(name, StoredRows::Whole(values), examples)
+    }
+
+    /// [`DenseRows::new`] of rows that may stand in a file.
+    ///
+    /// # Errors
+    /// As [`DenseRows::new`].
+    pub(crate) fn of(name: &str, values: StoredRows, examples: usize) -> Result<Self> {
         let wrong = |problem| Err(Error::invalid(format!("input `{name}`"), problem));
         if matches!(name, "input_ids" | "attention_mask") {
             return wrong("is what tokens become; give it another name".to_owned());
         }
-        if values.dim() < 2 || values.len_of(0) != examples as i64 {
-            return wrong(format!("has shape {:?} for {examples} examples", values.size()));
+        let size = values.size();
+        if size.len() < 2 || size.first() != Some(&(examples as i64)) {
+            return wrong(format!("has shape {size:?} for {examples} examples"));
         }
         if values.kind() != Kind::Uint8 && !is_float(values.kind()) {
-            return wrong(format!("{values:?} is to be made of bytes or of floats"));
+            return wrong(format!("{} is to be made of bytes or of floats", values.describe()));
         }
         Ok(DenseRows {
-            values: values.detach()?.to_device(Device::Cpu)?.contiguous()?,
+            values,
             digest: Arc::default(),
             index: (0..examples as i64).collect(),
             view: Vec::new(),
@@ -96,8 +107,7 @@ impl DenseRows {
     /// Those of some examples as floats `[examples, …]`: bytes 0 … 255 become 0 … 1.
     pub(crate) fn rows(&self, examples: &[usize], device: Device) -> Result<Tensor> {
         let index: Vec<i64> = examples.iter().filter_map(|i| self.index.get(*i).copied()).collect();
-        let index = Tensor::from_slice(&index, &[index.len() as i64], Device::Cpu)?;
-        let rows = self.values.index_select(0, &index)?;
+        let rows = self.values.pick(&index)?;
         let rows = match rows.kind() {
             Kind::Uint8 => rows.to_kind(Kind::Float)?.mul_scalar(1.0 / 255.0)?,
             _ => rows,
@@ -175,16 +185,17 @@ impl DenseRows {
             || self.normal != other.normal
             || self.view.is_empty() != other.view.is_empty()
         {
-            let problem = format!("{a:?} and {b:?} cannot be joined, or are seen in other ways");
+            let (a, b) = (a.describe(), b.describe());
+            let problem = format!("{a} and {b} cannot be joined, or are seen in other ways");
             return Err(Error::invalid("data sets", problem));
         }
         let mut all = self.clone();
         let shared = Arc::ptr_eq(&self.digest, &other.digest);
         if !shared {
-            all.values = Tensor::cat(&[a.clone(), b.clone()], 0)?;
+            all.values = a.and(b)?;
             all.digest = Arc::default();
         }
-        let start = if shared { 0 } else { a.len_of(0) };
+        let start = if shared { 0 } else { a.size().first().copied().unwrap_or(0) };
         all.index.extend(other.index.iter().map(|i| i + start));
         let same = |(a, b): (&Option<Rearranged>, &Option<Rearranged>)| match (a, b) {
             (Some(a), Some(b)) => a.is(b),
@@ -208,8 +219,8 @@ impl DenseRows {
             Some(known) => known,
             None => {
                 let mut hash = Sha256::new();
-                hash.update(format!("{:?}", self.values));
-                hash.update(self.values.to_bytes()?);
+                hash.update(self.values.describe());
+                self.values.digest(&mut hash)?;
                 self.digest.get_or_init(|| hex(hash))
             }
         };
@@ -231,7 +242,12 @@ mod tests {
     use modl_core::Context;
 
     fn example(id: usize, len: usize) -> Example {
-        Example { id: id.to_string(), task: "t".into(), ids: vec![7; len], target: id as f32 }
+        Example {
+            id: id.to_string(),
+            task: "t".into(),
+            ids: vec![7; len].into(),
+            target: id as f32,
+        }
     }
 
     #[test]

@@ -37,7 +37,7 @@ mod tests {
             let example = |i: usize| Example {
                 id: i.to_string(),
                 task: task.to_owned(),
-                ids: vec![1],
+                ids: vec![1].into(),
                 target: i as f32,
             };
             (0..n).map(example).collect::<Vec<_>>()

@@ -31,13 +31,16 @@ mod routed;
 mod run;
 mod run_folder;
 mod schedule;
+mod spill;
 mod state;
 mod step;
+mod stored_rows;
 mod strategies;
 mod streams;
 mod task_losses;
 mod temperature_sampling;
 mod tensorboard;
+mod token_ids;
 mod trainer;
 
 pub use ada_merging::{AdaMerged, AdaMerging, Factors, entropy, task_vectors, trimmed};
@@ -77,4 +80,5 @@ pub use strategies::{
 };
 pub use temperature_sampling::Sampling;
 pub use tensorboard::TensorBoard;
+pub use token_ids::TokenIds;
 pub use trainer::Trainer;

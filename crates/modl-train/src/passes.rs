@@ -207,10 +207,7 @@ impl Passing<'_> {
             if i == 0 {
                 penalty = own.passed.first().map(|p| self.model.penalty(&p.cx)).transpose()?;
             }
-            sum = Some(match sum {
-                None => own,
-                Some(s) => s.and(own)?,
-            });
+            sum = Some(own.after(sum)?);
         }
         let mut sum = sum.ok_or_else(|| Error::invalid("batch", "has no rows"))?;
         if let Some(penalty) = penalty.flatten() {
@@ -348,6 +345,14 @@ impl StepLoss {
         self.aux.values_mut().for_each(|v| *v *= factor);
         self.passed.iter_mut().for_each(|p| p.counts *= factor);
         Ok(self)
+    }
+
+    /// The sum of what there is so far, if anything, and this part of a step.
+    pub(crate) fn after(self, sum: Option<StepLoss>) -> Result<StepLoss> {
+        match sum {
+            Some(sum) => sum.and(self),
+            None => Ok(self),
+        }
     }
 
     /// The sum of two parts of a step.

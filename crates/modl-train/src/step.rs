@@ -197,7 +197,7 @@ impl<'a> StepContext<'a> {
         first: u64,
         change: &dyn Fn(&mut StepLoss) -> Result<()>,
     ) -> Result<StepGradients> {
-        let mut sum: Option<(StepLoss, Vec<Option<Tensor>>)> = None;
+        let (mut sum, mut all) = (None, None);
         // One after the other, so that only one part's graph is in memory.
         for (n, part) in (first..).zip(&batch.in_parts(parts)?) {
             let share = part.len() as f64 / batch.len().max(1) as f64;
@@ -205,12 +205,13 @@ impl<'a> StepContext<'a> {
             let mut loss = if share == 1.0 { loss } else { loss.times(share)? };
             change(&mut loss)?;
             let grads = self.gradients_of(&loss)?;
-            sum = Some(match sum {
-                None => (loss, grads),
-                Some((s, all)) => (s.and(loss)?, added(all, grads)?),
+            sum = Some(loss.after(sum)?);
+            all = Some(match all {
+                Some(all) => added(all, grads)?,
+                None => grads,
             });
         }
-        let (loss, grads) = sum.ok_or_else(|| Error::invalid("batch", "has no rows"))?;
+        let (loss, grads) = sum.zip(all).ok_or_else(|| Error::invalid("batch", "has no rows"))?;
         Ok(StepGradients { loss, grads, noted: BTreeMap::new() })
     }
 }

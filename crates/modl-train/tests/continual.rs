@@ -92,7 +92,7 @@ fn the_second_task_undoes_the_first_and_the_matrix_shows_it() {
 fn told_apart(n: usize) -> Dataset {
     let examples = ["plus", "minus"].into_iter().enumerate().flat_map(|(t, task)| {
         (0..n).map(move |i| {
-            let ids: Vec<i64> = (0..3).map(|k| ((i * 5 + k * 3) % 8 + 8 * t) as i64).collect();
+            let ids = (0..3).map(|k| ((i * 5 + k * 3) % 8 + 8 * t) as i64).collect();
             let size = 0.5 + (i % 4) as f32 / 8.0;
             let target = if t == 0 { size } else { -size };
             Example { id: i.to_string(), task: task.to_owned(), ids, target }
@@ -406,7 +406,7 @@ fn descend(
         xs.iter().enumerate().map(|(i, x)| Example {
             id: i.to_string(),
             task: (*task).to_owned(),
-            ids: vec![1],
+            ids: vec![1].into(),
             target: *x as f32,
         })
     });

@@ -4,7 +4,7 @@
 mod toy;
 
 use modl_core::{Device, Modular, Result, Seed, Select, Tensor, checkpoint::Checkpoint};
-use modl_train::{Batch, Dataset, Event, Example, Recipe, Sink, evaluate, restore, run};
+use modl_train::{Batch, Dataset, Event, Example, Recipe, Sink, TokenIds, evaluate, restore, run};
 use toy::methods;
 
 const RECIPE: &str = r#"seed = 3
@@ -49,7 +49,8 @@ fn data(n: usize) -> Dataset {
         let mut near = |corner: usize| (2.0 * corner as f64 - 1.0 + 0.6 * (draw() - 0.5)) as f32;
         rows.extend([near(a), near(b), near(0), near(1)]);
         let target = f32::from(u8::from(a != b));
-        examples.push(Example { id: i.to_string(), task: "corners".into(), ids: vec![], target });
+        let ids = TokenIds::default();
+        examples.push(Example { id: i.to_string(), task: "corners".into(), ids, target });
     }
     let rows = Tensor::from_slice(&rows, &[n as i64, 4], Device::Cpu).unwrap();
     Dataset::dense(examples, "input_values", rows).unwrap()

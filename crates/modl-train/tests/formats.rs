@@ -70,7 +70,7 @@ fn all(recipe: &Recipe) -> Vec<(String, f32, Vec<i64>, Vec<f32>)> {
             let batch = data.batch(&[i], Device::Cpu).unwrap();
             let dense = batch.inputs.get("input_values").or(batch.inputs.get("pixel_values"));
             let dense = dense.map(|t| t.to_vec::<f32>().unwrap()).unwrap_or_default();
-            rows.push((e.id.clone(), e.target, e.ids.clone(), dense));
+            rows.push((e.id.clone(), e.target, e.ids.to_vec().unwrap(), dense));
         }
     }
     rows.sort_by(|a, b| a.0.cmp(&b.0));

@@ -27,7 +27,7 @@ fn data() -> Dataset {
     let example = |i: usize| Example {
         id: i.to_string(),
         task: "t".into(),
-        ids: text(i, [9, 1, 14, 0, 20][i]),
+        ids: text(i, [9, 1, 14, 0, 20][i]).into(),
         target: 0.0,
     };
     Dataset::new((0..5).map(example).collect()).unwrap()
@@ -155,7 +155,7 @@ fn by_hand(
     undo: &dyn Fn(usize, Vec<f64>) -> Vec<f64>,
 ) -> Vec<[f64; 3]> {
     let (objective, batch) = (objective(), batch());
-    let rows: Vec<Vec<i64>> = data().examples().iter().map(|e| e.ids.clone()).collect();
+    let rows: Vec<Vec<i64>> = data().examples().iter().map(|e| e.ids.to_vec().unwrap()).collect();
     let longest = rows.iter().map(Vec::len).max().unwrap();
     let shown: Vec<_> = (0..5)
         .map(|i| objective.show(&rows[i], WORDS as i64, seed.child(&format!("t/{i}"))))

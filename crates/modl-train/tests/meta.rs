@@ -48,7 +48,7 @@ fn one_step(strategy: &str) -> Vec<f64> {
         (0..6).map(|i| Example {
             id: i.to_string(),
             task: (*task).to_owned(),
-            ids: vec![1],
+            ids: vec![1].into(),
             target: *x as f32,
         })
     });

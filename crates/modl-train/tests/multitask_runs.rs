@@ -27,6 +27,7 @@ fn data() -> Dataset {
                 1 => -share(|k| k % 2 == 0),
                 _ => share(|k| *k < 8),
             };
+            let ids = ids.into();
             examples.push(Example { id: i.to_string(), task: (*task).to_owned(), ids, target });
         }
     }

@@ -31,7 +31,7 @@ fn batch(targets: [f32; 3]) -> Batch {
     let example = |(i, target): (usize, f32)| Example {
         id: i.to_string(),
         task: "t".into(),
-        ids: [vec![1, 3, 0, 2, 2], vec![2, 1, 3], vec![3]][i].clone(),
+        ids: [vec![1, 3, 0, 2, 2], vec![2, 1, 3], vec![3]][i].clone().into(),
         target,
     };
     let data = Dataset::new(targets.into_iter().enumerate().map(example).collect()).unwrap();

@@ -110,7 +110,7 @@ fn by_hand(model: &Modular, top_k: usize) -> [f64; 2] {
     let batch = data().batch(&[0, 1], Device::Cpu).unwrap();
     let outputs: Tensors = no_grad(|| model.forward(&batch.inputs, &Context::eval())).unwrap();
     let logits = rows(outputs.need("logits").unwrap());
-    let ids: Vec<Vec<i64>> = data().examples().iter().map(|e| e.ids.clone()).collect();
+    let ids: Vec<Vec<i64>> = data().examples().iter().map(|e| e.ids.to_vec().unwrap()).collect();
     let mut entropy = 0.0;
     for (b, ids) in ids.iter().enumerate() {
         for t in 0..5 {

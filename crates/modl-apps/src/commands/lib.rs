@@ -234,7 +234,7 @@ fn search(library: &Library, texts: &[String], model: &Path) -> Result<()> {
     let model_of = Modular::from_box(backbone, modl_core::Seed(0))?;
     let tokenizer = Tokenizer::open(model)?;
     let example = |(i, text): (usize, &String)| -> Result<Example> {
-        let ids = tokenizer.encode_one(text)?;
+        let ids = tokenizer.encode_one(text)?.into();
         Ok(Example { id: i.to_string(), task: "search".to_owned(), ids, target: 0.0 })
     };
     let examples = texts.iter().enumerate().map(example).collect::<Result<_>>()?;

@@ -31,7 +31,7 @@ impl Corpus {
             let rows = read_tsv(path).with_context(hint)?;
             let example = |row: modl_train::Row| {
                 Ok(Example {
-                    ids: tokenizer.encode_one(&row.text)?,
+                    ids: tokenizer.encode_one(&row.text)?.into(),
                     id: row.id,
                     task: domain.to_string(),
                     target: row.score / RANGE,
@@ -67,7 +67,7 @@ impl Corpus {
                 };
                 if *count < limit {
                     *count += 1;
-                    side.push(cut(e, setting.max_len));
+                    side.push(cut(e, setting.max_len)?);
                 }
             }
         }
@@ -85,15 +85,15 @@ fn document(id: &str) -> &str {
 }
 
 /// A text of at most `max_len` tokens; the last is the separator that ends every text.
-fn cut(e: &Example, max_len: usize) -> Example {
-    let mut e = e.clone();
-    if e.ids.len() > max_len
-        && let Some(last) = e.ids.last().copied()
+fn cut(e: &Example, max_len: usize) -> Result<Example> {
+    let mut ids = e.ids.to_vec()?;
+    if ids.len() > max_len
+        && let Some(last) = ids.last().copied()
     {
-        e.ids.truncate(max_len - 1);
-        e.ids.push(last);
+        ids.truncate(max_len - 1);
+        ids.push(last);
     }
-    e
+    Ok(Example { ids: ids.into(), ..e.clone() })
 }
 
 #[cfg(test)]
@@ -106,7 +106,7 @@ mod tests {
         let example = |task: &str, d: usize, s: usize| Example {
             id: format!("{d}_{s}"),
             task: task.into(),
-            ids: vec![101, 7, 102],
+            ids: vec![101, 7, 102].into(),
             target: 0.0,
         };
         let domain = |task: &&str| {
@@ -144,7 +144,7 @@ mod tests {
     #[test]
     fn a_long_text_keeps_its_end() {
         let e = Example { id: "1".into(), task: "t".into(), ids: (0..100).collect(), target: 0.0 };
-        let ids = cut(&e, 10).ids;
+        let ids = cut(&e, 10).unwrap().ids.to_vec().unwrap();
         assert_eq!((ids.len(), ids[8], ids[9]), (10, 8, 99));
     }
 }

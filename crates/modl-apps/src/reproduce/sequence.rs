@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use modl_core::{Device, Modular, Seed, Tensor};
 use modl_train::{
     AccuracyMatrix, Convention, Dataset, Event, Example, Examples, Methods, Objective, Recipe,
-    Sink, TaskInference, run,
+    Sink, TaskInference, TokenIds, run,
 };
 use serde::de::DeserializeOwned;
 
@@ -20,7 +20,7 @@ pub(super) fn dataset(task: &str, rows: Tensor, classes: &Tensor) -> Result<Data
     let example = |(i, class): (usize, &i64)| Example {
         id: i.to_string(),
         task: task.to_owned(),
-        ids: Vec::new(),
+        ids: TokenIds::default(),
         target: *class as f32,
     };
     Ok(Dataset::dense(classes.iter().enumerate().map(example).collect(), "pixel_values", rows)?)

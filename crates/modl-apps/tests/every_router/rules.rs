@@ -50,7 +50,7 @@ fn points(n: usize, seed: Seed) -> Dataset {
         examples.push(Example {
             id: i.to_string(),
             task: RULES[rule].to_owned(),
-            ids: vec![rule as i64],
+            ids: vec![rule as i64].into(),
             target: y as f32,
         });
     }

@@ -71,7 +71,7 @@ fn texts() -> [Dataset; 2] {
             if ids.len() > LONGEST || *seen == TEXTS[0] + TEXTS[1] {
                 continue;
             }
-            let target = row.score.signum();
+            let (ids, target) = (ids.into(), row.score.signum());
             let example = Example { id: row.id, task: task.to_owned(), ids, target };
             all[usize::from(*seen >= TEXTS[0])].push(example);
             *seen += 1;

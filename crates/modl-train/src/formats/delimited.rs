@@ -9,16 +9,20 @@
 
 use std::path::Path;
 
-use csv::{ReaderBuilder, StringRecord};
+use csv::{ErrorKind, ReaderBuilder, StringRecord};
 use modl_core::{Error, Result};
 
 use super::numbers::{Rows, finite, line};
-use super::{Table, Wanted, bytes};
+use super::packed::Unpacked;
+use super::{Form, Take, Wanted};
 
-pub(super) fn read(path: &Path, wanted: Wanted) -> Result<Table> {
-    let bytes = bytes(path)?;
-    let mut reader = ReaderBuilder::new().from_reader(bytes.as_slice());
+pub(super) fn read(path: &Path, wanted: Wanted, take: &mut Take) -> Result<()> {
+    let (from, unreadable) = Unpacked::open(path)?.into_parts();
+    let mut reader = ReaderBuilder::new().from_reader(from);
     let broken = |e: csv::Error| {
+        if let ErrorKind::Io(e) = e.kind() {
+            return unreadable(e);
+        }
         let place = match e.position() {
             Some(at) => format!("{}:{}", path.display(), at.line()),
             None => path.display().to_string(),
@@ -45,27 +49,26 @@ pub(super) fn read(path: &Path, wanted: Wanted) -> Result<Table> {
         Some(_) => Some(need(wanted.text())?),
         None => at(wanted.text()),
     };
-    let form = format!("the columns are {}", names.join(", "));
-    let mut table = Table { path: path.to_owned(), form, lines: Vec::new(), numbers: None };
+    let form = Form::new(path, format!("the columns are {}", names.join(", ")));
     let mut rows = Rows::default();
     let (mut record, mut row) = (StringRecord::new(), Vec::with_capacity(names.len()));
     while reader.read_record(&mut record).map_err(broken)? {
         let number = record.position().map_or(0, |p| p.line() as usize);
         let cell = |i: usize| record.get(i).unwrap_or_default();
         let own = line(number, id.map(cell), label.map_or("", cell), text.map_or("", cell));
-        if text.is_none() {
-            row.clear();
-            for (i, value) in
-                record.iter().enumerate().filter(|(i, _)| Some(*i) != label && Some(*i) != id)
-            {
-                let name = names.get(i).copied().unwrap_or_default();
-                let wrong = || table.wrong(&own, format!("`{value}` in `{name}` is not a number"));
-                row.push(finite(value).ok_or_else(wrong)?);
-            }
-            rows.push(&row).map_err(|what| table.wrong(&own, what))?;
+        if text.is_some() {
+            rows.text(&form, own, take)?;
+            continue;
         }
-        table.lines.push(own);
+        row.clear();
+        for (i, value) in
+            record.iter().enumerate().filter(|(i, _)| Some(*i) != label && Some(*i) != id)
+        {
+            let name = names.get(i).copied().unwrap_or_default();
+            let wrong = || form.wrong(&own, format!("`{value}` in `{name}` is not a number"));
+            row.push(finite(value).ok_or_else(wrong)?);
+        }
+        rows.numbers(&form, own, &row, take)?;
     }
-    rows.finish(&mut table)?;
-    Ok(table)
+    Ok(())
 }

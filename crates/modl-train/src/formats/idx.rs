@@ -6,9 +6,11 @@
 
 use std::path::{Path, PathBuf};
 
-use modl_core::{Error, Kind, Result, Tensor};
+use modl_core::{Error, Result};
 
-use super::{Line, Table, bytes};
+use super::packed::Unpacked;
+use super::{Dense, Form, Line, Take};
+use crate::stored_rows::Numbers;
 
 /// The input that a network reads images from.
 const INPUT: &str = "pixel_values";
@@ -16,33 +18,43 @@ const IMAGES: &str = "images-idx3-ubyte";
 const LABELS: &str = "labels-idx1-ubyte";
 const BYTES: u8 = 8;
 
-pub(super) fn read(path: &Path) -> Result<Table> {
+pub(super) fn read(path: &Path, take: &mut Take) -> Result<()> {
     let (images, labels) = files(path, "train")?;
-    let (shape, values) = open(&images, 2)?;
+    let Opened { mut file, shape } = open(&images, 2)?;
     let labels = read_labels(&labels)?;
     let n = shape.first().copied().unwrap_or(0);
+    let row = shape.get(1..).unwrap_or_default();
+    let width = row.iter().try_fold(1i64, |n, size| n.checked_mul(*size)).unwrap_or(i64::MAX);
     if labels.len() as i64 != n {
+        let found = file.rest()?;
+        if width.checked_mul(n) != Some(found as i64) {
+            return Err(other_size(&images, found, &shape));
+        }
         let problem = format!("has {n} images, but there are {} labels", labels.len());
         return Err(Error::file(&images, problem));
     }
-    let rows = Tensor::from_bytes(&values, &shape, Kind::Uint8)?;
-    let line = |(i, label): (usize, u8)| Line {
-        number: i + 1,
-        id: i.to_string(),
-        label: label.to_string(),
-        text: String::new(),
-    };
-    Ok(Table {
-        path: images,
-        form: "the number is that of the image".into(),
-        lines: labels.into_iter().enumerate().map(line).collect(),
-        numbers: Some((INPUT, rows)),
-    })
+    let form = Form::new(&images, "the number is that of the image");
+    let (mut values, mut found) = (Vec::new(), 0);
+    for (i, label) in labels.iter().enumerate() {
+        file.next(width as u64, &mut values)?;
+        found += values.len() as u64;
+        if values.len() as i64 != width || width == 0 {
+            return Err(other_size(&images, found + file.rest()?, &shape));
+        }
+        let (id, label) = (i.to_string(), label.to_string());
+        let line = Line { number: i + 1, id, label, text: String::new() };
+        let numbers = Numbers::Bytes(&values);
+        take(&form, line, Some(Dense { input: INPUT, shape: row, numbers }))?;
+    }
+    match file.rest()? {
+        0 => Ok(()),
+        more => Err(other_size(&images, found + more, &shape)),
+    }
 }
 
-pub(super) fn labels(path: &Path) -> Result<Vec<String>> {
-    let labels = read_labels(&files(path, "train")?.1)?;
-    Ok(labels.into_iter().map(|label| label.to_string()).collect())
+/// The label of each image.
+pub(super) fn labels(path: &Path) -> Result<Vec<u8>> {
+    read_labels(&files(path, "train")?.1)
 }
 
 /// The images that a folder has for a test, where it has some.
@@ -78,36 +90,50 @@ fn there(folder: &Path, part: &str, kind: &str) -> Option<PathBuf> {
 }
 
 fn read_labels(path: &Path) -> Result<Vec<u8>> {
-    let (shape, values) = open(path, 1)?;
-    match shape.as_slice() {
-        [_] => Ok(values),
-        _ => Err(Error::file(path, format!("has labels of shape {shape:?}, not one for an image"))),
+    let Opened { mut file, shape } = open(path, 1)?;
+    let &[n] = shape.as_slice() else {
+        let problem = format!("has labels of shape {shape:?}, not one for an image");
+        return Err(Error::file(path, problem));
+    };
+    let mut values = Vec::new();
+    file.next(u64::MAX, &mut values)?;
+    match values.len() as i64 == n && n > 0 {
+        true => Ok(values),
+        false => Err(other_size(path, values.len() as u64, &shape)),
     }
 }
 
-/// The shape and the bytes of a file with `dims` dimensions at least.
-fn open(path: &Path, dims: usize) -> Result<(Vec<i64>, Vec<u8>)> {
+fn other_size(path: &Path, bytes: u64, shape: &[i64]) -> Error {
+    Error::file(path, format!("has {bytes} bytes for the shape {shape:?}"))
+}
+
+/// A file behind its header.
+struct Opened {
+    file: Unpacked,
+    shape: Vec<i64>,
+}
+
+/// Opens a file with `dims` dimensions at least.
+fn open(path: &Path, dims: usize) -> Result<Opened> {
     let wrong = |problem: String| Error::file(path, problem);
-    let mut all = bytes(path)?;
-    let &[0, 0, kind, count, ..] = all.as_slice() else {
+    let (mut file, mut header) = (Unpacked::open(path)?, Vec::new());
+    file.next(4, &mut header)?;
+    let &[0, 0, kind, count] = header.as_slice() else {
         return Err(wrong("does not begin as an IDX file".into()));
     };
     if kind != BYTES {
         return Err(wrong(format!("has numbers of the type {kind}; {BYTES}, bytes, is read")));
     }
-    let start = 4 + 4 * usize::from(count);
-    let sizes = all.get(4..start).ok_or_else(|| wrong("ends within its header".into()))?;
-    let shape: Vec<i64> = sizes
+    file.next(4 * u64::from(count), &mut header)?;
+    if header.len() != 4 * usize::from(count) {
+        return Err(wrong("ends within its header".into()));
+    }
+    let shape: Vec<i64> = header
         .chunks_exact(4)
         .map(|size| size.iter().fold(0, |n, byte| n << 8 | i64::from(*byte)))
         .collect();
     if shape.len() < dims {
         return Err(wrong(format!("has the shape {shape:?}; {dims} dimensions are wanted")));
     }
-    let wanted = shape.iter().try_fold(1i64, |n, size| n.checked_mul(*size));
-    let values = all.split_off(start);
-    if wanted != Some(values.len() as i64) || values.is_empty() {
-        return Err(wrong(format!("has {} bytes for the shape {shape:?}", values.len())));
-    }
-    Ok((shape, values))
+    Ok(Opened { file, shape })
 }

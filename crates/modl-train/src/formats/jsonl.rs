@@ -13,15 +13,14 @@ use modl_core::Result;
 use serde_json::{Map, Value};
 
 use super::objects::Objects;
-use super::{Table, Wanted, text};
+use super::packed::Unpacked;
+use super::{Take, Wanted};
 
-pub(super) fn read(path: &Path, wanted: Wanted) -> Result<Table> {
-    let whole = text(path)?;
+pub(super) fn read(path: &Path, wanted: Wanted, take: &mut Take) -> Result<()> {
     let mut objects = Objects::new(path, wanted);
-    for (n, json) in whole.lines().enumerate().filter(|(_, l)| !l.trim().is_empty()) {
+    Unpacked::open(path)?.lines(|number, json| {
         let object: Map<String, Value> = serde_json::from_str(json)
-            .map_err(|e| objects.wrong(n + 1, format!("is no JSON object: {e}")))?;
-        objects.push(n + 1, &object)?;
-    }
-    objects.finish()
+            .map_err(|e| objects.wrong(number, format!("is no JSON object: {e}")))?;
+        objects.push(number, &object, take)
+    })
 }

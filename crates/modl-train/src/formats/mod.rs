@@ -10,23 +10,27 @@
 //! | `idx` | images and labels, as MNIST has them | the number of the image, its label, its pixels |
 //!
 //! The score is a class or a prompt where the head says so. Files of text and of images may be packed by gzip.
+//!
+//! Files are read from their beginning to their end, and each example is handed out as it comes: no file
+//! stands in memory.
 
 mod delimited;
 mod idx;
 mod jsonl;
 mod numbers;
 mod objects;
+mod packed;
 mod parquet;
 mod tensors;
 mod tsv;
 
-use std::collections::BTreeSet;
-use std::io::Read as _;
+use std::collections::{BTreeSet, BinaryHeap};
 use std::path::{Path, PathBuf};
 
-use flate2::read::MultiGzDecoder;
-use modl_core::{Device, Error, Result, Seed, Tensor};
+use modl_core::{Error, Result, Seed};
 use serde::{Deserialize, Serialize};
+
+use crate::stored_rows::Numbers;
 
 pub(crate) use idx::held_out_images;
 pub(crate) use numbers::finite;
@@ -106,94 +110,156 @@ pub(crate) struct Line {
     pub text: String,
 }
 
-/// The examples of a file.
-#[derive(Debug)]
-pub(crate) struct Table {
-    path: PathBuf,
-    /// What a line looks like, for errors.
-    form: String,
-    pub lines: Vec<Line>,
-    /// What a network reads instead of texts: the name of the input, and a row for each line.
-    pub numbers: Option<(&'static str, Tensor)>,
+/// What a network reads of an example instead of a text.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Dense<'a> {
+    /// The name of the input.
+    pub input: &'static str,
+    /// The shape of the numbers, which all examples of a file share.
+    pub shape: &'a [i64],
+    pub numbers: Numbers<'a>,
 }
 
-impl Table {
+/// A file and what a line of it looks like, for errors.
+#[derive(Debug)]
+pub(crate) struct Form {
+    path: PathBuf,
+    form: String,
+}
+
+impl Form {
+    fn new(path: &Path, form: impl Into<String>) -> Self {
+        Form { path: path.to_owned(), form: form.into() }
+    }
+
     /// The error for a line.
     pub(crate) fn wrong(&self, line: &Line, what: impl std::fmt::Display) -> Error {
-        let place = format!("{}:{}", self.path.display(), line.number);
-        Error::invalid(place, format!("{what}; {}", self.form))
+        self.wrong_at(line.number, what)
     }
 
-    /// `n` of the examples, chosen by seed and id and left in their order; all where there are no
-    /// more.
-    pub(crate) fn sample(mut self, n: usize, seed: u64) -> Result<Self> {
-        let chosen = chosen(self.lines.iter().map(|l| l.id.as_str()), n, seed);
-        if let Some((name, rows)) = self.numbers {
-            let index: Vec<i64> = chosen.iter().map(|i| *i as i64).collect();
-            let index = Tensor::from_slice(&index, &[index.len() as i64], Device::Cpu)?;
-            self.numbers = Some((name, rows.index_select(0, &index)?));
-        }
-        let lines = self.lines.into_iter().enumerate();
-        self.lines = lines.filter(|(i, _)| chosen.contains(i)).map(|(_, line)| line).collect();
-        Ok(self)
+    fn wrong_at(&self, number: usize, what: impl std::fmt::Display) -> Error {
+        Error::invalid(
+            format!("{}:{number}", self.path.display()),
+            format!("{what}; {}", self.form),
+        )
     }
 }
 
-/// The places of `n` of some ids, chosen by seed and id. The first ones of a file would be no fair
-/// choice: many files are sorted.
+/// Takes the examples of a file, one after the other, with their numbers where they have no text.
+pub(crate) type Take<'a> = dyn FnMut(&Form, Line, Option<Dense>) -> Result<()> + 'a;
+
+/// A sample in the making: the places of `n` of some ids, chosen by seed and id. The first ones of a file
+/// would be no fair choice: many files are sorted.
+#[derive(Debug)]
+struct Sample {
+    n: usize,
+    seed: Seed,
+    seen: usize,
+    /// The lowest ranks so far, the highest of them first.
+    best: BinaryHeap<(u64, usize)>,
+}
+
+impl Sample {
+    fn new(n: usize, seed: u64) -> Self {
+        Sample { n, seed: Seed(seed), seen: 0, best: BinaryHeap::new() }
+    }
+
+    fn see(&mut self, id: &str) {
+        self.best.push((self.seed.child(id).0, self.seen));
+        self.seen += 1;
+        if self.best.len() > self.n {
+            self.best.pop();
+        }
+    }
+
+    fn places(self) -> BTreeSet<usize> {
+        self.best.into_iter().map(|(_, place)| place).collect()
+    }
+}
+
+/// The places of `n` of some ids, chosen by seed and id; all where there are no more.
 pub(crate) fn chosen<'a>(
     ids: impl Iterator<Item = &'a str>,
     n: usize,
     seed: u64,
 ) -> BTreeSet<usize> {
-    let mut ranked: Vec<(u64, usize)> =
-        ids.enumerate().map(|(i, id)| (Seed(seed).child(id).0, i)).collect();
-    ranked.sort_unstable();
-    ranked.into_iter().take(n).map(|(_, i)| i).collect()
+    let mut sample = Sample::new(n, seed);
+    ids.for_each(|id| sample.see(id));
+    sample.places()
 }
 
-/// Reads the examples of a file, or of the images of a folder that are for training.
+/// Hands out the examples of a file, or of the images of a folder that are for training.
 ///
 /// # Errors
-/// With file and line where something is missing or does not fit.
-pub(crate) fn read(format: DataFormat, path: &Path, wanted: Wanted) -> Result<Table> {
+/// With file and line where something is missing or does not fit, or what `take` refuses.
+pub(crate) fn read(format: DataFormat, path: &Path, wanted: Wanted, take: &mut Take) -> Result<()> {
     match format {
-        DataFormat::Tsv => tsv::read(path, wanted),
-        DataFormat::Csv => delimited::read(path, wanted),
-        DataFormat::Jsonl => jsonl::read(path, wanted),
-        DataFormat::Parquet => parquet::read(path, wanted),
-        DataFormat::Safetensors => tensors::read(path, wanted),
-        DataFormat::Idx => idx::read(path),
+        DataFormat::Tsv => tsv::read(path, wanted, take),
+        DataFormat::Csv => delimited::read(path, wanted, take),
+        DataFormat::Jsonl => jsonl::read(path, wanted, take),
+        DataFormat::Parquet => parquet::read(path, wanted, take),
+        DataFormat::Safetensors => tensors::read(path, wanted, take),
+        DataFormat::Idx => idx::read(path, take),
     }
 }
 
-/// What is right in each example, for a list of classes.
+/// [`read`]s `n` of the examples, chosen by seed and id and left in their order; all where there are no more.
+/// The file is read twice.
 ///
 /// # Errors
 /// As [`read`].
-pub(crate) fn labels(format: DataFormat, path: &Path, wanted: Wanted) -> Result<Vec<String>> {
+pub(crate) fn read_sample(
+    format: DataFormat,
+    path: &Path,
+    wanted: Wanted,
+    (n, seed): (usize, u64),
+    take: &mut Take,
+) -> Result<()> {
+    let mut sample = Sample::new(n, seed);
+    let mut see = |id: &str| sample.see(id);
     match format {
-        DataFormat::Idx => idx::labels(path),
-        _ => Ok(read(format, path, wanted)?.lines.into_iter().map(|line| line.label).collect()),
+        DataFormat::Idx => {
+            idx::labels(path)?.iter().enumerate().for_each(|(i, _)| see(&i.to_string()))
+        }
+        DataFormat::Safetensors => {
+            tensors::Columns::open(path, wanted)?.ids.iter().for_each(|id| see(id))
+        }
+        _ => read(format, path, wanted, &mut |_, line, _| {
+            see(&line.id);
+            Ok(())
+        })?,
     }
-}
-
-/// The bytes of a file, unpacked where it is packed by gzip.
-fn bytes(path: &Path) -> Result<Vec<u8>> {
-    let raw = std::fs::read(path).map_err(|e| Error::file(path, e))?;
-    if !raw.starts_with(&[0x1f, 0x8b]) {
-        return Ok(raw);
-    }
-    let mut all = Vec::new();
-    let unpacked = MultiGzDecoder::new(raw.as_slice()).read_to_end(&mut all);
-    unpacked.map_err(|e| Error::file(path, format!("cannot be unpacked: {e}")))?;
-    Ok(all)
-}
-
-/// The text of a file.
-fn text(path: &Path) -> Result<String> {
-    String::from_utf8(bytes(path)?).map_err(|e| {
-        let at = e.utf8_error().valid_up_to();
-        Error::file(path, format!("is not UTF-8 from its byte {at} on; write it as UTF-8"))
+    let mut places = sample.places().into_iter().peekable();
+    let mut place = 0;
+    read(format, path, wanted, &mut |form, line, dense| {
+        place += 1;
+        match places.next_if_eq(&(place - 1)) {
+            Some(_) => take(form, line, dense),
+            None => Ok(()),
+        }
     })
+}
+
+/// What is right in the examples, each once, without spaces around it.
+///
+/// # Errors
+/// As [`read`].
+pub(crate) fn labels(format: DataFormat, path: &Path, wanted: Wanted) -> Result<BTreeSet<String>> {
+    let mut found = BTreeSet::new();
+    let mut see = |label: &str| {
+        if !label.trim().is_empty() && !found.contains(label.trim()) {
+            found.insert(label.trim().to_owned());
+        }
+    };
+    match format {
+        DataFormat::Idx => idx::labels(path)?.iter().for_each(|label| see(&label.to_string())),
+        DataFormat::Safetensors => {
+            tensors::Columns::open(path, wanted)?.labels.iter().for_each(|label| see(label));
+        }
+        _ => read(format, path, wanted, &mut |_, line, _| {
+            see(&line.label);
+            Ok(())
+        })?,
+    }
+    Ok(found)
 }

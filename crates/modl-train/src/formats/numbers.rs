@@ -1,56 +1,57 @@
 //! Rows of numbers that a file of text has.
 
-use modl_core::{Device, Error, Result, Tensor};
+use modl_core::{Error, Result};
 
-use super::{Line, Table};
+use super::{Dense, Form, Line, Take};
+use crate::stored_rows::Numbers;
 
 /// The input that a network reads them from.
 const INPUT: &str = "input_values";
 
-/// Rows as they are read, each as long as the first.
+/// The examples of a file so far: their rows are as long as the first.
 #[derive(Debug, Default)]
 pub(super) struct Rows {
-    values: Vec<f32>,
+    texts: bool,
     width: Option<usize>,
 }
 
 impl Rows {
-    /// Takes a row.
+    /// Hands out an example with numbers.
     ///
     /// # Errors
-    /// In words where it has another length than the first, or none.
-    pub(super) fn push(&mut self, row: &[f32]) -> Result<(), String> {
+    /// Where the row has another length than the first, or none, or other examples have texts.
+    pub(super) fn numbers(
+        &mut self,
+        form: &Form,
+        line: Line,
+        row: &[f32],
+        take: &mut Take,
+    ) -> Result<()> {
         let width = *self.width.get_or_insert(row.len());
         if row.is_empty() {
-            return Err("has no numbers".into());
+            return Err(form.wrong(&line, "has no numbers"));
         }
         if row.len() != width {
-            return Err(format!("has {} numbers, the first example {width}", row.len()));
+            let what = format!("has {} numbers, the first example {width}", row.len());
+            return Err(form.wrong(&line, what));
         }
-        self.values.extend(row);
-        Ok(())
+        if self.texts {
+            let problem = "has examples with texts and others with numbers";
+            return Err(Error::file(&form.path, problem));
+        }
+        let dense = Dense { input: INPUT, shape: &[width as i64], numbers: Numbers::Floats(row) };
+        take(form, line, Some(dense))
     }
 
-    /// Whether there is none.
+    /// Hands out an example with a text.
+    pub(super) fn text(&mut self, form: &Form, line: Line, take: &mut Take) -> Result<()> {
+        self.texts = true;
+        take(form, line, None)
+    }
+
+    /// Whether none has numbers.
     pub(super) fn is_empty(&self) -> bool {
         self.width.is_none()
-    }
-
-    /// The rows of `lines` examples, `[lines, width]`; none where no example has numbers.
-    ///
-    /// # Errors
-    /// Where some have texts, others numbers.
-    pub(super) fn finish(self, table: &mut Table) -> Result<()> {
-        let (Some(width), lines) = (self.width, table.lines.len()) else { return Ok(()) };
-        if self.values.len() != width * lines {
-            return Err(Error::file(
-                &table.path,
-                "has examples with texts and others with numbers",
-            ));
-        }
-        let shape = [lines as i64, width as i64];
-        table.numbers = Some((INPUT, Tensor::from_slice(&self.values, &shape, Device::Cpu)?));
-        Ok(())
     }
 }
 

@@ -8,10 +8,10 @@ use std::path::Path;
 
 use modl_core::Result;
 
-use super::{Table, Wanted};
+use super::{Take, Wanted};
 
 #[cfg(not(feature = "parquet"))]
-pub(super) fn read(_: &Path, _: Wanted) -> Result<Table> {
+pub(super) fn read(_: &Path, _: Wanted, _: &mut Take) -> Result<()> {
     Err(modl_core::Error::unsupported(
         "the format `parquet` in this build",
         "build with the feature `parquet` of modl-train, or write the table as `jsonl`",
@@ -19,7 +19,7 @@ pub(super) fn read(_: &Path, _: Wanted) -> Result<Table> {
 }
 
 #[cfg(feature = "parquet")]
-pub(super) fn read(path: &Path, wanted: Wanted) -> Result<Table> {
+pub(super) fn read(path: &Path, wanted: Wanted, take: &mut Take) -> Result<()> {
     use modl_core::Error;
     use parquet::file::reader::{FileReader, SerializedFileReader};
     use serde_json::Value;
@@ -39,7 +39,7 @@ pub(super) fn read(path: &Path, wanted: Wanted) -> Result<Table> {
             let numbers = numbers.map(|(_, value)| value.clone()).collect();
             object.insert(INPUT.to_owned(), numbers);
         }
-        objects.push(n + 1, &object)?;
+        objects.push(n + 1, &object, take)?;
     }
-    objects.finish()
+    Ok(())
 }

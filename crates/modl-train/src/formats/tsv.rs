@@ -3,10 +3,11 @@
 
 use std::path::Path;
 
-use modl_core::{Error, Result};
+use modl_core::Result;
 
 use super::numbers::finite;
-use super::{Line, Table, Wanted, chosen, text};
+use super::packed::Unpacked;
+use super::{Form, Line, Take, Wanted, chosen};
 
 /// A line of a file.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,34 +26,27 @@ pub struct Row<T = f32> {
 /// With file and line where a column is missing or a score is not a finite number.
 pub fn read_tsv(path: impl AsRef<Path>) -> Result<Vec<Row>> {
     let wanted = Wanted { columns: &Default::default(), label: "score", optional: false };
-    let table = read(path.as_ref(), wanted)?;
-    let row = |line: &Line| {
-        let wrong = || table.wrong(line, "its score is not a number");
+    let mut rows = Vec::new();
+    read(path.as_ref(), wanted, &mut |form, line, _| {
+        let wrong = || form.wrong(&line, "its score is not a number");
         let score = finite(&line.label).ok_or_else(wrong)?;
-        Ok(Row { id: line.id.clone(), score, text: line.text.clone() })
-    };
-    table.lines.iter().map(row).collect()
+        rows.push(Row { id: line.id, score, text: line.text });
+        Ok(())
+    })?;
+    Ok(rows)
 }
 
-/// Reads a file whose second column is what is right.
-pub(super) fn read(path: &Path, wanted: Wanted) -> Result<Table> {
-    let whole = text(path)?;
-    let form = format!("a line is `id<TAB>{}<TAB>text`", wanted.label);
-    let mut table = Table { path: path.to_owned(), form, lines: Vec::new(), numbers: None };
-    for (n, line) in whole.lines().enumerate().filter(|(_, l)| !l.trim().is_empty()) {
+/// Hands out the lines of a file whose second column is what is right.
+pub(super) fn read(path: &Path, wanted: Wanted, take: &mut Take) -> Result<()> {
+    let form = Form::new(path, format!("a line is `id<TAB>{}<TAB>text`", wanted.label));
+    Unpacked::open(path)?.lines(|number, line| {
         let mut columns = line.splitn(3, '\t').map(str::to_owned);
-        let number = n + 1;
-        let (id, label, text) = match (columns.next(), columns.next(), columns.next()) {
-            (Some(id), Some(label), Some(text)) => (id, label, text),
-            _ => {
-                let place = format!("{}:{number}", path.display());
-                let problem = format!("has fewer than three columns; {}", table.form);
-                return Err(Error::invalid(place, problem));
-            }
+        let (Some(id), Some(label), Some(text)) = (columns.next(), columns.next(), columns.next())
+        else {
+            return Err(form.wrong_at(number, "has fewer than three columns"));
         };
-        table.lines.push(Line { number, id, label, text });
-    }
-    Ok(table)
+        take(&form, Line { number, id, label, text }, None)
+    })
 }
 
 /// `n` of the rows, chosen by seed and id and left in their order; all where there are no more. The

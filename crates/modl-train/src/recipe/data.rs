@@ -8,6 +8,7 @@
 //! # test = 0.2                         # the share of examples that is
 //! # limit = 1000                       # so many examples of each file only
 //! # max_tokens = 128                   # of each text; the rest of it is not read
+//! # in_memory = 64                     # megabytes; what is beyond them stands in a file
 //! # columns = { label = "digit" }      # names of columns or keys
 //! # normalize = [0.1307, 0.3081]       # of numbers: mean and standard deviation
 //! # features = { query = "backbone" }   # of each example, for routers: see [`Feature`]
@@ -20,13 +21,14 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use modl_core::{Error, Result, Tensor};
+use modl_core::{Error, Result};
 use serde::{Deserialize, Serialize};
 
+use super::reading::Reading;
 use super::source::Source;
 use super::{Feature, Head, Recipe, Stream, TaskFiles};
-use crate::formats::{Columns, DataFormat, Table, Wanted, finite, held_out_images, read};
-use crate::{Dataset, Example};
+use crate::Dataset;
+use crate::formats::{Columns, DataFormat, Wanted, held_out_images};
 
 /// Examples by task.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -53,6 +55,12 @@ pub struct DataSpec {
     pub test_limit: Option<usize>,
     /// The tokens of a text, special ones included, that are read at most; all where nothing is said.
     pub max_tokens: Option<usize>,
+    /// So many megabytes of tokens, and of numbers, of each of the two sets stand in memory; 64 where
+    /// nothing is said, enough for the images of MNIST. Where there are more, they stand in a file
+    /// without a name, in the folder that `TMPDIR` names, else in `/var/tmp`. It has no influence on
+    /// what is learned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub in_memory: Option<usize>,
     /// How columns or keys are called.
     #[serde(default)]
     pub columns: Columns,
@@ -140,7 +148,7 @@ impl Recipe {
     ) -> Result<(Dataset, Dataset)> {
         let classes = self.classes_of(head)?;
         let load = |files: Vec<(&str, PathBuf)>, limit| {
-            let reading = Reading { recipe: self, head, classes: &classes, tokenise, limit };
+            let reading = Reading::new(self, head, &classes, tokenise, limit);
             self.with_tables(reading.data_set(files)?.with_pad(pad))
         };
         let files = self.data.tasks.iter().map(|(t, file)| (t, self.resolve(file))).collect();
@@ -187,102 +195,5 @@ impl Recipe {
         };
         let optional = matches!(head, Head::NextToken {} | Head::MaskedTokens { .. });
         Wanted { columns: &self.data.columns, label, optional }
-    }
-}
-
-/// Files that are read into a data set.
-struct Reading<'a> {
-    recipe: &'a Recipe,
-    head: &'a Head,
-    classes: &'a [String],
-    tokenise: &'a dyn Fn(&str) -> Result<Vec<i64>>,
-    limit: Option<usize>,
-}
-
-impl Reading<'_> {
-    fn data_set(&self, files: Vec<(&str, PathBuf)>) -> Result<Dataset> {
-        let spec = &self.recipe.data;
-        let (mut examples, mut numbers, mut texts) = (Vec::new(), Vec::new(), None);
-        for (task, path) in files {
-            let mut table = read(spec.format, &path, self.recipe.wanted(self.head))?;
-            if let Some(n) = self.limit {
-                table = table.sample(n, spec.split_seed)?;
-            }
-            if table.lines.is_empty() {
-                return Err(Error::file(path, "has no examples"));
-            }
-            for line in 0..table.lines.len() {
-                examples.extend(self.example(task, &table, line)?);
-            }
-            match table.numbers {
-                Some((name, rows)) => numbers.push((name, rows, path)),
-                None => texts = Some(path),
-            }
-        }
-        let Some((name, first, of)) = numbers.first() else {
-            return match spec.normalize {
-                Some(_) => Err(Error::invalid("data", "has texts; `normalize` is for numbers")),
-                None => Dataset::new(examples),
-            };
-        };
-        if let Some(texts) = texts {
-            let problem = format!("has texts, but {} numbers", of.display());
-            return Err(Error::file(texts, problem));
-        }
-        let width = |t: &Tensor| t.size().split_off(1);
-        if let Some((_, rows, path)) = numbers.iter().find(|(_, t, _)| width(t) != width(first)) {
-            let (own, other) = (width(rows), width(first));
-            let problem = format!("has rows of {own:?} numbers, {} of {other:?}", of.display());
-            return Err(Error::file(path, problem));
-        }
-        let all: Vec<Tensor> = numbers.iter().map(|(_, rows, _)| rows.clone()).collect();
-        let data = Dataset::dense(examples, *name, Tensor::cat(&all, 0)?)?;
-        Ok(match spec.normalize {
-            Some([mean, deviation]) => data.normalized(mean, deviation),
-            None => data,
-        })
-    }
-
-    fn example(&self, task: &str, table: &Table, line: usize) -> Result<Option<Example>> {
-        let Some(line) = table.lines.get(line) else { return Ok(None) };
-        let text = || match table.numbers {
-            Some(_) => Ok(Vec::new()),
-            None => (self.tokenise)(&line.text),
-        };
-        let (ids, target) = match self.head {
-            Head::Regression { .. } => {
-                let score = finite(&line.label);
-                let wrong = || table.wrong(line, "its score is not a number");
-                (text()?, score.ok_or_else(wrong)?)
-            }
-            Head::Classification { .. } => {
-                let class = line.label.trim();
-                let index = self.classes.iter().position(|c| c == class);
-                let unknown = || Error::unknown("class", class, self.classes);
-                (text()?, index.ok_or_else(|| table.wrong(line, unknown()))? as f32)
-            }
-            Head::NextToken {} | Head::MaskedTokens { .. } if table.numbers.is_some() => {
-                return Err(table.wrong(line, "has numbers; the head predicts texts"));
-            }
-            Head::MaskedTokens { .. } => (text()?, 0.0),
-            Head::NextToken {} => self.with_prompt(task, line)?,
-        };
-        Ok(Some(Example { id: line.id.clone(), task: task.to_owned(), ids, target }))
-    }
-
-    /// The tokens of prompt and text in one, and how many of them are the prompt's: those at the
-    /// start that the prompt alone has, too.
-    fn with_prompt(&self, task: &str, line: &crate::formats::Line) -> Result<(Vec<i64>, f32)> {
-        let prompt = &line.label;
-        let ids = (self.tokenise)(&format!("{prompt}{}", line.text))?;
-        let given = match prompt.is_empty() {
-            true => 0,
-            false => (self.tokenise)(prompt)?.iter().zip(&ids).take_while(|(a, b)| a == b).count(),
-        };
-        if ids.len() <= given.max(1) {
-            let place = format!("example `{}` of `{task}`", line.id);
-            return Err(Error::invalid(place, "has no token to predict; give it a longer text"));
-        }
-        Ok((ids, given as f32))
     }
 }

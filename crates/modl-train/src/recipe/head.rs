@@ -304,8 +304,7 @@ impl Recipe {
     }
 
     fn labels_of(&self, head: &Head, file: &Path) -> Result<BTreeSet<String>> {
-        let all = labels(self.data.format, &self.resolve(file), self.wanted(head))?;
-        Ok(all.iter().map(|c| c.trim()).filter(|c| !c.is_empty()).map(str::to_owned).collect())
+        labels(self.data.format, &self.resolve(file), self.wanted(head))
     }
 
     /// Each task with the indices of its classes: what a stream says, or its file has.

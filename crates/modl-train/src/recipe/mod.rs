@@ -57,6 +57,7 @@ mod features;
 mod head;
 mod parts;
 mod phase;
+mod reading;
 pub(crate) mod routing;
 mod source;
 pub(crate) mod stream;

@@ -6,7 +6,7 @@ use modl_compute::Lora;
 use modl_core::testing::TinyBackbone;
 use modl_core::{Device, Error, Init, Kind, Modular, Registry, Result, Seed, Targets, Tensor};
 use modl_route::Fixed;
-use modl_train::{Dataset, Event, Example, Methods, Objective, Regression, Sink};
+use modl_train::{Dataset, Event, Example, Methods, Objective, Regression, Sink, TokenIds};
 
 pub const TASKS: [&str; 2] = ["plus", "minus"];
 
@@ -44,6 +44,7 @@ pub fn data(n: usize) -> Dataset {
                 (0..2 + i % 5).map(|k| ((i * 7 + k * k * 3 + t) % 16) as i64).collect();
             let even = ids.iter().filter(|k| **k % 2 == 0).count() as f32 / ids.len() as f32;
             let target = if t == 0 { even } else { -even };
+            let ids = ids.into();
             examples.push(Example { id: format!("{i}"), task: task.to_string(), ids, target });
         }
     }
@@ -71,7 +72,7 @@ pub fn stream(n: usize, seed: u64) -> Dataset {
         let example = |(i, class): (usize, &i64)| Example {
             id: i.to_string(),
             task: (*task).to_owned(),
-            ids: Vec::new(),
+            ids: TokenIds::default(),
             target: *class as f32,
         };
         let examples = classes.iter().enumerate().map(example).collect();

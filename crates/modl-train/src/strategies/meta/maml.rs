@@ -113,10 +113,7 @@ impl StepRule for Meta {
             let (loss, gradient) = made?;
             accumulate(&mut sums, share, &gradient)?;
             let loss = loss.times(share)?;
-            whole = Some(match whole {
-                Some(sum) => sum.and(loss)?,
-                None => loss,
-            });
+            whole = Some(loss.after(whole)?);
         }
         let loss = whole.ok_or_else(|| Error::invalid("episodes", "there are none"))?;
         Ok(StepGradients { loss, grads: sums, noted: Default::default() })

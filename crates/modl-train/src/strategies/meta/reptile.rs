@@ -95,10 +95,7 @@ impl StepRule for Towards {
             put_back(cx.params(), &start)?;
             let loss = made?.times(1.0 / count as f64)?;
             accumulate(&mut sums, 1.0 / count as f64, &gone?)?;
-            whole = Some(match whole {
-                Some(sum) => sum.and(loss)?,
-                None => loss,
-            });
+            whole = Some(loss.after(whole)?);
         }
         let loss = whole.ok_or_else(|| Error::invalid("episodes", "there are none"))?;
         Ok(StepGradients { loss, grads: sums, noted: Default::default() })
