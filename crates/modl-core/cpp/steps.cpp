@@ -5,7 +5,6 @@
 #include <vector>
 
 #include <ATen/ATen.h>
-#include <ATen/ops/_foreach_norm.h>
 #include <ATen/ops/_fused_adamw.h>
 
 #include "told.h"
@@ -22,22 +21,27 @@ bool alone(const at::Tensor& own) {
   return own.use_count() == 1 && own._base().use_count() == 1 && own.storage().use_count() == 2;
 }
 
+// Its 2-norm: of f32 and f64 by the processor's inner product, which is several times as fast.
+double norm_of(const at::Tensor& own) {
+  const bool wide = own.scalar_type() == at::kFloat || own.scalar_type() == at::kDouble;
+  if (wide && own.device().is_cpu() && own.is_non_overlapping_and_dense()) {
+    const at::Tensor flat = own.as_strided({own.numel()}, {1});
+    return std::sqrt(flat.dot(flat).item<double>());
+  }
+  return own.norm().item<double>();
+}
+
 }  // namespace
 
 extern "C" {
 
-// The 2-norm of all tensors together, those of each put together in f64.
+// The 2-norm of all tensors together: the norms of each, put together in f64.
 char* modl_norm(void* const* tensors, size_t n, double* norm) {
   return told([&] {
-    std::vector<at::Tensor> all;
-    all.reserve(n);
-    for (size_t i = 0; i < n; ++i) {
-      all.push_back(tensor(tensors[i]));
-    }
     double squares = 0;
-    for (const at::Tensor& own : at::_foreach_norm(all, 2)) {
-      const double one = own.item<double>();
-      squares += one * one;
+    for (size_t i = 0; i < n; ++i) {
+      const double own = norm_of(tensor(tensors[i]));
+      squares += own * own;
     }
     *norm = std::sqrt(squares);
   });

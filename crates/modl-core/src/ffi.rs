@@ -314,8 +314,7 @@ pub(crate) fn adamw(
     let (m, v) = (at(mean), at(square));
     // SAFETY: all live until the call is over, have as many numbers as θ, and m and v are contiguous; the
     // kernel goes through memory in a row, for which C++ makes θ and g contiguous.
-    let told = unsafe {
-        modl_adamw(at(theta), at(grad), m, v, step, lr, beta1, beta2, weight_decay, eps)
-    };
+    let told =
+        unsafe { modl_adamw(at(theta), at(grad), m, v, step, lr, beta1, beta2, weight_decay, eps) };
     said_of("adamw", &[theta, grad], told)
 }

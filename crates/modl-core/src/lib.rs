@@ -70,8 +70,8 @@ mod scope;
 pub mod shards;
 mod side_by_side;
 mod site;
-mod targets;
 mod steps;
+mod targets;
 mod tensor;
 mod tensor_in_place;
 mod tensor_ops;
@@ -113,5 +113,5 @@ pub use side_by_side::{Branch, Work, on_threads, side_by_side, suits_side_by_sid
 pub use site::{Host, HostFn, STACK_DOWN, STACK_UP, Signal, Site, SiteKind};
 pub use steps::AdamWStep;
 pub use targets::{Names, Targets};
-pub use tensor::{Device, Kind, Tensor, is_float, no_grad, with_grad};
+pub use tensor::{Device, Element, Kind, Tensor, is_float, no_grad, with_grad};
 pub use tensors::Tensors;

@@ -85,6 +85,10 @@ mod tests {
         let (a, b) = (t(&[3.0, 0.0], &[2]), t(&[4.0, 12.0], &[1, 2]));
         assert!((Tensor::norm_of_all(&[&a, &b]).unwrap() - 13.0).abs() < 1e-12);
         assert_eq!(Tensor::norm_of_all(&[]).unwrap(), 0.0);
+        for x in [f64::INFINITY, f64::NAN] {
+            let norm = Tensor::norm_of_all(&[&a, &t(&[x], &[1])]).unwrap();
+            assert_eq!(norm.to_bits(), x.to_bits());
+        }
         let whole = a.to_kind(Kind::Int64).unwrap();
         assert!(Tensor::norm_of_all(&[&whole]).is_err());
     }
@@ -132,13 +136,7 @@ mod tests {
         let mut wanted = theta.to_vec::<f64>().unwrap();
         let (mut m, mut v) = ([0.0; 20], [0.0; 20]);
         for step in 1..=3i64 {
-            let by = AdamWStep {
-                step,
-                lr: 0.1,
-                betas: (0.9, 0.99),
-                weight_decay: 0.2,
-                eps: 1e-3,
-            };
+            let by = AdamWStep { step, lr: 0.1, betas: (0.9, 0.99), weight_decay: 0.2, eps: 1e-3 };
             // Transposed, as the backward pass of a product may give it.
             let grad = t(&values[..20], &[2, 10]).t().unwrap().mul_scalar(step as f64).unwrap();
             theta.adamw_in_place(&grad, &mut mean, &mut square, by).unwrap();
@@ -146,7 +144,10 @@ mod tests {
             for i in 0..20 {
                 m[i] = 0.9 * m[i] + 0.1 * grad[i];
                 v[i] = 0.99 * v[i] + 0.01 * grad[i] * grad[i];
-                let (m, v) = (m[i] / (1.0 - 0.9f64.powi(step as i32)), v[i] / (1.0 - 0.99f64.powi(step as i32)));
+                let (m, v) = (
+                    m[i] / (1.0 - 0.9f64.powi(step as i32)),
+                    v[i] / (1.0 - 0.99f64.powi(step as i32)),
+                );
                 wanted[i] -= 0.1 * 0.2 * wanted[i] + 0.1 * m / (v.sqrt() + 1e-3);
             }
         }

@@ -13,6 +13,8 @@ use crate::{Error, Result};
 pub use tch::Device;
 /// Element types: `Kind::Float`, `Kind::BFloat16`, `Kind::Int64`.
 pub use tch::Kind;
+/// Rust's numbers that a tensor's elements can be: `f32`, `i64`.
+pub use tch::kind::Element;
 
 /// Whether the elements of that kind are floats, which libtorch computes with.
 pub fn is_float(kind: Kind) -> bool {
@@ -118,11 +120,7 @@ impl Tensor {
     }
 
     /// A tensor of `shape` from numbers in row-major order.
-    pub fn from_slice<T: tch::kind::Element>(
-        data: &[T],
-        shape: &[i64],
-        device: Device,
-    ) -> Result<Self> {
+    pub fn from_slice<T: Element>(data: &[T], shape: &[i64], device: Device) -> Result<Self> {
         let flat = tch::Tensor::f_from_slice(data).map_err(|e| op_error("from_slice", &[], e))?;
         Tensor(flat).reshape(shape)?.to_device(device)
     }
@@ -149,7 +147,7 @@ impl Tensor {
     }
 
     /// The elements in row-major order, converted to `T`.
-    pub fn to_vec<T: tch::kind::Element + Copy + Default>(&self) -> Result<Vec<T>> {
+    pub fn to_vec<T: Element + Copy + Default>(&self) -> Result<Vec<T>> {
         let t = self.detach()?.to_device(Device::Cpu)?.to_kind(T::KIND)?.contiguous()?;
         let mut out = vec![T::default(); t.numel()];
         let n = out.len();

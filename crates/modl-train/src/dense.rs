@@ -1,8 +1,9 @@
 //! Dense inputs: images and other rows of numbers that a network reads instead of tokens.
 
+use std::ops::{Add, Mul};
 use std::sync::{Arc, OnceLock};
 
-use modl_core::{Device, Error, Kind, Result, Tensor, is_float};
+use modl_core::{Device, Element, Error, Kind, Result, Tensor, is_float};
 use sha2::{Digest, Sha256};
 
 use crate::rearranged::Rearranged;
@@ -22,9 +23,6 @@ pub(crate) struct DenseRows {
     view: Vec<usize>,
     /// Ways to see a row; `None` is as it is.
     views: Vec<Option<Rearranged>>,
-    /// The order of the numbers in each view, `[views, numbers]`, where all are orders; known once it
-    /// has been asked for.
-    orders: Arc<OnceLock<Option<Tensor>>>,
     /// The mean that is taken off, and the standard deviation that is divided by.
     normal: Option<(f64, f64)>,
 }
@@ -61,7 +59,6 @@ impl DenseRows {
             index: (0..examples as i64).collect(),
             view: Vec::new(),
             views: Vec::new(),
-            orders: Arc::default(),
             normal: None,
         })
     }
@@ -92,27 +89,35 @@ impl DenseRows {
         let n = self.index.len();
         let view = (0..views.len()).flat_map(|v| std::iter::repeat_n(v, n)).collect();
         let index = self.index.repeat(views.len());
-        Ok(DenseRows { index, view, views, orders: Arc::default(), ..self.clone() })
+        Ok(DenseRows { index, view, views, ..self.clone() })
     }
 
     /// Those of some examples, which have to be there.
     pub(crate) fn pick(&self, examples: &[usize]) -> Self {
         let index = examples.iter().filter_map(|i| self.index.get(*i).copied()).collect();
         let view = examples.iter().filter_map(|i| self.view.get(*i).copied()).collect();
-        let (digest, views) = (self.digest.clone(), self.views.clone());
-        let (values, orders) = (self.values.clone(), self.orders.clone());
-        DenseRows { values, digest, index, view, views, orders, normal: self.normal }
+        let (values, digest) = (self.values.clone(), self.digest.clone());
+        DenseRows { values, digest, index, view, views: self.views.clone(), normal: self.normal }
     }
 
     /// Those of some examples as floats `[examples, …]`: bytes 0 … 255 become 0 … 1.
     pub(crate) fn rows(&self, examples: &[usize], device: Device) -> Result<Tensor> {
         let index: Vec<i64> = examples.iter().filter_map(|i| self.index.get(*i).copied()).collect();
-        let rows = self.values.pick(&index)?;
-        let rows = match rows.kind() {
-            Kind::Uint8 => rows.to_kind(Kind::Float)?.mul_scalar(1.0 / 255.0)?,
-            _ => rows,
+        let rows = match self.values.kind() {
+            Kind::Uint8 => {
+                let bytes = self.values.bytes(&index)?;
+                let floats = bytes.iter().map(|b| f32::from(*b) * (1.0 / 255.0)).collect();
+                self.through_views(floats, examples)?
+            }
+            _ if self.view.is_empty() => self.values.pick(&index)?,
+            Kind::Double => {
+                self.through_views(self.values.pick(&index)?.to_vec::<f64>()?, examples)?
+            }
+            kind => {
+                let rows = self.values.pick(&index)?.to_vec::<f32>()?;
+                self.through_views(rows, examples)?.to_kind(kind)?
+            }
         };
-        let rows = self.through_views(rows, examples)?;
         let rows = match self.normal {
             Some((mean, deviation)) => rows.add_scalar(-mean)?.mul_scalar(1.0 / deviation)?,
             None => rows,
@@ -120,58 +125,24 @@ impl DenseRows {
         rows.to_device(device)
     }
 
-    /// The orders of all views, where they are nothing else.
-    fn orders(&self) -> Result<Option<Tensor>> {
-        if let Some(known) = self.orders.get() {
-            return Ok(known.clone());
+    /// The numbers of some examples' rows, one after the other, as the examples see them.
+    fn through_views<T>(&self, rows: Vec<T>, examples: &[usize]) -> Result<Tensor>
+    where
+        T: Element + Copy + Default + From<f32> + Mul<Output = T> + Add<Output = T>,
+    {
+        let size = [&[examples.len() as i64], self.shape().as_slice()].concat();
+        if self.view.is_empty() {
+            return Tensor::from_slice(&rows, &size, Device::Cpu);
         }
-        let width = self.width();
-        let order = |view: &Option<Rearranged>| match view {
-            Some(view) => Ok(view.order().cloned()),
-            None => {
-                let all: Vec<i64> = (0..width).collect();
-                Tensor::from_slice(&all, &[width], Device::Cpu).map(Some)
-            }
-        };
-        let orders: Option<Vec<Tensor>> = self.views.iter().map(order).collect::<Result<_>>()?;
-        let orders = orders.filter(|all| !all.is_empty());
-        let orders = orders.map(|all| Tensor::stack(&all, 0)).transpose()?;
-        Ok(self.orders.get_or_init(|| orders).clone())
-    }
-
-    /// Rows with their numbers in the orders of their views, all at once.
-    fn in_order(&self, rows: &Tensor, orders: &Tensor, examples: &[usize]) -> Result<Tensor> {
-        let views = examples.iter().filter_map(|i| self.view.get(*i).map(|v| *v as i64));
-        let views: Vec<i64> = views.collect();
-        let views = Tensor::from_slice(&views, &[views.len() as i64], Device::Cpu)?;
-        let flat = rows.reshape(&[rows.len_of(0), -1])?;
-        flat.gather(1, &orders.index_select(0, &views)?)?.reshape(&rows.size())
-    }
-
-    fn through_views(&self, rows: Tensor, examples: &[usize]) -> Result<Tensor> {
-        if let Some(orders) = self.orders()? {
-            return self.in_order(&rows, &orders, examples);
-        }
-        let mut places: Vec<(usize, Vec<i64>)> = Vec::new();
-        for (place, view) in examples.iter().filter_map(|i| self.view.get(*i)).enumerate() {
-            match places.iter_mut().find(|(v, _)| v == view) {
-                Some((_, all)) => all.push(place as i64),
-                None => places.push((*view, vec![place as i64])),
+        let mut seen = Vec::with_capacity(rows.len());
+        let views = examples.iter().filter_map(|i| self.view.get(*i));
+        for (row, view) in rows.chunks((self.width() as usize).max(1)).zip(views) {
+            match self.views.get(*view) {
+                Some(Some(view)) => view.push(row, &mut seen),
+                _ => seen.extend_from_slice(row),
             }
         }
-        let shape = rows.size();
-        let mut flat = rows.reshape(&[rows.len_of(0), -1])?;
-        let alone = places.len() == 1;
-        for (view, places) in places {
-            let Some(Some(view)) = self.views.get(view) else { continue };
-            flat = if alone {
-                view.of(&flat)?
-            } else {
-                let own = Tensor::from_slice(&places, &[places.len() as i64], Device::Cpu)?;
-                flat.index_copy(0, &own, &view.of(&flat.index_select(0, &own)?)?)?
-            };
-        }
-        flat.reshape(&shape)
+        Tensor::from_slice(&seen, &size, Device::Cpu)
     }
 
     /// The rows of `self`, then those of `other`.
@@ -205,7 +176,6 @@ impl DenseRows {
         let same = views == other.views.len() && self.views.iter().zip(&other.views).all(same);
         let start = if same { 0 } else { views };
         if !same {
-            all.orders = Arc::default();
             all.views.extend(other.views.iter().cloned());
         }
         all.view.extend(other.view.iter().map(|v| v + start));
@@ -229,7 +199,7 @@ impl DenseRows {
         self.index.iter().for_each(|i| hash.update(i.to_le_bytes()));
         self.view.iter().for_each(|v| hash.update((*v as u64).to_le_bytes()));
         for view in self.views.iter().flatten() {
-            view.digest(&mut hash)?;
+            view.digest(&mut hash);
         }
         Ok(hex(hash))
     }

@@ -1,27 +1,29 @@
 //! Numbers in other places: permutations and rotations of images.
 
-use modl_core::{Device, Error, Result, Seed, Tensor};
+use std::ops::{Add, Mul};
+use std::sync::Arc;
+
+use modl_core::{Error, Result, Seed};
 use rand::seq::SliceRandom;
 use sha2::{Digest, Sha256};
 
 /// A fixed linear map of few terms, y[p] = Σₜ wₜ[p] · x[fromₜ[p]].
 #[derive(Debug, Clone)]
-pub(crate) struct Rearranged {
-    /// For each t, `[numbers]` i64; with a permutation there is one.
-    from: Vec<Tensor>,
-    /// For each t, `[numbers]` f32; none where all are 1.
-    weights: Vec<Tensor>,
+pub(crate) struct Rearranged(Arc<Vec<Term>>);
+
+/// A term for each number: where it comes from, and what it counts there, which is 1 in a permutation.
+#[derive(Debug)]
+struct Term {
+    from: Vec<u32>,
+    weights: Option<Vec<f32>>,
 }
 
 impl Rearranged {
     /// A permutation of `n` numbers, drawn from `seed`.
     pub(crate) fn permutation(n: i64, seed: Seed) -> Result<Self> {
-        let mut from: Vec<i64> = (0..n).collect();
+        let mut from: Vec<u32> = (0..places(n)?).collect();
         from.shuffle(&mut seed.rng());
-        Ok(Rearranged {
-            from: vec![Tensor::from_slice(&from, &[n], Device::Cpu)?],
-            weights: Vec::new(),
-        })
+        Ok(Rearranged(Arc::new(vec![Term { from, weights: None }])))
     }
 
     /// Images `[height, width]` turned counter-clockwise about their centre: bilinear between the
@@ -33,6 +35,7 @@ impl Rearranged {
             return Err(Error::invalid("examples", problem));
         };
         let (sin, cos) = degrees.to_radians().sin_cos();
+        places(height * width)?;
         let centre = ((height - 1) as f64 / 2.0, (width - 1) as f64 / 2.0);
         // Whole places are not to be missed by rounding.
         let tidy = |v: f64| (v * 1e9).round() / 1e9;
@@ -47,58 +50,55 @@ impl Rearranged {
                     let (r, c) = (y.floor() + down, x.floor() + right);
                     let part = |v: f64, whole: f64| 1.0 - (v - whole).abs();
                     let within = r >= 0.0 && c >= 0.0 && r < height as f64 && c < width as f64;
-                    from.push(if within { r as i64 * width + c as i64 } else { 0 });
+                    let place = r as i64 * width + c as i64;
+                    from.push(if within { place as u32 } else { 0 });
                     weights.push(if within { (part(y, r) * part(x, c)) as f32 } else { 0.0 });
                 }
             }
         }
-        let n = [height * width];
-        let (mut from, mut weights) = (Vec::new(), Vec::new());
-        for (places, parts) in taps {
-            from.push(Tensor::from_slice(&places, &n, Device::Cpu)?);
-            weights.push(Tensor::from_slice(&parts, &n, Device::Cpu)?);
-        }
-        Ok(Rearranged { from, weights })
+        let term = |(from, weights)| Term { from, weights: Some(weights) };
+        Ok(Rearranged(Arc::new(taps.into_iter().map(term).collect())))
     }
 
-    /// Rows `[rows, numbers]` rearranged.
-    pub(crate) fn of(&self, rows: &Tensor) -> Result<Tensor> {
-        let mut sum: Option<Tensor> = None;
-        for (t, from) in self.from.iter().enumerate() {
-            let moved = rows.index_select(1, from)?;
-            let part = match self.weights.get(t) {
-                Some(weights) => moved.mul(&weights.to_kind(rows.kind())?)?,
-                None => moved,
-            };
-            sum = Some(match sum {
-                Some(sum) => sum.add(&part)?,
-                None => part,
-            });
-        }
-        sum.map_or_else(|| Ok(rows.clone()), Ok)
-    }
-
-    /// Where each number comes from, `[numbers]` i64, if it is one number as it is.
-    pub(crate) fn order(&self) -> Option<&Tensor> {
-        match (self.from.as_slice(), self.weights.is_empty()) {
-            ([from], true) => Some(from),
-            _ => None,
+    /// Adds a row to others, rearranged.
+    pub(crate) fn push<T>(&self, row: &[T], to: &mut Vec<T>)
+    where
+        T: Copy + Default + From<f32> + Mul<Output = T> + Add<Output = T>,
+    {
+        let start = to.len();
+        for (t, term) in self.0.iter().enumerate() {
+            let moved = term.from.iter().map(|i| row.get(*i as usize).copied().unwrap_or_default());
+            match &term.weights {
+                None => to.extend(moved),
+                Some(weights) => {
+                    let parts = moved.zip(weights).map(|(x, w)| x * T::from(*w));
+                    match t {
+                        0 => to.extend(parts),
+                        _ => to.iter_mut().skip(start).zip(parts).for_each(|(y, x)| *y = *y + x),
+                    }
+                }
+            }
         }
     }
 
     /// Whether the other is a copy of this very one.
     pub(crate) fn is(&self, other: &Rearranged) -> bool {
-        let shared = |(a, b): (&Tensor, &Tensor)| a.shares(b);
-        self.from.len() == other.from.len() && self.from.iter().zip(&other.from).all(shared)
+        Arc::ptr_eq(&self.0, &other.0)
     }
 
     /// Adds itself to a fingerprint.
-    pub(crate) fn digest(&self, hash: &mut Sha256) -> Result<()> {
-        for t in self.from.iter().chain(&self.weights) {
-            hash.update(t.to_bytes()?);
-        }
-        Ok(())
+    pub(crate) fn digest(&self, hash: &mut Sha256) {
+        let places = self.0.iter().flat_map(|term| &term.from);
+        places.for_each(|i| hash.update(i64::from(*i).to_le_bytes()));
+        let weights = self.0.iter().filter_map(|term| term.weights.as_ref()).flatten();
+        weights.for_each(|w| hash.update(w.to_le_bytes()));
     }
+}
+
+/// The number of places of a row, which are counted in 32 bits.
+fn places(n: i64) -> Result<u32> {
+    let problem = |_| Error::invalid("examples", format!("have rows of {n} numbers, too many"));
+    u32::try_from(n).map_err(problem)
 }
 
 #[cfg(test)]
@@ -106,9 +106,9 @@ mod tests {
     use super::*;
 
     fn turned(image: &[f64], shape: [i64; 2], degrees: f64) -> Vec<f64> {
-        let n = shape[0] * shape[1];
-        let x = Tensor::from_slice(image, &[1, n], Device::Cpu).unwrap();
-        Rearranged::rotation(&shape, degrees).unwrap().of(&x).unwrap().to_vec().unwrap()
+        let mut found = Vec::new();
+        Rearranged::rotation(&shape, degrees).unwrap().push(image, &mut found);
+        found
     }
 
     #[test]
@@ -154,14 +154,15 @@ mod tests {
     #[test]
     fn a_permutation_is_one_and_follows_its_seed() {
         let x: Vec<f64> = (0..50).map(f64::from).collect();
-        let x = Tensor::from_slice(&x, &[1, 50], Device::Cpu).unwrap();
         let of = |seed| -> Vec<f64> {
-            Rearranged::permutation(50, Seed(seed)).unwrap().of(&x).unwrap().to_vec().unwrap()
+            let mut found = Vec::new();
+            Rearranged::permutation(50, Seed(seed)).unwrap().push(&x, &mut found);
+            found
         };
         let mut sorted = of(1);
         assert_ne!(sorted, of(2));
         assert_eq!(sorted, of(1));
         sorted.sort_by(f64::total_cmp);
-        assert_eq!(sorted, x.to_vec::<f64>().unwrap());
+        assert_eq!(sorted, x);
     }
 }

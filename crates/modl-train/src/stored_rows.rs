@@ -129,24 +129,33 @@ impl StoredRows {
     /// # Errors
     /// Where one is not there, or the file cannot be read.
     pub(crate) fn pick(&self, index: &[i64]) -> Result<Tensor> {
+        if let StoredRows::Whole(rows) = self {
+            let index = Tensor::from_slice(index, &[index.len() as i64], Device::Cpu)?;
+            return rows.index_select(0, &index);
+        }
+        let mut size = self.size();
+        if let Some(first) = size.first_mut() {
+            *first = index.len() as i64;
+        }
+        Tensor::from_bytes(&self.bytes(index)?, &size, self.kind())
+    }
+
+    /// The bytes of the rows at `index`, one after the other.
+    ///
+    /// # Errors
+    /// As [`StoredRows::pick`].
+    pub(crate) fn bytes(&self, index: &[i64]) -> Result<Vec<u8>> {
         let rows = match self {
-            StoredRows::Whole(rows) => {
-                let index = Tensor::from_slice(index, &[index.len() as i64], Device::Cpu)?;
-                return rows.index_select(0, &index);
-            }
+            StoredRows::Whole(_) => return self.pick(index)?.to_bytes(),
             StoredRows::File(rows) => rows,
         };
-        let mut size = rows.size.clone();
-        let count = size.first().copied().unwrap_or(0);
+        let count = rows.size.first().copied().unwrap_or(0);
         let width = rows.store.len().checked_div(count as u64).unwrap_or(0);
         let mut bytes = vec![0; index.len() * width as usize];
         for (own, i) in bytes.chunks_exact_mut((width as usize).max(1)).zip(index) {
             rows.store.read(*i as u64 * width, own)?;
         }
-        if let Some(first) = size.first_mut() {
-            *first = index.len() as i64;
-        }
-        Tensor::from_bytes(&bytes, &size, rows.kind)
+        Ok(bytes)
     }
 
     /// Adds all numbers to a hash.
