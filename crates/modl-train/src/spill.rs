@@ -37,6 +37,11 @@ impl Spill {
         Spill { most, state: Mutex::default() }
     }
 
+    /// So many bytes stand in memory at most.
+    pub(crate) fn most(&self) -> usize {
+        self.most
+    }
+
     /// Adds bytes at the end: where they begin.
     ///
     /// # Errors

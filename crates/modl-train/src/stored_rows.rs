@@ -1,4 +1,4 @@
-//! The numbers of dense rows: a tensor, or a file's where they are more than memory is to hold.
+//! The numbers of dense rows: a tensor, or bytes that stand in a file where they are more than memory is to hold.
 
 use std::sync::Arc;
 
@@ -11,12 +11,12 @@ use crate::spill::Spill;
 #[derive(Debug, Clone)]
 pub(crate) enum StoredRows {
     Whole(Tensor),
-    File(Arc<InFile>),
+    Spilled(Arc<Spilled>),
 }
 
-/// Rows that stand in a file: u8 or f32.
+/// Rows u8 or f32, in a file where they are many.
 #[derive(Debug)]
-pub(crate) struct InFile {
+pub(crate) struct Spilled {
     size: Vec<i64>,
     kind: Kind,
     store: Spill,
@@ -87,12 +87,15 @@ impl RowsWriter {
     /// Where their tensor cannot be made.
     pub(crate) fn finish(self) -> Result<StoredRows> {
         let size = [&[self.rows], self.shape.as_slice()].concat();
-        match self.store.in_memory(|bytes| Tensor::from_bytes(bytes, &size, self.kind)) {
+        let (kind, store) = (self.kind, self.store);
+        let whole = match kind {
+            // Single rows of bytes are sooner read there than picked out of a tensor.
+            Kind::Uint8 => None,
+            _ => store.in_memory(|bytes| Tensor::from_bytes(bytes, &size, kind)),
+        };
+        match whole {
             Some(whole) => whole.map(StoredRows::Whole),
-            None => {
-                let (kind, store) = (self.kind, self.store);
-                Ok(StoredRows::File(Arc::new(InFile { size, kind, store })))
-            }
+            None => Ok(StoredRows::Spilled(Arc::new(Spilled { size, kind, store }))),
         }
     }
 }
@@ -102,14 +105,14 @@ impl StoredRows {
     pub(crate) fn size(&self) -> Vec<i64> {
         match self {
             StoredRows::Whole(rows) => rows.size(),
-            StoredRows::File(rows) => rows.size.clone(),
+            StoredRows::Spilled(rows) => rows.size.clone(),
         }
     }
 
     pub(crate) fn kind(&self) -> Kind {
         match self {
             StoredRows::Whole(rows) => rows.kind(),
-            StoredRows::File(rows) => rows.kind,
+            StoredRows::Spilled(rows) => rows.kind,
         }
     }
 
@@ -117,7 +120,7 @@ impl StoredRows {
     pub(crate) fn describe(&self) -> String {
         match self {
             StoredRows::Whole(rows) => format!("{rows:?}"),
-            StoredRows::File(rows) => match rows.kind {
+            StoredRows::Spilled(rows) => match rows.kind {
                 Kind::Uint8 => format!("u8{:?}", rows.size),
                 _ => format!("f32{:?}", rows.size),
             },
@@ -147,7 +150,7 @@ impl StoredRows {
     pub(crate) fn bytes(&self, index: &[i64]) -> Result<Vec<u8>> {
         let rows = match self {
             StoredRows::Whole(_) => return self.pick(index)?.to_bytes(),
-            StoredRows::File(rows) => rows,
+            StoredRows::Spilled(rows) => rows,
         };
         let count = rows.size.first().copied().unwrap_or(0);
         let width = rows.store.len().checked_div(count as u64).unwrap_or(0);
@@ -169,7 +172,7 @@ impl StoredRows {
         })
     }
 
-    /// These rows, then others of the same shape and kind; in a file where one of the two is.
+    /// These rows, then others of the same shape and kind.
     ///
     /// # Errors
     /// Where they cannot be joined, or a file cannot be read or written.
@@ -177,7 +180,11 @@ impl StoredRows {
         if let (StoredRows::Whole(a), StoredRows::Whole(b)) = (self, other) {
             return Tensor::cat(&[a.clone(), b.clone()], 0).map(StoredRows::Whole);
         }
-        let store = Spill::new(0);
+        let most = |rows: &StoredRows| match rows {
+            StoredRows::Whole(_) => 0,
+            StoredRows::Spilled(rows) => rows.store.most(),
+        };
+        let store = Spill::new(most(self).max(most(other)));
         for rows in [self, other] {
             rows.pieces(|piece| store.append(piece).map(drop))?;
         }
@@ -185,13 +192,13 @@ impl StoredRows {
         if let (Some(rows), Some(more)) = (size.first_mut(), other.size().first()) {
             *rows += more;
         }
-        Ok(StoredRows::File(Arc::new(InFile { size, kind: self.kind(), store })))
+        Ok(StoredRows::Spilled(Arc::new(Spilled { size, kind: self.kind(), store })))
     }
 
     fn pieces(&self, mut each: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
         match self {
             StoredRows::Whole(rows) => each(&rows.to_bytes()?),
-            StoredRows::File(rows) => rows.store.pieces(each),
+            StoredRows::Spilled(rows) => rows.store.pieces(each),
         }
     }
 }
