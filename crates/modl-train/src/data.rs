@@ -29,6 +29,8 @@ pub struct Dataset {
     pub(crate) examples: Vec<Example>,
     pub(crate) inputs: BTreeMap<String, DenseRows>,
     pub(crate) features: Tensors,
+    /// What features are computed from, where they are.
+    pub(crate) origins: BTreeMap<String, String>,
     pub(crate) pad: i64,
     pub(crate) fingerprint: OnceLock<String>,
 }
@@ -101,22 +103,6 @@ impl Dataset {
         Dataset { pad, ..self }
     }
 
-    /// A feature for each example: `rows` `[examples, …]`, for instance embeddings by a frozen
-    /// model. A batch hands its rows to the forward pass under this name.
-    ///
-    /// # Errors
-    /// Where there is not one row for each example.
-    pub fn with_feature(mut self, name: impl Into<String>, rows: Tensor) -> Result<Self> {
-        let name = name.into();
-        if rows.dim() == 0 || rows.len_of(0) != self.len() as i64 {
-            let problem = format!("has shape {:?} for {} examples", rows.size(), self.len());
-            return Err(Error::invalid(format!("feature `{name}`"), problem));
-        }
-        self.features.set(name, rows);
-        self.fingerprint = OnceLock::new();
-        Ok(self)
-    }
-
     /// The examples in order.
     pub fn examples(&self) -> &[Example] {
         &self.examples
@@ -163,7 +149,8 @@ impl Dataset {
         })?;
         let inputs = self.inputs.iter().map(|(name, rows)| (name.clone(), rows.pick(index)));
         let (inputs, features) = (inputs.collect(), self.feature_rows(index)?);
-        Dataset { examples, inputs, features, pad: self.pad, ..Dataset::default() }.checked()
+        let (origins, pad) = (self.origins.clone(), self.pad);
+        Dataset { examples, inputs, features, origins, pad, ..Dataset::default() }.checked()
     }
 
     /// The examples of `self`, then those of `other`, with their inputs and features.
@@ -191,10 +178,12 @@ impl Dataset {
         let both_features = |name: &str, t: &Tensor| {
             Tensor::cat(&[t.clone(), other.features.need(name)?.clone()], 0)
         };
+        let of_both = |(name, origin): &(String, String)| other.origins.get(name) == Some(origin);
         Dataset {
             examples: self.examples.iter().chain(&other.examples).cloned().collect(),
             inputs: self.inputs.iter().map(both).collect::<Result<_>>()?,
             features: self.features.map(both_features)?,
+            origins: self.origins.clone().into_iter().filter(of_both).collect(),
             pad: self.pad,
             fingerprint: OnceLock::new(),
         }
@@ -232,13 +221,6 @@ impl Dataset {
     pub fn split(&self, seed: u64, share: f64) -> Result<(Dataset, Dataset)> {
         let out = |e: &Example| held_out(&format!("{}/{}", e.task, e.id), seed, share);
         Ok((self.filter(|e| !out(e))?, self.filter(out)?))
-    }
-
-    pub(crate) fn feature_rows(&self, index: &[usize]) -> Result<Tensors> {
-        let rows: Vec<i64> = index.iter().map(|i| *i as i64).collect();
-        self.features.map(|_, t| {
-            t.index_select(0, &Tensor::from_slice(&rows, &[rows.len() as i64], t.device())?)
-        })
     }
 
     /// The examples at `index` as tensors on `device`, filled up to the longest.
@@ -287,6 +269,16 @@ impl Dataset {
         if let Some(known) = self.fingerprint.get() {
             return Ok(known.clone());
         }
+        let text = self.hashed(|name| self.origins.get(name))?;
+        Ok(self.fingerprint.get_or_init(|| text).clone())
+    }
+
+    /// The fingerprint by the numbers of all features, as it once was; nothing where it is the same.
+    pub(crate) fn former_fingerprint(&self) -> Result<Option<String>> {
+        (!self.origins.is_empty()).then(|| self.hashed(|_| None)).transpose()
+    }
+
+    fn hashed<'a>(&self, origin: impl Fn(&str) -> Option<&'a String>) -> Result<String> {
         let mut hash = Sha256::new();
         for e in &self.examples {
             let (target, ids) = (e.target.to_bits(), e.ids.to_vec()?);
@@ -297,10 +289,12 @@ impl Dataset {
         }
         for (name, rows) in self.features.iter() {
             hash.update(format!("{name}\0{:?}\n", rows.size()));
-            hash.update(rows.to_bytes()?);
+            match origin(name) {
+                Some(origin) => hash.update(format!("{origin}\n")),
+                None => hash.update(rows.to_bytes()?),
+            }
         }
-        let text = hash.finalize().iter().take(6).map(|b| format!("{b:02x}")).collect();
-        Ok(self.fingerprint.get_or_init(|| text).clone())
+        Ok(hash.finalize().iter().take(6).map(|b| format!("{b:02x}")).collect())
     }
 }
 

@@ -49,11 +49,11 @@ impl Spill {
     pub(crate) fn append(&self, bytes: &[u8]) -> Result<u64> {
         let mut state = self.state();
         let start = state.written + state.held.len() as u64;
-        state.held.extend_from_slice(bytes);
-        if state.file.is_none() && state.held.len() > self.most {
-            let folder = folder();
-            state.file = Some(tempfile::tempfile_in(&folder).map_err(|e| broken(&e))?);
+        if state.file.is_none() && state.held.len() + bytes.len() > self.most {
+            state.file = Some(tempfile::tempfile_in(folder()).map_err(|e| broken(&e))?);
+            state.write().map_err(|e| broken(&e))?;
         }
+        state.held.extend_from_slice(bytes);
         if state.file.is_some() && state.held.len() >= BUFFER {
             state.write().map_err(|e| broken(&e))?;
         }

@@ -48,6 +48,9 @@ pub(crate) struct RunState {
     config: String,
     /// Fingerprint of the data.
     data: String,
+    /// What an older version noted as such, where that was another.
+    #[serde(skip)]
+    former_data: Option<String>,
     /// Fingerprint of the backbone before training.
     base: String,
     libtorch: String,
@@ -106,6 +109,7 @@ impl RunState {
             seed,
             config,
             data: data.fingerprint()?,
+            former_data: data.former_fingerprint()?,
             base: if base_is_trained {
                 "trained".into()
             } else {
@@ -139,7 +143,7 @@ impl RunState {
         for (what, old, new) in
             [("data", &self.data, &own.data), ("backbone", &self.base, &own.base)]
         {
-            if old != new {
+            if old != new && (what != "data" || own.former_data.as_ref() != Some(old)) {
                 return refuse(format!("another {what} ({old}, now {new})"));
             }
         }

@@ -105,6 +105,7 @@ impl Dataset {
             examples: index.iter().filter_map(|i| of(*i)).collect(),
             inputs,
             features: self.feature_rows(&index)?,
+            origins: self.origins.clone(),
             pad: self.pad,
             ..Dataset::default()
         };

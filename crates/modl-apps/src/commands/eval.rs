@@ -49,8 +49,8 @@ impl EvalArgs {
     fn change(&self, loaded: &mut Loaded, methods: &Methods) -> Result<()> {
         let (recipe, model) = (&loaded.recipe, &mut loaded.model);
         if let Some(first) = self.drop_layers {
-            let wanted = |p: &&modl_train::Phase| self.phase.as_ref().is_none_or(|n| *n == p.name);
-            let phase = recipe.phases.iter().rfind(wanted).context("the recipe has no phase")?;
+            let phase = run_folder::phase_of(recipe, self.phase.as_deref());
+            let phase = phase.context("the recipe has no phase")?;
             recipe.drop_layers(first, phase, model, methods)?;
         }
         let (router, aggregator) = (self.router.as_deref(), self.aggregator.as_deref());

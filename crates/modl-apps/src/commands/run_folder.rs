@@ -25,9 +25,12 @@ struct Origin {
 pub(super) struct Loaded {
     pub(super) recipe: Recipe,
     pub(super) model: Modular,
-    /// What belongs to the first of the recipe's heads,
+    parts: Parts,
+}
+
+/// What belongs to each of the recipe's heads.
+struct Parts {
     first: Part,
-    /// and to each of the others.
     others: Vec<Part>,
 }
 
@@ -105,7 +108,17 @@ impl Loaded {
             Some(n) => tokenizer()?.encode_up_to(text, n),
             None => tokenizer()?.encode_one(text),
         };
-        let part = |head: &Head| -> Result<Part> {
+        // A head says what is right, and may read it of another column. What is read beside it, and the
+        // features that are made of it, are held once.
+        let features = |own: Dataset, known: Option<&Dataset>| match known
+            .map(|known| own.with_inputs_of(known))
+            .transpose()?
+            .flatten()
+        {
+            Some(own) => Ok(own),
+            None => recipe.add_features(&model, own),
+        };
+        let part = |head: &Head, first: Option<&Part>| -> Result<Part> {
             let special = match head {
                 Head::MaskedTokens { .. } => {
                     let tokenizer = tokenizer()?;
@@ -115,20 +128,20 @@ impl Loaded {
             };
             let objective = recipe.objective_of(head, &model, &special)?;
             let (train, test) = recipe.load_data_of(head, &tokenise, 0)?;
-            let train = recipe.add_features(&model, train)?;
-            let test = recipe.add_features(&model, test)?;
+            let train = features(train, first.map(|part| &part.train))?;
+            let test = features(test, first.map(|part| &part.test))?;
             Ok(Part { objective, train, test })
         };
-        let heads = recipe.heads();
-        let first = part(&recipe.head)?;
-        let others = heads.into_iter().skip(1).map(part).collect::<Result<_>>()?;
-        Ok(Loaded { recipe, model, first, others })
+        let first = part(&recipe.head, None)?;
+        let others = recipe.heads().into_iter().skip(1).map(|head| part(head, Some(&first)));
+        let others = others.collect::<Result<_>>()?;
+        Ok(Loaded { recipe, model, parts: Parts { first, others } })
     }
 
     /// Attaches the recipe's modules, and makes the parameters of all heads.
     pub(super) fn prepare(&mut self, methods: &Methods) -> Result<()> {
         self.recipe.attach(&mut self.model, methods)?;
-        for part in std::iter::once(&self.first).chain(&self.others) {
+        for part in self.parts.iter() {
             part.objective.setup(&mut self.model)?;
         }
         Ok(())
@@ -146,8 +159,7 @@ impl Loaded {
         methods: &Methods,
         sink: &mut dyn Sink,
     ) -> Result<()> {
-        let work: Vec<Work> =
-            std::iter::once(&self.first).chain(&self.others).map(Part::work).collect();
+        let work: Vec<Work> = self.parts.iter().map(Part::work).collect();
         Ok(modl_train::run_in(folder, &self.recipe, methods, &mut self.model, &work, sink)?)
     }
 
@@ -158,20 +170,34 @@ impl Loaded {
         phase: Option<&str>,
         methods: &Methods,
     ) -> Result<()> {
-        let objectives: Vec<&dyn Objective> = std::iter::once(&self.first)
-            .chain(&self.others)
-            .map(|p| p.objective.as_ref())
-            .collect();
+        let objectives: Vec<&dyn Objective> =
+            self.parts.iter().map(|p| p.objective.as_ref()).collect();
         let (recipe, model) = (&self.recipe, &mut self.model);
         Ok(modl_train::restore_at(recipe, methods, model, &objectives, folder, phase)?)
     }
 
     /// What belongs to the head of a phase, or of the last one.
     pub(super) fn part(&self, phase: Option<&str>) -> &Part {
-        let named = self.recipe.phases.iter().find(|p| Some(p.name.as_str()) == phase);
-        let head = named.map_or(self.recipe.last_head(), |phase| self.recipe.head_of(phase));
+        let head = match phase_of(&self.recipe, phase) {
+            Some(phase) => self.recipe.head_of(phase),
+            None => self.recipe.last_head(),
+        };
         let at = self.recipe.heads().iter().position(|h| *h == head);
-        at.and_then(|at| self.others.get(at.checked_sub(1)?)).unwrap_or(&self.first)
+        self.parts.iter().nth(at.unwrap_or(0)).unwrap_or(&self.parts.first)
+    }
+}
+
+/// The phase of a name, or the last one.
+pub(super) fn phase_of<'a>(recipe: &'a Recipe, name: Option<&str>) -> Option<&'a Phase> {
+    match name {
+        Some(name) => recipe.phases.iter().find(|phase| phase.name == name),
+        None => recipe.phases.last(),
+    }
+}
+
+impl Parts {
+    fn iter(&self) -> impl Iterator<Item = &Part> {
+        std::iter::once(&self.first).chain(&self.others)
     }
 }
 

@@ -48,7 +48,8 @@ impl Recipe {
         for (name, feature) in &self.data.features {
             if *feature == Feature::Backbone {
                 let rows = crate::base_vectors(model, &data, 64)?;
-                data = data.with_feature(name.as_str(), rows)?;
+                let origin = format!("backbone {}", model.backbone().fingerprint()?);
+                data = data.with_computed(name.as_str(), rows, origin)?;
             }
         }
         Ok(data)
