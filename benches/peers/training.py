@@ -269,6 +269,8 @@ epochs = {epochs}
 batch_size = {batch}
 lr = {lr}
 optimizer = {optimizer}
+# As Avalanche, which does not clip.
+clip = 1e9
 log_every = 10
 """)
     return followed(recipe, out, threads)
