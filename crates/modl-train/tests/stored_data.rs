@@ -29,8 +29,9 @@ fn recipe(at: &Path, data: &str) -> Recipe {
 fn files(at: &Path) -> Vec<(&'static str, &'static str)> {
     let lines = |n: usize, f: &dyn Fn(usize) -> String| (0..n).map(f).collect::<String>();
     let text = |i: usize| {
-        let words = "some words of another length each ".repeat(1 + i % 3);
-        format!("{i}\t{}\t{}\n", i % 4, &words[..3 + i * 7 % 80])
+        let words: String =
+            "some words of another length each ".chars().cycle().take(3 + i * 7 % 80).collect();
+        format!("{i}\t{}\t{}\n", i % 4, words)
     };
     std::fs::write(at.join("a.tsv"), lines(90, &text)).unwrap();
     std::fs::write(at.join("b.tsv"), lines(40, &|i| text(i + 1))).unwrap();

@@ -44,7 +44,7 @@ fn data() -> Result<Dataset> {
         let ids: Vec<i64> = (0..2 + i % 5).map(|k| ((i * 7 + k * 3) % 16) as i64).collect();
         let even = ids.iter().filter(|k| **k % 2 == 0).count() as f32 / ids.len() as f32;
         let target = if i.is_multiple_of(2) { even } else { -even };
-        Example { id: i.to_string(), task: task.into(), ids, target }
+        Example { id: i.to_string(), task: task.into(), ids: ids.into(), target }
     };
     Dataset::new((0..20).map(example).collect())
 }
