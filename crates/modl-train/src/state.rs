@@ -164,7 +164,8 @@ fn is_zero(n: &u64) -> bool {
 }
 
 /// Settings that have no part in what steps without trouble come to: a run may go on with others.
-const MAY_DIFFER: [&str; 4] = ["log_every", "log_routing_every", "checkpoint_every", "on_nan"];
+const MAY_DIFFER: [&str; 5] =
+    ["log_every", "log_routing_every", "checkpoint_every", "on_nan", "in_memory"];
 
 /// The settings in which two configurations, as JSON, differ: `phases.0.lr 0.1, now 0.2`. `None` where
 /// there are none that matter.

@@ -30,7 +30,7 @@ fn files(at: &Path) -> Vec<(&'static str, &'static str)> {
     let lines = |n: usize, f: &dyn Fn(usize) -> String| (0..n).map(f).collect::<String>();
     let text = |i: usize| {
         let words: String =
-            "some words of another length each ".chars().cycle().take(3 + i * 7 % 80).collect();
+            "some words of another length each ".chars().cycle().take(3 + i * 7 % 20).collect();
         format!("{i}\t{}\t{}\n", i % 4, words)
     };
     std::fs::write(at.join("a.tsv"), lines(90, &text)).unwrap();
