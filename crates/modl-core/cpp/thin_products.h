@@ -132,11 +132,17 @@ INLINE void dots(const T* const* x, int64_t n, const T* f, int64_t r, int64_t co
   }
 }
 
-// y[m] += Σ_k w[m][k] f[k] on one panel of a packed f; `width` of its columns are there.
+// y[m] += Σ_k w[m][k] f[k] on one panel of a packed f; `width` of its columns are there. The rows
+// behind, as far as there are, are fetched: they are apart, and no processor foresees them.
 template <typename T, int W, int M>
-INLINE void add_tile(T* const* y, int64_t column, int64_t width, const T* w, int64_t r, const T* f) {
+INLINE void add_tile(
+    T* const* y, int64_t rest, int64_t column, int64_t width, const T* w, int64_t r, const T* f) {
   constexpr int64_t half = lanes<T, W>;
   Of<T, W> sums[M][2] = {};
+  for (int m = M; m < std::min<int64_t>(2 * M, rest); ++m) {
+    __builtin_prefetch(y[m] + column, 1);
+    __builtin_prefetch(y[m] + column + half, 1);
+  }
   for (int64_t k = 0; k < r; ++k) {
     const auto left = load<T, W>(f + k * 2 * half), right = load<T, W>(f + k * 2 * half + half);
     for (int m = 0; m < M; ++m) {
@@ -164,12 +170,12 @@ INLINE void add(
   int64_t m = 0;
   for (; m + 4 <= n; m += 4) {
     for (int64_t c = 0; c < width; c += panel<T, W>) {
-      add_tile<T, W, 4>(y + m, first + c, width - c, w + m * r, r, f + c * r);
+      add_tile<T, W, 4>(y + m, n - m, first + c, width - c, w + m * r, r, f + c * r);
     }
   }
   for (; m < n; ++m) {
     for (int64_t c = 0; c < width; c += panel<T, W>) {
-      add_tile<T, W, 1>(y + m, first + c, width - c, w + m * r, r, f + c * r);
+      add_tile<T, W, 1>(y + m, n - m, first + c, width - c, w + m * r, r, f + c * r);
     }
   }
 }
@@ -189,9 +195,8 @@ INLINE void outer_tile(
   Of<T, W> sums[M][2] = {};
   for (int64_t t = 0; t < n; ++t) {
     const T* from = x[t] + column;
-    // Rows are apart, and no processor foresees the next panel.
-    __builtin_prefetch(from + 2 * half);
-    if (sizeof(T) * half == 64) __builtin_prefetch(from + 3 * half);
+    __builtin_prefetch(from + 2 * half);  // The next panel, likewise.
+    if (W == kWidest) __builtin_prefetch(from + 3 * half);
     const auto left = whole ? load<T, W>(from) : load_some<T, W>(from, width);
     const auto right =
         whole ? load<T, W>(from + half) : load_some<T, W>(from + half, width - half);
@@ -311,11 +316,13 @@ INLINE void pack(
     }
     for (int64_t k = 0; k < r; ++k) {
       const T* from = f + k * columns + first + p;
-      if (there == size) {
-        std::memcpy(to + k * size, from, size * sizeof(T));
-      } else {
+      if (there < size) {
         std::copy_n(from, there, to + k * size);
+        continue;
       }
+      const auto left = load<T, W>(from), right = load<T, W>(from + size / 2);
+      std::memcpy(to + k * size, &left, sizeof left);
+      std::memcpy(to + k * size + size / 2, &right, sizeof right);
     }
   }
 }

@@ -45,7 +45,10 @@ impl Outputs<'_> {
             end += grouping.counts().get(*j).copied().unwrap_or(0);
             first.push(end);
         }
-        let whole = |t: &Tensor| t.to_kind(kind)?.contiguous();
+        let whole = |t: &Tensor| match t.kind() == kind && t.0.is_contiguous() {
+            true => Ok(t.clone()), // An operation for each of all factors would be felt.
+            false => t.to_kind(kind)?.contiguous(),
+        };
         let of = Slots {
             k: index.len_of(-1),
             slots: grouping.slots(),
