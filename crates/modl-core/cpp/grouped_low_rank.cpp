@@ -100,6 +100,24 @@ void by_columns(int64_t columns, int64_t work, int64_t rows, const Task& task) {
   });
 }
 
+// y[token] += w f for the slots of a chunk, on all columns.
+template <typename T>
+void add_chunk(
+    const Plan& plan,
+    const Chunk& c,
+    T* y,
+    int64_t columns,
+    const T* w,
+    const std::vector<const T*>& f,
+    bool turned,
+    T* packed) {
+  const int64_t r = plan.rank[c.module];
+  T* rows[kChunk];
+  thin::pack_here(f[c.module], turned, r, columns, 0, columns, packed);
+  plan.rows(y, columns, c, rows);
+  thin::add_here(rows, c.last - c.first, w + plan.at(c), r, packed, 0, columns);
+}
+
 // y[token] += w f for the slots of all modules, f being `[r, columns]`, or `[columns, r]` where it is
 // turned; y's elements of `cleared` tokens start from 0.
 template <typename T>
@@ -160,6 +178,34 @@ void outer_all(
   });
 }
 
+// How many parts of the tokens are worked on side by side: as many as there are threads, since libtorch
+// divides the operations before and after likewise, and a thread then finds in its cache what it left
+// there. None where a part would pack the factors of most modules for a few slots.
+int64_t parts_of(const Plan& plan, int64_t work) {
+  const int64_t threads = work < kAlone ? 1 : at::get_num_threads();
+  return plan.slots.size() >= 8 * plan.modules() * threads ? threads : 0;
+}
+
+// task(chunk, room) for the chunks of all modules within each part of the tokens. What is computed for a
+// slot has the same bits in any chunk, and modules are in their order.
+template <typename T, typename Task>
+void by_tokens(const Plan& plan, int64_t tokens, int64_t parts, int64_t room, const Task& task) {
+  const auto run = [&](int64_t begin, int64_t end) {
+    const thin::Scratch<T> own(room);
+    const auto before = [&](size_t e, int64_t part) {
+      const auto from = plan.slots.begin() + plan.first[e], to = plan.slots.begin() + plan.first[e + 1];
+      return std::lower_bound(from, to, tokens * part / parts * plan.k) - plan.slots.begin();
+    };
+    for (size_t e = 0; e < plan.modules(); ++e) {
+      const int64_t last = before(e, end);
+      for (int64_t i = before(e, begin); i < last; i += kChunk) {
+        task(Chunk{e, i, std::min(i + kChunk, last)}, own.data());
+      }
+    }
+  };
+  parts == 1 ? run(0, 1) : at::parallel_for(0, parts, 1, run);
+}
+
 // Where the factors from the one behind `first` on are.
 template <typename T>
 std::vector<const T*> data_of(const std::vector<Tensor>& factors, size_t first, size_t n) {
@@ -183,8 +229,7 @@ void forward(
   const auto downs = data_of<T>(factors, 0, m), ups = data_of<T>(factors, m, m);
   std::vector<T> weighed(plan.inner.back());
   T* us = inner.defined() ? inner.mutable_data_ptr<T>() : weighed.data();
-  divided<T>(plan.chunks.size(), plan.inner.back() * in, 0, [&](int64_t i, T*) {
-    const Chunk& c = plan.chunks[i];
+  const auto inner_of = [&](const Chunk& c) {
     const int64_t r = plan.rank[c.module], at = plan.at(c);
     const T* rows[kChunk];
     plan.rows(xs, in, c, rows);
@@ -193,7 +238,18 @@ void forward(
       const T a = alphas[plan.slots[c.first + s]] * static_cast<T>(plan.scale[c.module]);
       for (int64_t j = at + s * r; j < at + (s + 1) * r; ++j) weighed[j] = a * us[j];
     }
-  });
+  };
+  const int64_t work = plan.inner.back() * (in + out);
+  if (const int64_t parts = parts_of(plan, work)) {
+    T* ys = y.mutable_data_ptr<T>();
+    const int64_t room = plan.largest * (out + thin::widest_panel<T>);
+    by_tokens<T>(plan, x.size(0), parts, room, [&](const Chunk& c, T* packed) {
+      inner_of(c);
+      add_chunk(plan, c, ys, out, weighed.data(), ups, true, packed);
+    });
+    return;
+  }
+  divided<T>(plan.chunks.size(), work, 0, [&](int64_t i, T*) { inner_of(plan.chunks[i]); });
   add_all<T>(plan, y.mutable_data_ptr<T>(), 0, out, weighed.data(), ups, true);
 }
 
@@ -216,9 +272,7 @@ void backward(
   const size_t m = plan.modules();
   const auto downs = data_of<T>(factors, 0, m), ups = data_of<T>(factors, m, m);
   std::vector<T> hs(plan.inner.back()), weighed(plan.inner.back());
-  const int64_t work = plan.inner.back() * out;
-  divided<T>(plan.chunks.size(), work, plan.largest * out, [&](int64_t i, T* turned) {
-    const Chunk& c = plan.chunks[i];
+  const auto inner_of = [&](const Chunk& c, T* turned) {
     const int64_t r = plan.rank[c.module], at = plan.at(c);
     thin::turn_here(ups[c.module], r, out, r, turned, out);
     const T* rows[kChunk];
@@ -236,8 +290,23 @@ void backward(
       }
       if (das) das[slot] = da * scale;
     }
-  });
-  if (dx.defined()) {
+  };
+  const int64_t work = plan.inner.back() * (in + out);
+  const int64_t parts = parts_of(plan, work);
+  if (parts > 0) {
+    const int64_t room = plan.largest * (std::max(in, out) + thin::widest_panel<T>);
+    T* dxs = dx.defined() ? dx.mutable_data_ptr<T>() : nullptr;
+    if (dxs) dx.zero_();
+    by_tokens<T>(plan, x.size(0), parts, room, [&](const Chunk& c, T* own) {
+      inner_of(c, own);
+      if (dxs) add_chunk(plan, c, dxs, in, hs.data(), downs, false, own);
+    });
+  } else {
+    divided<T>(plan.chunks.size(), work, plan.largest * out, [&](int64_t i, T* turned) {
+      inner_of(plan.chunks[i], turned);
+    });
+  }
+  if (dx.defined() && parts == 0) {
     add_all<T>(plan, dx.mutable_data_ptr<T>(), dx.size(0), in, hs.data(), downs, false);
   }
   std::vector<T*> to_downs, to_ups;
