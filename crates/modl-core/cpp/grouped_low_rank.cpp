@@ -72,78 +72,146 @@ struct Plan {
   }
 };
 
-// task(0), ..., task(n - 1) on libtorch's threads, each of which takes the next that nobody has;
-// on this one where all of them are soon done. Tasks call nothing of libtorch's.
-template <typename Task>
-void divided(int64_t n, int64_t work, const Task& task) {
+// task(0, room), ..., task(n - 1, room) on libtorch's threads, each of which takes the next that nobody
+// has and has room for so many numbers; on this one where all of them are soon done. Tasks call nothing
+// of libtorch's.
+template <typename T, typename Task>
+void divided(int64_t n, int64_t work, int64_t room, const Task& task) {
   const int64_t threads = work < kAlone ? 1 : std::min<int64_t>(at::get_num_threads(), n);
   std::atomic<int64_t> next{0};
   const auto run = [&](int64_t begin, int64_t end) {
     for (int64_t thread = begin; thread < end; ++thread) {
-      for (int64_t i = next++; i < n; i = next++) task(i);
+      const thin::Scratch<T> own(room);
+      for (int64_t i = next++; i < n; i = next++) task(i, own.data());
     }
   };
   threads <= 1 ? run(0, 1) : at::parallel_for(0, threads, 1, run);
 }
 
-// task(first, width) on all columns, in pieces of whole cache lines: a column of the result belongs
-// to one thread, which adds up in the order of the slots.
-template <typename Task>
-void by_columns(int64_t columns, int64_t work, const Task& task) {
+// task(first, width, room) on all columns, in pieces of whole cache lines, with room for so many rows
+// of them: a column of the result belongs to one thread, which adds up in the order of the slots.
+template <typename T, typename Task>
+void by_columns(int64_t columns, int64_t work, int64_t rows, const Task& task) {
   const int64_t pieces = work < kAlone ? 1 : 2 * at::get_num_threads();
   const int64_t width = std::max<int64_t>(32, (columns / pieces + 31) / 32 * 32);
-  divided((columns + width - 1) / width, work, [&](int64_t i) {
-    task(i * width, std::min(width, columns - i * width));
+  const int64_t room = rows * (std::min(width, columns) + thin::widest_panel<T>);
+  divided<T>((columns + width - 1) / width, work, room, [&](int64_t i, T* own) {
+    task(i * width, std::min(width, columns - i * width), own);
   });
 }
 
-// Factors that lie `row` and `column` apart, as `[r, columns]`.
+// y[token] += w f for the slots of a chunk, on all columns.
 template <typename T>
-struct Factor {
-  const T* data;
-  int64_t row;
-  int64_t column;
-};
+void add_chunk(
+    const Plan& plan,
+    const Chunk& c,
+    T* y,
+    int64_t columns,
+    const T* w,
+    const std::vector<const T*>& f,
+    bool turned,
+    T* packed) {
+  const int64_t r = plan.rank[c.module];
+  T* rows[kChunk];
+  thin::pack_here(f[c.module], turned, r, columns, 0, columns, packed);
+  plan.rows(y, columns, c, rows);
+  thin::add_here(rows, c.last - c.first, w + plan.at(c), r, packed, 0, columns);
+}
 
-// y[token] += w f for the slots of all modules.
-template <typename T, typename F>
-void add_all(const Plan& plan, T* y, int64_t columns, const T* w, const F& factor) {
-  by_columns(columns, plan.inner.back() * columns, [&](int64_t first, int64_t width) {
-    std::vector<T> packed(plan.largest * ((width + thin::panel<T> - 1) / thin::panel<T>) * thin::panel<T>);
+// y[token] += w f for the slots of all modules, f being `[r, columns]`, or `[columns, r]` where it is
+// turned; y's elements of `cleared` tokens start from 0.
+template <typename T>
+void add_all(
+    const Plan& plan,
+    T* y,
+    int64_t cleared,
+    int64_t columns,
+    const T* w,
+    const std::vector<const T*>& f,
+    bool turned) {
+  const int64_t work = plan.inner.back() * columns;
+  by_columns<T>(columns, work, plan.largest, [&](int64_t first, int64_t width, T* packed) {
+    for (int64_t t = 0; t < cleared; ++t) std::fill_n(y + t * columns + first, width, T(0));
     T* rows[kChunk];
     size_t module = plan.modules();
     for (const Chunk& c : plan.chunks) {
       const int64_t r = plan.rank[c.module];
       if (c.module != module) {
         module = c.module;
-        const Factor<T> f = factor(module);
-        thin::pack(f.data, f.row, f.column, r, first, width, packed.data());
+        thin::pack_here(f[module], turned, r, columns, first, width, packed);
       }
       plan.rows(y, columns, c, rows);
-      thin::add_here(rows, c.last - c.first, w + plan.at(c), r, packed.data(), first, width);
+      thin::add_here(rows, c.last - c.first, w + plan.at(c), r, packed, first, width);
     }
   });
 }
 
-// For each module wᵀ x of its slots, `[r, columns]`, piece by piece: give(module, first, width, piece).
-template <typename T, typename G>
-void outer_all(const Plan& plan, const T* x, int64_t columns, const T* w, const G& give) {
-  by_columns(columns, plan.inner.back() * columns, [&](int64_t first, int64_t width) {
-    std::vector<T> sum(plan.largest * width);
+// wᵀ x of each module's slots, where there is somewhere to put it: `[r, columns]`, or turned,
+// `[columns, r]`.
+template <typename T>
+void outer_all(
+    const Plan& plan,
+    const T* x,
+    int64_t columns,
+    const T* w,
+    const std::vector<T*>& to,
+    bool turned) {
+  const int64_t work = plan.inner.back() * columns;
+  by_columns<T>(columns, work, turned ? plan.largest : 0, [&](int64_t first, int64_t width, T* room) {
     const T* rows[kChunk];
+    size_t module = plan.modules();
     for (size_t i = 0; i < plan.chunks.size(); ++i) {
       const Chunk& c = plan.chunks[i];
+      if (!to[c.module]) continue;
       const int64_t r = plan.rank[c.module];
-      if (i == 0 || plan.chunks[i - 1].module != c.module) {
-        std::fill_n(sum.begin(), r * width, T(0));
+      T* const sum = turned ? room : to[c.module] + first;
+      const int64_t stride = turned ? width : columns;
+      if (c.module != module) {
+        module = c.module;
+        for (int64_t k = 0; k < r; ++k) std::fill_n(sum + k * stride, width, T(0));
       }
       plan.rows(x, columns, c, rows);
-      thin::outer_here(rows, c.last - c.first, w + plan.at(c), r, first, width, sum.data(), width);
-      if (i + 1 == plan.chunks.size() || plan.chunks[i + 1].module != c.module) {
-        give(c.module, first, width, sum.data());
-      }
+      thin::outer_here(rows, c.last - c.first, w + plan.at(c), r, first, width, sum, stride);
+      const bool last = i + 1 == plan.chunks.size() || plan.chunks[i + 1].module != module;
+      if (turned && last) thin::turn_here(sum, width, r, width, to[module] + first * r, r);
     }
   });
+}
+
+// How many parts of the tokens are worked on side by side: as many as there are threads, since libtorch
+// divides the operations before and after likewise, and a thread then finds in its cache what it left
+// there. None where a part would pack the factors of most modules for a few slots.
+int64_t parts_of(const Plan& plan, int64_t work) {
+  const int64_t threads = work < kAlone ? 1 : at::get_num_threads();
+  return plan.slots.size() >= 8 * plan.modules() * threads ? threads : 0;
+}
+
+// task(chunk, room) for the chunks of all modules within each part of the tokens. What is computed for a
+// slot has the same bits in any chunk, and modules are in their order.
+template <typename T, typename Task>
+void by_tokens(const Plan& plan, int64_t tokens, int64_t parts, int64_t room, const Task& task) {
+  const auto run = [&](int64_t begin, int64_t end) {
+    const thin::Scratch<T> own(room);
+    const auto before = [&](size_t e, int64_t part) {
+      const auto from = plan.slots.begin() + plan.first[e], to = plan.slots.begin() + plan.first[e + 1];
+      return std::lower_bound(from, to, tokens * part / parts * plan.k) - plan.slots.begin();
+    };
+    for (size_t e = 0; e < plan.modules(); ++e) {
+      const int64_t last = before(e, end);
+      for (int64_t i = before(e, begin); i < last; i += kChunk) {
+        task(Chunk{e, i, std::min(i + kChunk, last)}, own.data());
+      }
+    }
+  };
+  parts == 1 ? run(0, 1) : at::parallel_for(0, parts, 1, run);
+}
+
+// Where the factors from the one behind `first` on are.
+template <typename T>
+std::vector<const T*> data_of(const std::vector<Tensor>& factors, size_t first, size_t n) {
+  std::vector<const T*> all;
+  for (size_t f = first; f < first + n; ++f) all.push_back(factors[f].template const_data_ptr<T>());
+  return all;
 }
 
 // y += Σ α s B A x; `inner` gets A x for the backward pass.
@@ -158,22 +226,31 @@ void forward(
   const int64_t in = x.size(-1), out = y.size(-1);
   const T *xs = x.const_data_ptr<T>(), *alphas = alpha.const_data_ptr<T>();
   const size_t m = plan.modules();
+  const auto downs = data_of<T>(factors, 0, m), ups = data_of<T>(factors, m, m);
   std::vector<T> weighed(plan.inner.back());
   T* us = inner.defined() ? inner.mutable_data_ptr<T>() : weighed.data();
-  divided(plan.chunks.size(), plan.inner.back() * in, [&](int64_t i) {
-    const Chunk& c = plan.chunks[i];
+  const auto inner_of = [&](const Chunk& c) {
     const int64_t r = plan.rank[c.module], at = plan.at(c);
     const T* rows[kChunk];
     plan.rows(xs, in, c, rows);
-    thin::dots_here(rows, c.last - c.first, factors[c.module].template const_data_ptr<T>(), r, in, us + at);
+    thin::dots_here(rows, c.last - c.first, downs[c.module], r, in, us + at);
     for (int64_t s = 0; s < c.last - c.first; ++s) {
       const T a = alphas[plan.slots[c.first + s]] * static_cast<T>(plan.scale[c.module]);
       for (int64_t j = at + s * r; j < at + (s + 1) * r; ++j) weighed[j] = a * us[j];
     }
-  });
-  add_all<T>(plan, y.mutable_data_ptr<T>(), out, weighed.data(), [&](size_t e) {
-    return Factor<T>{factors[m + e].template const_data_ptr<T>(), 1, plan.rank[e]};
-  });
+  };
+  const int64_t work = plan.inner.back() * (in + out);
+  if (const int64_t parts = parts_of(plan, work)) {
+    T* ys = y.mutable_data_ptr<T>();
+    const int64_t room = plan.largest * (out + thin::widest_panel<T>);
+    by_tokens<T>(plan, x.size(0), parts, room, [&](const Chunk& c, T* packed) {
+      inner_of(c);
+      add_chunk(plan, c, ys, out, weighed.data(), ups, true, packed);
+    });
+    return;
+  }
+  divided<T>(plan.chunks.size(), work, 0, [&](int64_t i, T*) { inner_of(plan.chunks[i]); });
+  add_all<T>(plan, y.mutable_data_ptr<T>(), 0, out, weighed.data(), ups, true);
 }
 
 // Gradients of x, α, and all A and B, where they are defined.
@@ -193,15 +270,14 @@ void backward(
   const T *us = inner.const_data_ptr<T>(), *dys = dy.const_data_ptr<T>();
   T* das = dalpha.defined() ? dalpha.mutable_data_ptr<T>() : nullptr;
   const size_t m = plan.modules();
+  const auto downs = data_of<T>(factors, 0, m), ups = data_of<T>(factors, m, m);
   std::vector<T> hs(plan.inner.back()), weighed(plan.inner.back());
-  divided(plan.chunks.size(), plan.inner.back() * out, [&](int64_t i) {
-    const Chunk& c = plan.chunks[i];
+  const auto inner_of = [&](const Chunk& c, T* turned) {
     const int64_t r = plan.rank[c.module], at = plan.at(c);
-    std::vector<T> turned(r * out);
-    thin::turn(factors[m + c.module].template const_data_ptr<T>(), r, out, turned.data());
+    thin::turn_here(ups[c.module], r, out, r, turned, out);
     const T* rows[kChunk];
     plan.rows(dys, out, c, rows);
-    thin::dots_here(rows, c.last - c.first, turned.data(), r, out, hs.data() + at);
+    thin::dots_here(rows, c.last - c.first, turned, r, out, hs.data() + at);
     const T scale = static_cast<T>(plan.scale[c.module]);
     for (int64_t s = 0; s < c.last - c.first; ++s) {
       const int64_t slot = plan.slots[c.first + s];
@@ -214,33 +290,32 @@ void backward(
       }
       if (das) das[slot] = da * scale;
     }
-  });
-  if (dx.defined()) {
-    add_all<T>(plan, dx.mutable_data_ptr<T>(), in, hs.data(), [&](size_t e) {
-      return Factor<T>{factors[e].template const_data_ptr<T>(), in, 1};
-    });
-  }
-  const auto any = [&](size_t from) {
-    return std::any_of(
-        dfactors.begin() + from, dfactors.begin() + from + m, [](const Tensor& t) { return t.defined(); });
   };
-  std::vector<T*> to;
-  for (const Tensor& t : dfactors) to.push_back(t.defined() ? t.mutable_data_ptr<T>() : nullptr);
-  if (any(0)) {
-    outer_all<T>(plan, xs, in, hs.data(), [&](size_t e, int64_t first, int64_t width, const T* sum) {
-      for (int64_t k = 0; to[e] && k < plan.rank[e]; ++k) {
-        std::copy_n(sum + k * width, width, to[e] + k * in + first);
-      }
+  const int64_t work = plan.inner.back() * (in + out);
+  const int64_t parts = parts_of(plan, work);
+  if (parts > 0) {
+    const int64_t room = plan.largest * (std::max(in, out) + thin::widest_panel<T>);
+    T* dxs = dx.defined() ? dx.mutable_data_ptr<T>() : nullptr;
+    if (dxs) dx.zero_();
+    by_tokens<T>(plan, x.size(0), parts, room, [&](const Chunk& c, T* own) {
+      inner_of(c, own);
+      if (dxs) add_chunk(plan, c, dxs, in, hs.data(), downs, false, own);
+    });
+  } else {
+    divided<T>(plan.chunks.size(), work, plan.largest * out, [&](int64_t i, T* turned) {
+      inner_of(plan.chunks[i], turned);
     });
   }
-  if (any(m)) {
-    outer_all<T>(plan, dys, out, weighed.data(), [&](size_t e, int64_t first, int64_t width, const T* sum) {
-      const int64_t r = plan.rank[e];
-      for (int64_t c = 0; to[m + e] && c < width; ++c) {
-        for (int64_t k = 0; k < r; ++k) to[m + e][(first + c) * r + k] = sum[k * width + c];
-      }
-    });
+  if (dx.defined() && parts == 0) {
+    add_all<T>(plan, dx.mutable_data_ptr<T>(), dx.size(0), in, hs.data(), downs, false);
   }
+  std::vector<T*> to_downs, to_ups;
+  for (size_t f = 0; f < 2 * m; ++f) {
+    const Tensor& t = dfactors[f];
+    (f < m ? to_downs : to_ups).push_back(t.defined() ? t.mutable_data_ptr<T>() : nullptr);
+  }
+  outer_all<T>(plan, xs, in, hs.data(), to_downs, false);
+  outer_all<T>(plan, dys, out, weighed.data(), to_ups, true);
 }
 
 // Inputs are what is added to, x `[tokens, in]`, α `[slots]`, all A, and all B.
@@ -265,12 +340,9 @@ struct GroupedLowRank : public Node {
       differentiable(x, alpha, factors, dy, result);
       return result;
     }
-    if (task_should_compute_output(1)) result[1] = at::zeros_like(x);
+    if (task_should_compute_output(1)) result[1] = at::empty_like(x);
     if (task_should_compute_output(2)) result[2] = at::zeros_like(alpha);
-    std::vector<Tensor> dfactors(factors.size());
-    for (size_t f = 0; f < factors.size(); ++f) {
-      if (task_should_compute_output(3 + f) && used(f)) dfactors[f] = at::empty_like(factors[f]);
-    }
+    std::vector<Tensor> dfactors = room_for_gradients(factors);
     const Tensor rows = dy.contiguous();
     if (x.scalar_type() == at::kFloat) {
       backward<float>(plan, x, alpha, factors, inner, rows, result[1], result[2], dfactors);
@@ -279,6 +351,29 @@ struct GroupedLowRank : public Node {
     }
     std::move(dfactors.begin(), dfactors.end(), result.begin() + 3);
     return result;
+  }
+
+  // A tensor for each gradient that is wanted of a factor, all in one piece of memory: that many
+  // pieces would take longer to find and to free than to fill.
+  std::vector<Tensor> room_for_gradients(const std::vector<Tensor>& factors) {
+    std::vector<Tensor> all(factors.size());
+    std::vector<int64_t> starts;
+    int64_t end = 0;
+    for (size_t f = 0; f < factors.size(); ++f) {
+      starts.push_back(end);
+      if (!task_should_compute_output(3 + f) || !used(f)) continue;
+      end += (factors[f].numel() + 15) / 16 * 16;
+      all[f] = factors[f];
+    }
+    const Tensor whole = at::empty({end}, factors[0].options().requires_grad(false));
+    for (size_t f = 0; f < factors.size(); ++f) {
+      if (!all[f].defined()) continue;
+      all[f] = at::detail::make_tensor<c10::TensorImpl>(
+          c10::Storage(whole.storage()), whole.key_set(), whole.dtype());
+      all[f].unsafeGetTensorImpl()->set_sizes_and_strides(
+          factors[f].sizes(), factors[f].strides(), starts[f]);
+    }
+    return all;
   }
 
   // Whether anybody chose the module of a factor.

@@ -2,118 +2,149 @@
 // does at a tenth of the machine's speed, since it has few columns or a short sum.
 //
 // n rows are given by their addresses, thin matrices are `[n, r]`, factors `[r, columns]`; T is
-// float or double. Each result is a sum in one fixed order, whatever is computed beside it.
+// float or double, W the bytes of a vector. Each result is a sum in one fixed order, whatever is
+// computed beside it.
 
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <memory>
 
 namespace thin {
 
 #define INLINE inline __attribute__((always_inline))
 
-template <typename T>
-struct Vector;
-template <>
-struct Vector<float> {
-  typedef float Type __attribute__((vector_size(32)));
+template <typename T, int W>
+struct Vector {
+  typedef T Type __attribute__((vector_size(W)));
 };
-template <>
-struct Vector<double> {
-  typedef double Type __attribute__((vector_size(32)));
-};
+template <typename T, int W>
+using Of = typename Vector<T, W>::Type;
 
 // Elements of a vector, and columns of a panel: two vectors.
-template <typename T>
-constexpr int64_t lanes = 32 / sizeof(T);
-template <typename T>
-constexpr int64_t panel = 2 * lanes<T>;
+template <typename T, int W>
+constexpr int64_t lanes = W / sizeof(T);
+template <typename T, int W>
+constexpr int64_t panel = 2 * lanes<T, W>;
 
+// The widest vector, and what columns of thin matrices are rounded up to.
+constexpr int kWidest = 64;
 template <typename T>
-INLINE typename Vector<T>::Type load(const T* from) {
-  typename Vector<T>::Type v;
+constexpr int64_t widest_panel = panel<T, kWidest>;
+
+// Elements with no values yet, from where a vector begins.
+template <typename T>
+class Scratch {
+ public:
+  explicit Scratch(int64_t n) : all(new T[n + lanes<T, kWidest>]) {
+    void* at = all.get();
+    size_t space = (n + lanes<T, kWidest>) * sizeof(T);
+    first = static_cast<T*>(std::align(kWidest, n * sizeof(T), at, space));
+  }
+  T* data() const { return first; }
+
+ private:
+  std::unique_ptr<T[]> all;
+  T* first;
+};
+
+template <typename T, int W>
+INLINE Of<T, W> load(const T* from) {
+  Of<T, W> v;
   std::memcpy(&v, from, sizeof v);
   return v;
 }
 
 // The first `n` elements, and zeros.
-template <typename T>
-INLINE typename Vector<T>::Type load_some(const T* from, int64_t n) {
-  T all[lanes<T>] = {};
-  for (int64_t i = 0; i < std::min(n, lanes<T>); ++i) all[i] = from[i];
-  return load(all);
+template <typename T, int W>
+INLINE Of<T, W> load_some(const T* from, int64_t n) {
+  T all[lanes<T, W>] = {};
+  for (int64_t i = 0; i < std::min(n, lanes<T, W>); ++i) all[i] = from[i];
+  return load<T, W>(all);
 }
 
-template <typename T>
-INLINE void add_to(T* to, typename Vector<T>::Type v) {
-  v += load(to);
+template <typename T, int W>
+INLINE void add_to(T* to, Of<T, W> v) {
+  v += load<T, W>(to);
   std::memcpy(to, &v, sizeof v);
 }
 
-template <typename T>
-INLINE void add_some(T* to, typename Vector<T>::Type v, int64_t n) {
-  for (int64_t i = 0; i < std::min(n, lanes<T>); ++i) to[i] += v[i];
+template <typename T, int W>
+INLINE void add_some(T* to, Of<T, W> v, int64_t n) {
+  for (int64_t i = 0; i < std::min(n, lanes<T, W>); ++i) to[i] += v[i];
 }
 
-template <typename T>
-INLINE T sum(typename Vector<T>::Type v) {
-  T s = 0;
-  for (int64_t i = 0; i < lanes<T> / 2; ++i) s += v[i] + v[i + lanes<T> / 2];
-  return s;
+template <typename T, int W>
+INLINE T sum(Of<T, W> v) {
+  if constexpr (lanes<T, W> == 2) {
+    return v[0] + v[1];
+  } else {
+    Of<T, W / 2> halves[2];
+    std::memcpy(halves, &v, sizeof v);
+    return sum<T, W / 2>(halves[0] + halves[1]);
+  }
 }
 
 // d[m][n] += x[m] · f[n] for M rows x and N rows f; a row of d has `r` elements.
-template <typename T, int M, int N>
+template <typename T, int W, int M, int N>
 INLINE void dot_tile(
     const T* const* x, const T* f, int64_t stride, int64_t first, int64_t last, T* d, int64_t r) {
-  typename Vector<T>::Type sums[M][N] = {};
+  Of<T, W> sums[M][N] = {};
   int64_t c = first;
-  for (; c + lanes<T> <= last; c += lanes<T>) {
-    typename Vector<T>::Type fs[N];
-    for (int n = 0; n < N; ++n) fs[n] = load(f + n * stride + c);
+  for (; c + lanes<T, W> <= last; c += lanes<T, W>) {
+    Of<T, W> fs[N];
+    for (int n = 0; n < N; ++n) fs[n] = load<T, W>(f + n * stride + c);
     for (int m = 0; m < M; ++m) {
-      const auto xs = load(x[m] + c);
+      const auto xs = load<T, W>(x[m] + c);
       for (int n = 0; n < N; ++n) sums[m][n] += xs * fs[n];
     }
   }
   for (int m = 0; m < M; ++m) {
     for (int n = 0; n < N; ++n) {
-      T rest = sum<T>(sums[m][n]);
+      T rest = sum<T, W>(sums[m][n]);
       for (int64_t i = c; i < last; ++i) rest += x[m][i] * f[n * stride + i];
       d[m * r + n] += rest;
     }
   }
 }
 
-template <typename T, int M>
+template <typename T, int W, int M>
 INLINE void dot_rows(
     const T* const* x, const T* f, int64_t r, int64_t columns, int64_t first, int64_t last, T* d) {
+  constexpr int N = W == kWidest ? 4 : 2;  // There are twice as many registers.
   int64_t n = 0;
-  for (; n + 2 <= r; n += 2) dot_tile<T, M, 2>(x, f + n * columns, columns, first, last, d + n, r);
-  if (n < r) dot_tile<T, M, 1>(x, f + n * columns, columns, first, last, d + n, r);
+  for (; n + N <= r; n += N) dot_tile<T, W, M, N>(x, f + n * columns, columns, first, last, d + n, r);
+  for (; n < r; ++n) dot_tile<T, W, M, 1>(x, f + n * columns, columns, first, last, d + n, r);
 }
 
 // d = x fᵀ.
-template <typename T>
+template <typename T, int W>
 INLINE void dots(const T* const* x, int64_t n, const T* f, int64_t r, int64_t columns, T* d) {
   constexpr int64_t at_once = 512;  // Columns of four rows that stay close.
   std::fill(d, d + n * r, T(0));
   for (int64_t first = 0; first < columns; first += at_once) {
     const int64_t last = std::min(first + at_once, columns);
     int64_t m = 0;
-    for (; m + 4 <= n; m += 4) dot_rows<T, 4>(x + m, f, r, columns, first, last, d + m * r);
-    for (; m < n; ++m) dot_rows<T, 1>(x + m, f, r, columns, first, last, d + m * r);
+    for (; m + 4 <= n; m += 4) dot_rows<T, W, 4>(x + m, f, r, columns, first, last, d + m * r);
+    for (; m < n; ++m) dot_rows<T, W, 1>(x + m, f, r, columns, first, last, d + m * r);
   }
 }
 
-// y[m] += Σ_k w[m][k] f[k] on one panel of a packed f; `width` of its columns are there.
-template <typename T, int M>
-INLINE void add_tile(T* const* y, int64_t column, int64_t width, const T* w, int64_t r, const T* f) {
-  typename Vector<T>::Type sums[M][2] = {};
+// y[m] += Σ_k w[m][k] f[k] on one panel of a packed f; `width` of its columns are there. The rows
+// behind, as far as there are, are fetched: they are apart, and no processor foresees them.
+template <typename T, int W, int M>
+INLINE void add_tile(
+    T* const* y, int64_t rest, int64_t column, int64_t width, const T* w, int64_t r, const T* f) {
+  constexpr int64_t half = lanes<T, W>;
+  Of<T, W> sums[M][2] = {};
+  for (int m = M; m < std::min<int64_t>(2 * M, rest); ++m) {
+    __builtin_prefetch(y[m] + column, 1);
+    __builtin_prefetch(y[m] + column + half, 1);
+  }
   for (int64_t k = 0; k < r; ++k) {
-    const auto left = load(f + k * panel<T>), right = load(f + k * panel<T> + lanes<T>);
+    const auto left = load<T, W>(f + k * 2 * half), right = load<T, W>(f + k * 2 * half + half);
     for (int m = 0; m < M; ++m) {
       const T s = w[m * r + k];
       sums[m][0] += left * s;
@@ -122,35 +153,35 @@ INLINE void add_tile(T* const* y, int64_t column, int64_t width, const T* w, int
   }
   for (int m = 0; m < M; ++m) {
     T* to = y[m] + column;
-    if (width >= panel<T>) {
-      add_to(to, sums[m][0]);
-      add_to(to + lanes<T>, sums[m][1]);
+    if (width >= 2 * half) {
+      add_to<T, W>(to, sums[m][0]);
+      add_to<T, W>(to + half, sums[m][1]);
     } else {
-      add_some(to, sums[m][0], width);
-      if (width > lanes<T>) add_some(to + lanes<T>, sums[m][1], width - lanes<T>);
+      add_some<T, W>(to, sums[m][0], width);
+      if (width > half) add_some<T, W>(to + half, sums[m][1], width - half);
     }
   }
 }
 
 // y += w f on the columns from `first`, of which f is packed.
-template <typename T>
+template <typename T, int W>
 INLINE void add(
     T* const* y, int64_t n, const T* w, int64_t r, const T* f, int64_t first, int64_t width) {
   int64_t m = 0;
   for (; m + 4 <= n; m += 4) {
-    for (int64_t c = 0; c < width; c += panel<T>) {
-      add_tile<T, 4>(y + m, first + c, width - c, w + m * r, r, f + c * r);
+    for (int64_t c = 0; c < width; c += panel<T, W>) {
+      add_tile<T, W, 4>(y + m, n - m, first + c, width - c, w + m * r, r, f + c * r);
     }
   }
   for (; m < n; ++m) {
-    for (int64_t c = 0; c < width; c += panel<T>) {
-      add_tile<T, 1>(y + m, first + c, width - c, w + m * r, r, f + c * r);
+    for (int64_t c = 0; c < width; c += panel<T, W>) {
+      add_tile<T, W, 1>(y + m, n - m, first + c, width - c, w + m * r, r, f + c * r);
     }
   }
 }
 
 // c[m] += Σ_t w[t][m] x[t] on one panel, for M of r columns of w.
-template <typename T, int M, bool whole>
+template <typename T, int W, int M, bool whole>
 INLINE void outer_tile(
     const T* const* x,
     int64_t n,
@@ -160,13 +191,15 @@ INLINE void outer_tile(
     int64_t r,
     T* c,
     int64_t stride) {
-  typename Vector<T>::Type sums[M][2] = {};
+  constexpr int64_t half = lanes<T, W>;
+  Of<T, W> sums[M][2] = {};
   for (int64_t t = 0; t < n; ++t) {
     const T* from = x[t] + column;
-    __builtin_prefetch(from + panel<T>);  // Rows are apart, and no processor foresees the next panel.
-    const auto left = whole ? load(from) : load_some(from, width);
+    __builtin_prefetch(from + 2 * half);  // The next panel, likewise.
+    if (W == kWidest) __builtin_prefetch(from + 3 * half);
+    const auto left = whole ? load<T, W>(from) : load_some<T, W>(from, width);
     const auto right =
-        whole ? load(from + lanes<T>) : load_some(from + lanes<T>, width - lanes<T>);
+        whole ? load<T, W>(from + half) : load_some<T, W>(from + half, width - half);
     for (int m = 0; m < M; ++m) {
       const T s = w[t * r + m];
       sums[m][0] += left * s;
@@ -176,16 +209,16 @@ INLINE void outer_tile(
   for (int m = 0; m < M; ++m) {
     T* to = c + m * stride;
     if (whole) {
-      add_to(to, sums[m][0]);
-      add_to(to + lanes<T>, sums[m][1]);
+      add_to<T, W>(to, sums[m][0]);
+      add_to<T, W>(to + half, sums[m][1]);
     } else {
-      add_some(to, sums[m][0], width);
-      if (width > lanes<T>) add_some(to + lanes<T>, sums[m][1], width - lanes<T>);
+      add_some<T, W>(to, sums[m][0], width);
+      if (width > half) add_some<T, W>(to + half, sums[m][1], width - half);
     }
   }
 }
 
-template <typename T, bool whole>
+template <typename T, int W, bool whole>
 INLINE void outer_panel(
     const T* const* x,
     int64_t n,
@@ -195,17 +228,18 @@ INLINE void outer_panel(
     int64_t r,
     T* c,
     int64_t stride) {
+  constexpr int M = W == kWidest ? 8 : 4;
   int64_t m = 0;
-  for (; m + 4 <= r; m += 4) {
-    outer_tile<T, 4, whole>(x, n, column, width, w + m, r, c + m * stride, stride);
+  for (; m + M <= r; m += M) {
+    outer_tile<T, W, M, whole>(x, n, column, width, w + m, r, c + m * stride, stride);
   }
   for (; m < r; ++m) {
-    outer_tile<T, 1, whole>(x, n, column, width, w + m, r, c + m * stride, stride);
+    outer_tile<T, W, 1, whole>(x, n, column, width, w + m, r, c + m * stride, stride);
   }
 }
 
 // c += wᵀ x on the columns of x from `first`; a row of c is `stride` behind the last one.
-template <typename T>
+template <typename T, int W>
 INLINE void outer(
     const T* const* x,
     int64_t n,
@@ -215,96 +249,153 @@ INLINE void outer(
     int64_t width,
     T* c,
     int64_t stride) {
-  for (int64_t p = 0; p < width; p += panel<T>) {
-    if (width - p >= panel<T>) {
-      outer_panel<T, true>(x, n, first + p, panel<T>, w, r, c + p, stride);
+  for (int64_t p = 0; p < width; p += panel<T, W>) {
+    if (width - p >= panel<T, W>) {
+      outer_panel<T, W, true>(x, n, first + p, panel<T, W>, w, r, c + p, stride);
     } else {
-      outer_panel<T, false>(x, n, first + p, width - p, w, r, c + p, stride);
+      outer_panel<T, W, false>(x, n, first + p, width - p, w, r, c + p, stride);
     }
   }
 }
 
-// The columns from `first` of f `[r, columns]`, whose elements are so far apart, panel by panel, with
-// zeros behind the last one.
+// a and b, element by element in turns: the first half of that, or the second.
 template <typename T>
-void pack(
-    const T* f,
-    int64_t row_stride,
-    int64_t column_stride,
-    int64_t r,
-    int64_t first,
-    int64_t width,
-    T* to) {
-  for (int64_t p = 0; p < width; p += panel<T>) {
-    const int64_t there = std::min(panel<T>, width - p);
-    for (int64_t k = 0; k < r; ++k) {
-      const T* from = f + k * row_stride + (first + p) * column_stride;
-      for (int64_t c = 0; c < there; ++c) to[c] = from[c * column_stride];
-      for (int64_t c = there; c < panel<T>; ++c) to[c] = T(0);
-      to += panel<T>;
+INLINE void interleave(Of<T, 32> a, Of<T, 32> b, Of<T, 32>& low, Of<T, 32>& high) {
+#if defined(__clang__)
+#define MIXED(...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define MIXED(...) __builtin_shuffle(a, b, decltype(a < b){__VA_ARGS__})
+#endif
+  if constexpr (lanes<T, 32> == 8) {
+    low = MIXED(0, 8, 1, 9, 2, 10, 3, 11);
+    high = MIXED(4, 12, 5, 13, 6, 14, 7, 15);
+  } else {
+    low = MIXED(0, 4, 1, 5);
+    high = MIXED(2, 6, 3, 7);
+  }
+#undef MIXED
+}
+
+// to[c][r] = from[r][c]: squares within vectors, and one by one what is left.
+template <typename T, int W>
+INLINE void turn(
+    const T* from, int64_t from_stride, int64_t rows, int64_t columns, T* to, int64_t to_stride) {
+  constexpr int64_t n = lanes<T, 32>;
+  const int64_t whole_rows = rows / n * n, whole_columns = columns / n * n;
+  for (int64_t r = 0; r < whole_rows; r += n) {
+    for (int64_t c = 0; c < whole_columns; c += n) {
+      Of<T, 32> v[n], u[n];
+      for (int64_t i = 0; i < n; ++i) v[i] = load<T, 32>(from + (r + i) * from_stride + c);
+      // Each time the place of an element, its row and its column in bits, is turned by one bit.
+      for (int64_t times = 1; times < n; times *= 2) {
+        for (int64_t i = 0; i < n / 2; ++i) interleave<T>(v[i], v[i + n / 2], u[2 * i], u[2 * i + 1]);
+        std::copy_n(u, n, v);
+      }
+      for (int64_t i = 0; i < n; ++i) std::memcpy(to + (c + i) * to_stride + r, &v[i], sizeof v[i]);
+    }
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = r < whole_rows ? whole_columns : 0; c < columns; ++c) {
+      to[c * to_stride + r] = from[r * from_stride + c];
     }
   }
 }
 
-// f `[columns, r]` as `[r, columns]`.
-template <typename T>
-void turn(const T* f, int64_t r, int64_t columns, T* to) {
-  constexpr int64_t at_once = 16;
-  for (int64_t first = 0; first < columns; first += at_once) {
-    const int64_t last = std::min(first + at_once, columns);
+// The columns from `first` of f panel by panel, with zeros behind the last one: of f `[r, columns]`,
+// or of one that lies turned, as `[columns, r]`.
+template <typename T, int W>
+INLINE void pack(
+    const T* f, bool turned, int64_t r, int64_t columns, int64_t first, int64_t width, T* to) {
+  constexpr int64_t size = panel<T, W>;
+  for (int64_t p = 0; p < width; p += size, to += r * size) {
+    const int64_t there = std::min(size, width - p);
+    if (there < size) std::fill_n(to, r * size, T(0));
+    if (turned) {
+      turn<T, W>(f + (first + p) * r, r, there, r, to, size);
+      continue;
+    }
     for (int64_t k = 0; k < r; ++k) {
-      for (int64_t c = first; c < last; ++c) to[k * columns + c] = f[c * r + k];
+      const T* from = f + k * columns + first + p;
+      if (there < size) {
+        std::copy_n(from, there, to + k * size);
+        continue;
+      }
+      const auto left = load<T, W>(from), right = load<T, W>(from + size / 2);
+      std::memcpy(to + k * size, &left, sizeof left);
+      std::memcpy(to + k * size + size / 2, &right, sizeof right);
     }
   }
 }
 
-// The three products, each compiled for processors with AVX2 and for those without, since what is
-// compiled here runs elsewhere.
+// All of them, each compiled for processors with AVX-512, for those with AVX2 and for those without,
+// since what is compiled here runs elsewhere.
 #if defined(__x86_64__)
 #define FOR_AVX2 __attribute__((target("avx2,fma")))
+#define FOR_AVX512 __attribute__((target("avx512f,avx512vl,avx512dq,avx2,fma")))
 
 inline bool has_avx2() {
   static const bool has = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   return has;
 }
-#endif
 
-#if defined(__x86_64__)
-#define VARIANTS(NAME, ARGUMENTS, CALL)   \
-  FOR_AVX2 inline void NAME##_avx2 ARGUMENTS { \
-    NAME CALL;                            \
-  }                                       \
-  inline void NAME##_here ARGUMENTS {     \
-    if (has_avx2()) return NAME##_avx2 CALL; \
-    NAME CALL;                            \
+inline bool has_avx512() {
+  static const bool has = has_avx2() && __builtin_cpu_supports("avx512f") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  return has;
+}
+
+#define VARIANTS(T, NAME, ARGUMENTS, CALL)        \
+  FOR_AVX512 inline void NAME##_avx512 ARGUMENTS { \
+    NAME<T, 64> CALL;                             \
+  }                                               \
+  FOR_AVX2 inline void NAME##_avx2 ARGUMENTS {    \
+    NAME<T, 32> CALL;                             \
+  }                                               \
+  inline void NAME##_here ARGUMENTS {             \
+    if (has_avx512()) return NAME##_avx512 CALL;  \
+    if (has_avx2()) return NAME##_avx2 CALL;      \
+    NAME<T, 32> CALL;                             \
   }
 #else
-#define VARIANTS(NAME, ARGUMENTS, CALL) \
-  inline void NAME##_here ARGUMENTS {   \
-    NAME CALL;                          \
+#define VARIANTS(T, NAME, ARGUMENTS, CALL) \
+  inline void NAME##_here ARGUMENTS {      \
+    NAME<T, 32> CALL;                      \
   }
 #endif
 
-#define PRODUCTS(T)                                                                       \
-  VARIANTS(                                                                               \
-      dots,                                                                               \
-      (const T* const* x, int64_t n, const T* f, int64_t r, int64_t columns, T* d),       \
-      (x, n, f, r, columns, d))                                                           \
-  VARIANTS(                                                                               \
-      add,                                                                                \
+#define PRODUCTS(T)                                                                              \
+  VARIANTS(                                                                                      \
+      T,                                                                                         \
+      dots,                                                                                      \
+      (const T* const* x, int64_t n, const T* f, int64_t r, int64_t columns, T* d),              \
+      (x, n, f, r, columns, d))                                                                  \
+  VARIANTS(                                                                                      \
+      T,                                                                                         \
+      add,                                                                                       \
       (T* const* y, int64_t n, const T* w, int64_t r, const T* f, int64_t first, int64_t width), \
-      (y, n, w, r, f, first, width))                                                      \
-  VARIANTS(                                                                               \
-      outer,                                                                              \
-      (const T* const* x,                                                                 \
-       int64_t n,                                                                         \
-       const T* w,                                                                        \
-       int64_t r,                                                                         \
-       int64_t first,                                                                     \
-       int64_t width,                                                                     \
-       T* c,                                                                              \
-       int64_t stride),                                                                   \
-      (x, n, w, r, first, width, c, stride))
+      (y, n, w, r, f, first, width))                                                             \
+  VARIANTS(                                                                                      \
+      T,                                                                                         \
+      outer,                                                                                     \
+      (const T* const* x,                                                                        \
+       int64_t n,                                                                                \
+       const T* w,                                                                               \
+       int64_t r,                                                                                \
+       int64_t first,                                                                            \
+       int64_t width,                                                                            \
+       T* c,                                                                                     \
+       int64_t stride),                                                                          \
+      (x, n, w, r, first, width, c, stride))                                                     \
+  VARIANTS(                                                                                      \
+      T,                                                                                         \
+      turn,                                                                                      \
+      (const T* from, int64_t from_stride, int64_t rows, int64_t columns, T* to, int64_t to_stride), \
+      (from, from_stride, rows, columns, to, to_stride))                                         \
+  VARIANTS(                                                                                      \
+      T,                                                                                         \
+      pack,                                                                                      \
+      (const T* f, bool turned, int64_t r, int64_t columns, int64_t first, int64_t width, T* to), \
+      (f, turned, r, columns, first, width, to))
 
 PRODUCTS(float)
 PRODUCTS(double)
