@@ -168,7 +168,11 @@ mod tests {
             assert_eq!(spill.in_memory(|_| ()).is_none(), most < whole.len());
             assert_eq!(spill.len(), whole.len() as u64);
             let mut all = Vec::new();
-            spill.pieces(|piece| Ok(all.extend_from_slice(piece))).unwrap();
+            let mut add = |piece: &[u8]| {
+                all.extend_from_slice(piece);
+                Ok(())
+            };
+            spill.pieces(&mut add).unwrap();
             assert!(all == whole, "{most}");
             // From the file into what is held.
             let mut last = vec![0; 1_500_000];
