@@ -207,7 +207,7 @@ pub(crate) fn join(y: &Tensor, x: &Tensor, of: &Joined) -> Result<()> {
 /// Low-rank modules on slots: place `s` of `slots` is choice `s mod k` of token `s ⁄ k`.
 pub(crate) struct Slots<'a> {
     pub(crate) k: i64,
-    /// Sorted by module.
+    /// Sorted by module, and those of each in their order.
     pub(crate) slots: &'a [i64],
     /// Where those of each module start, and their number.
     pub(crate) first: Vec<i64>,
@@ -240,6 +240,10 @@ pub(crate) fn grouped_low_rank(
         && of.first.first() == Some(&0)
         && of.first.last() == Some(&(of.slots.len() as i64))
         && of.first.is_sorted()
+        && of.first.windows(2).all(|w| match w {
+            [from, to] => of.slots.get(*from as usize..*to as usize).is_some_and(|s| s.is_sorted()),
+            _ => false,
+        })
         && of.slots.iter().all(|s| (0..tokens * of.k).contains(s));
     if !good {
         return Err(Error::invalid("low-rank modules", format!("do not fit {x:?} and {y:?}")));
