@@ -48,9 +48,6 @@ pub(crate) struct RunState {
     config: String,
     /// Fingerprint of the data.
     data: String,
-    /// What an older version noted as such, where that was another.
-    #[serde(skip)]
-    former_data: Option<String>,
     /// Fingerprint of the backbone before training.
     base: String,
     libtorch: String,
@@ -109,7 +106,6 @@ impl RunState {
             seed,
             config,
             data: data.fingerprint()?,
-            former_data: data.former_fingerprint()?,
             base: if base_is_trained {
                 "trained".into()
             } else {
@@ -131,8 +127,14 @@ impl RunState {
         RunState { file, step, cursor, skipped, watched, ..self.clone() }
     }
 
-    /// Refuses to go on with another run than `own`, and notes what may change single bits.
-    pub(crate) fn check(&self, own: &RunState, folder: &Path) -> Result<Option<String>> {
+    /// Refuses to go on with another run than `own`, which is on `data`, and notes what may change single
+    /// bits.
+    pub(crate) fn check(
+        &self,
+        own: &RunState,
+        data: &Dataset,
+        folder: &Path,
+    ) -> Result<Option<String>> {
         let refuse = |what: String| {
             let advice = "give it another folder, or what it was started with";
             Err(Error::file(folder, format!("holds a run with {what}; {advice}")))
@@ -140,12 +142,12 @@ impl RunState {
         if let Some(what) = differences(&self.config, &own.config) {
             return refuse(format!("other settings ({what})"));
         }
-        for (what, old, new) in
-            [("data", &self.data, &own.data), ("backbone", &self.base, &own.base)]
-        {
-            if old != new && (what != "data" || own.former_data.as_ref() != Some(old)) {
-                return refuse(format!("another {what} ({old}, now {new})"));
-            }
+        let known = |former: Option<String>| former.as_ref() == Some(&self.data);
+        if self.data != own.data && !known(data.former_fingerprint()?) {
+            return refuse(format!("another data ({}, now {})", self.data, own.data));
+        }
+        if self.base != own.base {
+            return refuse(format!("another backbone ({}, now {})", self.base, own.base));
         }
         if self.seed != own.seed {
             return refuse(format!("seed {}, now {}", self.seed.0, own.seed.0));

@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use modl_core::{Error, Result, ResultExt, Select, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::{Optimizer, count, has_shape, in_range, parts_by_parameter, scalar, usually_no_decay};
+use super::{Optimizer, count, has_shape, in_range, parts_by_parameter, usually_no_decay};
 
 /// The settings of [`Adafactor`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -124,7 +124,7 @@ impl Adafactor {
         let highest = if self.config.warmup_init { 1e-6 * t } else { 1e-2 };
         let rho = if self.config.relative_step { highest.min(1.0 / t.sqrt()) } else { 1.0 };
         if !self.config.scale_parameter {
-            return scalar(lr * rho, theta);
+            return Tensor::full(&[], lr * rho, theta.kind(), theta.device());
         }
         rms(theta)?.clamp(self.config.eps.1, f64::INFINITY)?.mul_scalar(lr * rho)
     }
@@ -154,7 +154,7 @@ fn factors(shape: &[i64]) -> Option<(Vec<i64>, Vec<i64>)> {
 /// mean ← β̂ mean + (1−β̂) value.
 fn average(mean: &mut Tensor, value: &Tensor, beta: f64) -> Result<()> {
     mean.mul_scalar_in_place(beta)?;
-    mean.addcmul_in_place(value, &scalar(1.0 - beta, value)?)
+    mean.add_scaled_in_place(value, 1.0 - beta)
 }
 
 impl Squares {

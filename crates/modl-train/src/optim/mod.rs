@@ -207,9 +207,11 @@ fn usually_no_decay() -> Vec<String> {
     .to_vec()
 }
 
-/// A scalar that broadcasts: libtorch's `alpha` is not within tch's reach.
-fn scalar(c: f64, like: &Tensor) -> Result<Tensor> {
-    Tensor::full(&[], c, like.kind(), like.device())
+/// a + c·b, in memory of its own.
+fn plus(a: &Tensor, b: &Tensor, c: f64) -> Result<Tensor> {
+    let mut sum = a.copy()?;
+    sum.add_scaled_in_place(b, c)?;
+    Ok(sum)
 }
 
 /// A count as a tensor `[1]`, to be saved among the others.

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use modl_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::{Optimizer, in_range, parts_by_parameter, same_shape};
+use super::{Optimizer, in_range, parts_by_parameter, plus, same_shape};
 
 /// The settings of [`RmsProp`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -90,8 +90,7 @@ impl Optimizer for RmsProp {
         };
         let mut grad = grad.clone();
         if weight_decay > 0.0 {
-            grad = grad.copy()?;
-            grad.add_scaled_in_place(&theta, weight_decay)?;
+            grad = plus(&grad, &theta, weight_decay)?;
         }
         square.mul_scalar_in_place(alpha)?;
         square.addcmul_in_place(&grad.mul_scalar(1.0 - alpha)?, &grad)?;

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use modl_core::{Error, Result, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::{Optimizer, by_parameter, in_range, same_shape};
+use super::{Optimizer, by_parameter, in_range, plus, same_shape};
 
 /// The settings of [`Sgd`].
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -54,8 +54,7 @@ impl Optimizer for Sgd {
         let SgdConfig { momentum, nesterov, weight_decay } = self.config;
         let mut direction = grad.clone();
         if weight_decay > 0.0 {
-            direction = direction.copy()?;
-            direction.add_scaled_in_place(&theta, weight_decay)?;
+            direction = plus(&direction, &theta, weight_decay)?;
         }
         if momentum > 0.0 {
             let buffer = match self.buffers.get_mut(name) {
@@ -71,13 +70,7 @@ impl Optimizer for Sgd {
                     b
                 }
             };
-            direction = if nesterov {
-                let mut ahead = direction.copy()?;
-                ahead.add_scaled_in_place(&buffer, momentum)?;
-                ahead
-            } else {
-                buffer
-            };
+            direction = if nesterov { plus(&direction, &buffer, momentum)? } else { buffer };
         }
         theta.add_scaled_in_place(&direction, -lr)
     }

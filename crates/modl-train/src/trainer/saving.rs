@@ -109,7 +109,7 @@ impl Trainer<'_> {
         let Some(saved) = state::load(folder, self.model.device())? else {
             return Ok(Default::default());
         };
-        let note = saved.state.check(own, folder)?;
+        let note = saved.state.check(own, data, folder)?;
         state::remove_others(folder, &saved.state.file);
         let mut store = ParamStore::new();
         for (name, t) in &self.kept {
