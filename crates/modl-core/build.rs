@@ -37,6 +37,8 @@ fn main() {
     };
     compile("side_by_side", &[]);
     compile("steps", &[]);
-    // Its loops are the work, whatever the profile: a product and a sum are one instruction.
-    compile("grouped_low_rank", &["-O3", "-ffp-contract=fast", "-Wno-psabi"]);
+    // Their loops are the work, whatever the profile: a product and a sum are one instruction.
+    for name in ["grouped_low_rank", "linear"] {
+        compile(name, &["-O3", "-ffp-contract=fast", "-Wno-psabi"]);
+    }
 }

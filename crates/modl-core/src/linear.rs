@@ -1,31 +1,49 @@
-//! x Wᵀ + b, by the fastest kernel that libtorch has for it.
+//! x Wᵀ + b, by the fastest products that there are for it.
 //!
 //! For f32 on the CPU libtorch calls MKL, which keeps to AVX2 on AMD's processors even where they
-//! have AVX-512. oneDNN uses it: on Zen 5 it is twice as fast, forward and backward; on Zen 4, which makes two
-//! halves of 512 bits, a seventh faster with large matrices and slower with small ones, by what a
-//! convolution costs beside the product. Libtorch reaches it through convolutions. A linear layer is
-//! a convolution with a 1 × 1 kernel over rows that lie in memory channels-last, which is how `[…, in]`
-//! lies anyway: nothing is copied.
+//! have AVX-512. Two ways use it:
+//!
+//! * Products of our own, see `cpp/products.h`. On Zen 4 they are never slower than MKL and oneDNN: a tenth
+//!   faster with large matrices, a third where weights come from memory and few tokens share them, as
+//!   experts' do, and up to three times with one to eight tokens.
+//! * oneDNN's convolutions, twice as fast as MKL on Zen 5, forward and backward. A linear layer is a
+//!   convolution with a 1 × 1 kernel over rows that lie in memory channels-last, which is how `[…, in]`
+//!   lies anyway: nothing is copied. What a convolution costs beside the product is too much for small
+//!   matrices, which have the first way there, too.
 
 use std::sync::OnceLock;
 
 use crate::tensor::op_error;
-use crate::{Device, Kind, Result, Tensor};
+use crate::{Device, Kind, Result, Tensor, ffi};
 
-/// Rows and widths from which the detour is worth it, and the product of the three on Zen 4.
+/// Rows and widths from which the convolution is worth it.
 const SMALLEST: i64 = 64;
-const LARGE: i64 = 1 << 28;
 
 /// oneDNN's convolutions are chosen for at least so many images, or for several threads.
 const IMAGES: i64 = 16;
 
+/// What f32 on this processor goes by.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Way {
+    /// Libtorch's choice.
+    Libtorch,
+    /// Products of our own.
+    Products,
+    /// Convolutions where matrices are large, and else products of our own.
+    Convolutions,
+}
+
 impl Tensor {
     /// x Wᵀ + b: x `[…, in]`, weight `[out, in]`, bias `[out]` → `[…, out]`.
     pub fn linear(&self, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-        if let Some(least) = convolution_from()
-            && self.suits_convolution(weight, bias, least)
-        {
+        let way = way();
+        if way == Way::Convolutions && self.suits_convolution(weight, bias) {
             return self.linear_by_convolution(weight, bias);
+        }
+        if way != Way::Libtorch
+            && let Some(y) = ffi::linear(self, weight, bias)?
+        {
+            return Ok(y);
         }
         self.0
             .f_linear(&weight.0, bias.map(|b| &b.0))
@@ -43,14 +61,13 @@ impl Tensor {
         sum.reshape(&self.size())
     }
 
-    fn suits_convolution(&self, weight: &Tensor, bias: Option<&Tensor>, least: i64) -> bool {
+    fn suits_convolution(&self, weight: &Tensor, bias: Option<&Tensor>) -> bool {
         let [out, width] = weight.size()[..] else { return false };
         let rows = self.numel() as i64 / width.max(1);
         let plain = |t: &Tensor| t.kind() == Kind::Float && t.device() == Device::Cpu;
         self.dim() >= 2
             && self.len_of(-1) == width
             && [rows, width, out].iter().all(|n| *n >= SMALLEST)
-            && rows.saturating_mul(width).saturating_mul(out) >= least
             && [Some(self), Some(weight), bias].into_iter().flatten().all(plain)
             && bias.is_none_or(|b| b.size() == [out])
             && self.0.is_contiguous()
@@ -75,22 +92,21 @@ impl Tensor {
     }
 }
 
-/// The product of rows and widths from which MKL leaves a part of this processor unused; nothing where it
-/// never does.
-fn convolution_from() -> Option<i64> {
-    static LEAST: OnceLock<Option<i64>> = OnceLock::new();
-    *LEAST.get_or_init(|| least(&crate::machine::cpu_info()))
+/// What this processor goes by.
+fn way() -> Way {
+    static WAY: OnceLock<Way> = OnceLock::new();
+    *WAY.get_or_init(|| way_of(&crate::machine::cpu_info()))
 }
 
-/// [`convolution_from`] by what Linux says about the processor.
-fn least(cpu: &str) -> Option<i64> {
+/// [`way`] by what Linux says about the processor.
+fn way_of(cpu: &str) -> Way {
     if !cpu.contains("AuthenticAMD") || !cpu.contains("avx512f") {
-        return None;
+        return Way::Libtorch;
     }
     let family = cpu.lines().find(|line| line.starts_with("cpu family"));
     let family = family.and_then(|line| line.rsplit(':').next()?.trim().parse::<u32>().ok());
     // Zen 4 is of family 25, Zen 5 of 26.
-    Some(if family.is_some_and(|n| n < 26) { LARGE } else { 0 })
+    if family.is_some_and(|n| n < 26) { Way::Products } else { Way::Convolutions }
 }
 
 #[cfg(test)]
@@ -108,42 +124,138 @@ mod tests {
         loss.gradients(of, false).unwrap().into_iter().map(Option::unwrap).collect()
     }
 
+    /// x Wᵀ + b in f64 and its gradients for g, by products of libtorch's.
+    fn exact(x: &Tensor, w: &Tensor, b: Option<&Tensor>, g: &Tensor) -> (Tensor, Vec<Tensor>) {
+        let [out, width] = w.size()[..] else { panic!("{w:?}") };
+        let (rows, flat) = (g.reshape(&[-1, out]).unwrap(), x.reshape(&[-1, width]).unwrap());
+        let y = x.matmul(&w.t().unwrap()).unwrap();
+        let y = b.map_or(y.clone(), |b| y.add(b).unwrap());
+        let dx = g.matmul(w).unwrap();
+        let dw = rows.t().unwrap().matmul(&flat).unwrap();
+        (y, vec![dx, dw, rows.sum_dims(&[0], false).unwrap()])
+    }
+
+    fn leaf(t: &Tensor) -> Tensor {
+        let t = t.to_kind(Kind::Float).unwrap();
+        t.set_requires_grad(true).unwrap();
+        t
+    }
+
+    /// ‖a − b‖∞ in units of what f32 may lose in sums of `n` products of about 1: with each term half an ulp of
+    /// a sum of about √n, and so ε n, four times for the worst of many.
+    fn lost(a: &Tensor, b: &Tensor, n: i64) -> f64 {
+        let apart = a.to_kind(Kind::Double).unwrap().sub(b).unwrap().abs().unwrap();
+        let worst = apart.to_vec::<f64>().unwrap().into_iter().fold(0.0, f64::max);
+        worst / (4.0 * f64::from(f32::EPSILON) * n.max(32) as f64)
+    }
+
     #[test]
     fn the_convolution_is_the_product_in_value_and_gradient() {
         for (shape, bias) in [([4, 32, 96], true), ([3, 37, 96], false)] {
             let (x, w, b) = (random(&shape, "x"), random(&[80, 96], "w"), random(&[80], "b"));
             let b = bias.then_some(b);
             let g = random(&[shape[0], shape[1], 80], "g");
-            let exact = x.matmul(&w.t().unwrap()).unwrap();
-            let exact = b.as_ref().map_or(exact.clone(), |b| exact.add(b).unwrap());
-            let f32 = |t: &Tensor| {
-                let t = t.to_kind(Kind::Float).unwrap();
-                t.set_requires_grad(true).unwrap();
-                t
-            };
-            let (x32, w32, b32) = (f32(&x), f32(&w), b.as_ref().map(f32));
-            assert!(x32.suits_convolution(&w32, b32.as_ref(), 0));
+            let (y64, exact) = exact(&x, &w, b.as_ref(), &g);
+            let (x32, w32, b32) = (leaf(&x), leaf(&w), b.as_ref().map(leaf));
+            assert!(x32.suits_convolution(&w32, b32.as_ref()));
             let y = x32.linear_by_convolution(&w32, b32.as_ref()).unwrap();
-            assert!(y.all_close(&exact, 2e-5, 1e-5).unwrap());
+            assert!(y.all_close(&y64, 2e-5, 1e-5).unwrap());
             let found = gradients(&y, &g.to_kind(Kind::Float).unwrap(), &[&x32, &w32]);
-            let (rows, flat) = (g.reshape(&[-1, 80]).unwrap(), x.reshape(&[-1, 96]).unwrap());
-            let dx = g.matmul(&w).unwrap();
-            let dw = rows.t().unwrap().matmul(&flat).unwrap();
-            assert!(found[0].all_close(&dx, 2e-5, 1e-5).unwrap());
-            assert!(found[1].all_close(&dw, 5e-5, 1e-5).unwrap());
+            assert!(found[0].all_close(&exact[0], 2e-5, 1e-5).unwrap());
+            assert!(found[1].all_close(&exact[1], 5e-5, 1e-5).unwrap());
+        }
+    }
+
+    /// Products of our own where this processor has them, and else what it goes by.
+    fn by_products(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Tensor {
+        ffi::linear(x, w, b).unwrap().map_or_else(|| x.linear(w, b).unwrap(), |y| y)
+    }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig::with_cases(200))]
+
+        /// Across all borders: few tokens and many, tiles, panels, blocks, what is left of each.
+        #[test]
+        fn products_are_those_of_f64_in_value_and_gradient(
+            batch in 1i64..4,
+            seq in proptest::prop_oneof![1i64..40, 40i64..330],
+            out in proptest::prop_oneof![1i64..70, 70i64..300],
+            width in proptest::prop_oneof![1i64..70, 70i64..600, 1000i64..1100],
+            bias: bool,
+        ) {
+            let (x, w, b) = (random(&[batch, seq, width], "x"), random(&[out, width], "w"), random(&[out], "b"));
+            let b = bias.then_some(b);
+            let g = random(&[batch, seq, out], "g");
+            let (y64, exact) = exact(&x, &w, b.as_ref(), &g);
+            let (x32, w32, b32) = (leaf(&x), leaf(&w), b.as_ref().map(leaf));
+            let y = by_products(&x32, &w32, b32.as_ref());
+            proptest::prop_assert!(lost(&y, &y64, width) < 1.0);
+            let of: Vec<&Tensor> = [&x32, &w32].into_iter().chain(&b32).collect();
+            let found = gradients(&y, &g.to_kind(Kind::Float).unwrap(), &of);
+            for ((found, exact), n) in found.iter().zip(&exact).zip([out, batch * seq, batch * seq]) {
+                proptest::prop_assert_eq!(found.size(), exact.size());
+                proptest::prop_assert!(lost(found, exact, n) < 1.0);
+            }
+        }
+    }
+
+    #[test]
+    fn a_product_has_the_gradients_that_are_asked_for_and_gradients_of_these() {
+        let (x, w, g) = (random(&[5, 40], "x"), random(&[30, 40], "w"), random(&[5, 30], "g"));
+        let (_, exact) = exact(&x, &w, None, &g);
+        let g32 = g.to_kind(Kind::Float).unwrap();
+        let frozen = |t: &Tensor| t.to_kind(Kind::Float).unwrap();
+        let (x32, w32) = (leaf(&x), leaf(&w));
+        let dx = gradients(&by_products(&x32, &frozen(&w), None), &g32, &[&x32]);
+        assert!(lost(&dx[0], &exact[0], 30) < 1.0);
+        let dw = gradients(&by_products(&frozen(&x), &w32, None), &g32, &[&w32]);
+        assert!(lost(&dw[0], &exact[1], 5) < 1.0);
+        assert!(!by_products(&frozen(&x), &frozen(&w), None).requires_grad());
+        // z = Σ y²: ∂z/∂x = 2 x WᵀW, and the gradient of Σ (∂z/∂x)∘h for x is 2 h WᵀW.
+        let h = random(&[5, 40], "h");
+        let y = by_products(&x32, &w32, None);
+        let first = y.mul(&y).unwrap().sum().unwrap().gradients(&[&x32], true).unwrap();
+        let found = gradients(first[0].as_ref().unwrap(), &frozen(&h), &[&x32, &w32]);
+        let twice = |t: &Tensor| t.matmul(&w.t().unwrap()).unwrap().mul_scalar(2.0).unwrap();
+        assert!(found[0].all_close(&twice(&h).matmul(&w).unwrap(), 1e-4, 1e-5).unwrap());
+        // For W: 2 (h Wᵀ)ᵀ x + 2 (x Wᵀ)ᵀ h.
+        let of_w = twice(&h).t().unwrap().matmul(&x).unwrap();
+        let of_w = of_w.add(&twice(&x).t().unwrap().matmul(&h).unwrap()).unwrap();
+        assert!(found[1].all_close(&of_w, 1e-4, 1e-4).unwrap());
+    }
+
+    #[test]
+    fn a_gradient_may_come_from_memory_in_any_order() {
+        let (x, w) = (random(&[6, 40], "x"), random(&[30, 40], "w"));
+        let (x32, w32) = (leaf(&x), leaf(&w));
+        let y = by_products(&x32, &w32, None);
+        // The gradient of a sum is one number for all places, that of a transposed one lies turned.
+        let ones = Tensor::ones(&[6, 30], Kind::Double, Device::Cpu).unwrap();
+        let (_, exact_of_sum) = exact(&x, &w, None, &ones);
+        let found = y.sum().unwrap().gradients(&[&x32, &w32], true).unwrap();
+        for (found, exact) in found.iter().zip(&exact_of_sum) {
+            assert!(lost(found.as_ref().unwrap(), exact, 30) < 1.0);
+        }
+        let y = by_products(&x32, &w32, None);
+        let g = random(&[30, 6], "g");
+        let (_, exact_of_turned) = exact(&x, &w, None, &g.t().unwrap());
+        let turned = y.t().unwrap();
+        let found = gradients(&turned, &g.to_kind(Kind::Float).unwrap(), &[&x32, &w32]);
+        for (found, exact) in found.iter().zip(&exact_of_turned) {
+            assert!(lost(found, exact, 30) < 1.0);
         }
     }
 
     #[test]
     fn processors_are_known_by_vendor_extension_and_family() {
-        let cpu = |vendor: &str, family: &str, flags: &str| {
-            least(&format!("vendor_id\t: {vendor}\ncpu family\t: {family}\nflags\t\t: {flags}\n"))
+        let way = |vendor: &str, family: &str, flags: &str| {
+            way_of(&format!("vendor_id\t: {vendor}\ncpu family\t: {family}\nflags\t\t: {flags}\n"))
         };
-        assert_eq!(cpu("AuthenticAMD", "26", "fpu avx512f"), Some(0));
-        assert_eq!(cpu("AuthenticAMD", "25", "fpu avx512f"), Some(LARGE));
-        assert_eq!(cpu("AuthenticAMD", "25", "fpu avx2"), None);
-        assert_eq!(cpu("GenuineIntel", "6", "fpu avx512f"), None);
-        assert_eq!(least(""), None);
+        assert_eq!(way("AuthenticAMD", "26", "fpu avx512f"), Way::Convolutions);
+        assert_eq!(way("AuthenticAMD", "25", "fpu avx512f"), Way::Products);
+        assert_eq!(way("AuthenticAMD", "25", "fpu avx2"), Way::Libtorch);
+        assert_eq!(way("GenuineIntel", "6", "fpu avx512f"), Way::Libtorch);
+        assert_eq!(way_of(""), Way::Libtorch);
     }
 
     #[test]
