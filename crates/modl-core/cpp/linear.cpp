@@ -31,6 +31,8 @@ constexpr int64_t kOfThread = 1 << 19;
 constexpr int64_t kNarrow = 24;
 // So are gradients of fewer tokens, and those with fewer columns than are in a vector.
 constexpr int64_t kFewTokens = 4;
+// A gradient with so many numbers has left the second cache before anybody reads it.
+constexpr int64_t kStreamed = 1 << 17;
 // Rows whose sum needs no care for the last digits.
 constexpr int64_t kShortSum = 64;
 
@@ -67,7 +69,7 @@ void forward(const Tensor& x, const Tensor& w, const Tensor* bias, const Tensor&
 }
 
 // a b, `[m, k]` by `[k, n]`: without gaps, a may lie turned.
-Tensor product(const Tensor& a, const Tensor& b) {
+Tensor product(const Tensor& a, const Tensor& b, bool stream) {
   const int64_t m = a.size(0), k = a.size(1), n = b.size(1);
   const Tensor c = at::empty({m, n}, b.options().requires_grad(false));
   const products::Matrix of_a{a.const_data_ptr<float>(), a.stride(0), a.stride(1)};
@@ -75,11 +77,11 @@ Tensor product(const Tensor& a, const Tensor& b) {
   float* to = c.mutable_data_ptr<float>();
   if (m >= n) {
     divided(m, products::kRows, m * n * k, [&](int64_t i, int64_t end) {
-      products::product(end - i, n, k, of_a.from(i, 0), of_b, n, to + i * n, n);
+      products::product(end - i, n, k, of_a.from(i, 0), of_b, n, to + i * n, n, stream);
     });
   } else {
     divided(n, products::kPanel, m * n * k, [&](int64_t j, int64_t end) {
-      products::product(m, end - j, k, of_a, of_b + j, n, to + j, n);
+      products::product(m, end - j, k, of_a, of_b + j, n, to + j, n, stream);
     });
   }
   return c;
@@ -105,13 +107,14 @@ struct Linear : public Node {
     const bool differentiable = at::GradMode::is_enabled();
     Tensor dy = of_y.reshape({-1, of_y.size(-1)});
     if (!differentiable) dy = dy.contiguous();
-    const auto by = [&](const Tensor& a, const Tensor& b) {
+    const auto by = [&](const Tensor& a, const Tensor& b, bool stream) {
       const bool own = !differentiable && dy.size(0) >= kFewTokens && b.size(1) > products::kLanes;
-      return own ? product(a, b) : a.mm(b);
+      return own ? product(a, b, stream) : a.mm(b);
     };
-    if (task_should_compute_output(0)) result[0] = by(dy, w.unpack()).reshape(x_size);
+    if (task_should_compute_output(0)) result[0] = by(dy, w.unpack(), false).reshape(x_size);
     if (task_should_compute_output(1)) {
-      result[1] = by(dy.t(), x.unpack().reshape({-1, x_size.back()}));
+      const bool large = dy.size(1) * x_size.back() >= kStreamed;
+      result[1] = by(dy.t(), x.unpack().reshape({-1, x_size.back()}), large);
     }
     if (num_outputs() > 2 && task_should_compute_output(2)) {
       result[2] = differentiable ? dy.sum(0) : column_sums(dy);

@@ -117,7 +117,11 @@ INLINE void sums(
 
 // ---- c = a b ----
 
-// A tile of a packed a, in or onto a c whose rows are `c_apart`.
+// What becomes of a tile: it is c, it is added to c, or it is c and goes past the caches, which is for what is
+// written once and not soon read, and whose vectors are aligned.
+enum class To { kPut, kAdd, kStream };
+
+// A tile of a packed a, for a c whose rows are `c_apart`.
 template <int M, int N, bool masked>
 AVX512 __attribute__((noinline)) void tile(
     const float* a,
@@ -127,14 +131,18 @@ AVX512 __attribute__((noinline)) void tile(
     __mmask16 last,
     float* c,
     int64_t c_apart,
-    bool onto) {
+    To how) {
   __m512 own[M][N];
   sums<M, N, masked>(a, 1, M, b, b_apart, k, last, own);
   for (int m = 0; m < M; ++m) {
     for (int n = 0; n < N; ++n) {
       float* to = c + m * c_apart + kLanes * n;
       const __mmask16 mask = masked && n == N - 1 ? last : 0xffff;
-      const __m512 before = onto ? _mm512_maskz_loadu_ps(mask, to) : _mm512_setzero_ps();
+      if (how == To::kStream && !masked) {
+        _mm512_stream_ps(to, own[m][n]);
+        continue;
+      }
+      const __m512 before = how == To::kAdd ? _mm512_maskz_loadu_ps(mask, to) : _mm512_setzero_ps();
       _mm512_mask_storeu_ps(to, mask, _mm512_add_ps(own[m][n], before));
     }
   }
@@ -150,8 +158,8 @@ AVX512 inline void tile_of(
     __mmask16 last,
     float* c,
     int64_t c_apart,
-    bool onto) {
-#define CALL(M) return tile<M, N, masked>(a, b, b_apart, k, last, c, c_apart, onto)
+    To how) {
+#define CALL(M) return tile<M, N, masked>(a, b, b_apart, k, last, c, c_apart, how)
   FOR_ROWS(rows, CALL)
 #undef CALL
 }
@@ -201,7 +209,8 @@ AVX512 inline void pack_rows(const Matrix& a, int64_t rows, int64_t columns, flo
   }
 }
 
-// c = a b for a `[m, k]`, b `[k, n]` and c `[m, n]`; rows of b and c are so far apart.
+// c = a b for a `[m, k]`, b `[k, n]` and c `[m, n]`; rows of b and c are so far apart. With `stream`, c may go
+// past the caches.
 AVX512 inline void product(
     int64_t m,
     int64_t n,
@@ -210,7 +219,9 @@ AVX512 inline void product(
     const float* b,
     int64_t b_apart,
     float* c,
-    int64_t c_apart) {
+    int64_t c_apart,
+    bool stream) {
+  stream &= k <= kBlockSum && reinterpret_cast<uintptr_t>(c) % 64 == 0 && c_apart % kLanes == 0;
   float* packed = room<kBlockRows * kBlockSum>();
   const auto fetch_rows = [&](int64_t from, int64_t to, int64_t n0, int64_t width) AVX512 {
     for (int64_t i = from; i < to; ++i) fetch(b + i * b_apart + n0, width);
@@ -233,7 +244,7 @@ AVX512 inline void product(
             const int64_t i = part(height, t, tiles), rows = part(height, t + 1, tiles) - i;
             const float* own = packed + i * depth;
             float* to = c + (m0 + i) * c_apart + j;
-            for (int64_t r = 0; r < rows; ++r) {
+            for (int64_t r = 0; r < rows && !stream; ++r) {
               __builtin_prefetch(to + r * c_apart, 1);
               __builtin_prefetch(to + r * c_apart + kLanes, 1);
             }
@@ -242,20 +253,21 @@ AVX512 inline void product(
               const int64_t next = k0 + depth + part(behind, step, steps);
               fetch_rows(next, k0 + depth + part(behind, step + 1, steps), n0, width);
             }
-            const bool onto = k0 > 0;
+            const To how = k0 > 0 ? To::kAdd : stream ? To::kStream : To::kPut;
             if (left == kPanel) {
-              tile_of<2, false>(rows, own, panel, b_apart, depth, 0, to, c_apart, onto);
+              tile_of<2, false>(rows, own, panel, b_apart, depth, 0, to, c_apart, how);
             } else if (left > kLanes) {
               const __mmask16 last = lanes(left - kLanes);
-              tile_of<2, true>(rows, own, panel, b_apart, depth, last, to, c_apart, onto);
+              tile_of<2, true>(rows, own, panel, b_apart, depth, last, to, c_apart, how);
             } else {
-              tile_of<1, true>(rows, own, panel, b_apart, depth, lanes(left), to, c_apart, onto);
+              tile_of<1, true>(rows, own, panel, b_apart, depth, lanes(left), to, c_apart, how);
             }
           }
         }
       }
     }
   }
+  if (stream) _mm_sfence();
 }
 
 // ---- y = x wᵀ + b ----
