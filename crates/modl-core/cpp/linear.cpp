@@ -51,80 +51,120 @@ void divided(int64_t n, int64_t step, int64_t work, const Task& task) {
   parts == 1 ? run(0, 1) : at::parallel_for(0, parts, 1, run);
 }
 
-// y = x wᵀ + b, x `[tokens, k]` and w `[n, k]`.
-void forward(const Tensor& x, const Tensor& w, const Tensor* bias, const Tensor& y) {
+// y = x wᵀ + b, x `[tokens, k]` and w `[n, k]`; with `relu`, what is below 0 becomes 0.
+void forward(const Tensor& x, const Tensor& w, const Tensor* bias, bool relu, const Tensor& y) {
   const int64_t n = w.size(0), k = w.size(1), tokens = x.numel() / k;
   const float *xs = x.const_data_ptr<float>(), *ws = w.const_data_ptr<float>();
   const float* b = bias ? bias->const_data_ptr<float>() : nullptr;
   float* ys = y.mutable_data_ptr<float>();
+  const auto part = [&](int64_t t, int64_t rows, int64_t i, int64_t columns) {
+    float* to = ys + t * n + i;
+    products::linear(rows, columns, k, xs + t * k, ws + i * k, b ? b + i : nullptr, to, n);
+    for (int64_t r = 0; r < rows && relu; ++r, to += n) products::relu(to, columns);
+  };
   if (tokens >= n) {
     divided(tokens, products::kPanel, tokens * n * k, [&](int64_t t, int64_t end) {
-      products::linear(end - t, n, k, xs + t * k, ws, b, ys + t * n, n);
+      part(t, end - t, 0, n);
     });
   } else {
     divided(n, products::kRows, tokens * n * k, [&](int64_t i, int64_t end) {
-      products::linear(tokens, end - i, k, xs, ws + i * k, b ? b + i : nullptr, ys + i, n);
+      part(0, tokens, i, end - i);
     });
   }
 }
 
-// a b, `[m, k]` by `[k, n]`: without gaps, a may lie turned.
-Tensor product(const Tensor& a, const Tensor& b, bool stream) {
-  const int64_t m = a.size(0), k = a.size(1), n = b.size(1);
-  const Tensor c = at::empty({m, n}, b.options().requires_grad(false));
-  const products::Matrix of_a{a.const_data_ptr<float>(), a.stride(0), a.stride(1)};
+// a b in `c`, for a `[m, k]` and b `[k, n]`, which lies without gaps as c does.
+void product(
+    int64_t m, int64_t n, int64_t k, const products::Matrix& a, const Tensor& b, bool stream, const Tensor& c) {
   const float* of_b = b.const_data_ptr<float>();
   float* to = c.mutable_data_ptr<float>();
   if (m >= n) {
     divided(m, products::kRows, m * n * k, [&](int64_t i, int64_t end) {
-      products::product(end - i, n, k, of_a.from(i, 0), of_b, n, to + i * n, n, stream);
+      products::product(end - i, n, k, a.from(i, 0), of_b, n, to + i * n, n, stream);
     });
   } else {
     divided(n, products::kPanel, m * n * k, [&](int64_t j, int64_t end) {
-      products::product(m, end - j, k, of_a, of_b + j, n, to + j, n, stream);
+      products::product(m, end - j, k, a, of_b + j, n, to + j, n, stream);
     });
   }
-  return c;
 }
 
-Tensor column_sums(const Tensor& rows) {
-  if (rows.size(0) > kShortSum) return rows.sum(0);
-  const Tensor sums = at::empty({rows.size(1)}, rows.options().requires_grad(false));
-  products::column_sums(
-      rows.const_data_ptr<float>(), rows.size(0), rows.size(1), sums.mutable_data_ptr<float>());
+// dy w in the shape of x, for dy `[tokens, n]` and w `[n, k]`.
+Tensor gradient_of_x(const Tensor& dy, const Tensor& w, at::IntArrayRef x_size) {
+  const int64_t n = w.size(0), k = w.size(1);
+  const Tensor dx = at::empty(x_size, dy.options());
+  product(dy.numel() / n, k, n, {dy.const_data_ptr<float>(), n, 1}, w, false, dx);
+  return dx;
+}
+
+// dyᵀ x, for dy `[tokens, n]` and x `[tokens, k]`.
+Tensor gradient_of_w(const Tensor& dy, const Tensor& x) {
+  const int64_t n = dy.size(-1), k = x.size(-1);
+  const Tensor dw = at::empty({n, k}, dy.options());
+  product(n, k, dy.numel() / n, {dy.const_data_ptr<float>(), 1, n}, x, n * k >= kStreamed, dw);
+  return dw;
+}
+
+// dy where y is above 0, and 0 elsewhere; both without gaps.
+Tensor through_relu(const Tensor& dy, const Tensor& y) {
+  const Tensor masked = at::empty_like(dy);
+  const float *of_dy = dy.const_data_ptr<float>(), *of_y = y.const_data_ptr<float>();
+  float* to = masked.mutable_data_ptr<float>();
+  at::parallel_for(0, dy.numel(), at::internal::GRAIN_SIZE, [&](int64_t i, int64_t end) {
+    products::through_relu(of_dy + i, of_y + i, end - i, to + i);
+  });
+  return masked;
+}
+
+// The sums of the columns of dy `[tokens, n]`.
+Tensor gradient_of_bias(const Tensor& dy) {
+  const int64_t n = dy.size(-1), tokens = dy.numel() / n;
+  if (tokens > kShortSum) return dy.reshape({tokens, n}).sum(0);
+  const Tensor sums = at::empty({n}, dy.options());
+  products::column_sums(dy.const_data_ptr<float>(), tokens, n, sums.mutable_data_ptr<float>());
   return sums;
 }
 
 // Inputs are x `[..., k]`, w `[n, k]`, and the bias where there is one.
 struct Linear : public Node {
   SavedVariable x, w;  // where the gradient of the other is wanted
+  SavedVariable y;     // where what was below 0 became 0
   std::vector<int64_t> x_size;
+  bool relu = false;
 
   variable_list apply(variable_list&& gradients) override {
     variable_list result(num_outputs());
-    const Tensor& of_y = gradients[0];
-    if (!of_y.defined()) return result;
-    const bool differentiable = at::GradMode::is_enabled();
-    Tensor dy = of_y.reshape({-1, of_y.size(-1)});
-    if (!differentiable) dy = dy.contiguous();
-    const auto by = [&](const Tensor& a, const Tensor& b, bool stream) {
-      const bool own = !differentiable && dy.size(0) >= kFewTokens && b.size(1) > products::kLanes;
-      return own ? product(a, b, stream) : a.mm(b);
-    };
-    if (task_should_compute_output(0)) result[0] = by(dy, w.unpack(), false).reshape(x_size);
+    if (!gradients[0].defined()) return result;
+    const bool of_bias = num_outputs() > 2 && task_should_compute_output(2);
+    const Tensor y = relu ? this->y.unpack(c10::intrusive_ptr<Node>::reclaim_copy(this)) : Tensor();
+    if (at::GradMode::is_enabled()) {
+      const Tensor of_y = relu ? at::threshold_backward(gradients[0], y, 0) : gradients[0];
+      const Tensor dy = of_y.reshape({-1, of_y.size(-1)});
+      if (task_should_compute_output(0)) result[0] = dy.mm(w.unpack()).reshape(x_size);
+      if (task_should_compute_output(1)) result[1] = dy.t().mm(x.unpack().reshape({-1, x_size.back()}));
+      if (of_bias) result[2] = dy.sum(0);
+      return result;
+    }
+    Tensor dy = gradients[0].contiguous();
+    if (relu) dy = through_relu(dy, y);
+    const bool few = dy.numel() / dy.size(-1) < kFewTokens || x_size.back() <= products::kLanes;
+    if (task_should_compute_output(0)) {
+      const Tensor w = this->w.unpack();
+      result[0] = few ? dy.matmul(w) : gradient_of_x(dy, w, x_size);
+    }
     if (task_should_compute_output(1)) {
-      const bool large = dy.size(1) * x_size.back() >= kStreamed;
-      result[1] = by(dy.t(), x.unpack().reshape({-1, x_size.back()}), large);
+      const Tensor x = this->x.unpack();
+      const auto rows = [](const Tensor& t) { return t.reshape({-1, t.size(-1)}); };
+      result[1] = few ? rows(dy).t().mm(rows(x)) : gradient_of_w(dy, x);
     }
-    if (num_outputs() > 2 && task_should_compute_output(2)) {
-      result[2] = differentiable ? dy.sum(0) : column_sums(dy);
-    }
+    if (of_bias) result[2] = gradient_of_bias(dy);
     return result;
   }
 
   void release_variables() override {
     x.reset_data();
     w.reset_data();
+    y.reset_data();
   }
 
   std::string name() const override { return "Linear"; }
@@ -146,8 +186,9 @@ bool suits(const Tensor& x, const Tensor& w, const Tensor* bias) {
 
 extern "C" {
 
-// `*result` = x wᵀ + bias, which may be null; null where libtorch's own way is to be taken.
-char* modl_linear(at::Tensor* x, at::Tensor* w, at::Tensor* bias, at::Tensor** result) {
+// `*result` = x wᵀ + bias, which may be null, with 0 for what is below it where `relu` says so; null where
+// libtorch's own way is to be taken.
+char* modl_linear(at::Tensor* x, at::Tensor* w, at::Tensor* bias, bool relu, at::Tensor** result) {
   *result = nullptr;
 #if defined(__x86_64__)
   return told([&] {
@@ -155,7 +196,7 @@ char* modl_linear(at::Tensor* x, at::Tensor* w, at::Tensor* bias, at::Tensor** r
     std::vector<int64_t> shape = x->sizes().vec();
     shape.back() = w->size(0);
     Tensor y = at::empty(shape, x->options().requires_grad(false));
-    forward(*x, *w, bias, y);
+    forward(*x, *w, bias, relu, y);
     const bool asked = x->requires_grad() || w->requires_grad() || (bias && bias->requires_grad());
     if (asked && at::GradMode::is_enabled()) {
       auto node = c10::make_intrusive<Linear>();
@@ -169,6 +210,8 @@ char* modl_linear(at::Tensor* x, at::Tensor* w, at::Tensor* bias, at::Tensor** r
       node->x_size = x->sizes().vec();
       node->set_next_edges(std::move(next));
       torch::autograd::set_history(y, node);
+      node->relu = relu;
+      if (relu) node->y = SavedVariable(y, true);
     }
     *result = new Tensor(std::move(y));
   });

@@ -32,6 +32,8 @@ constexpr int64_t kBlockColumns = 256;
 // What is packed at once of x.
 constexpr int64_t kTokens = 256;
 constexpr int64_t kWidth = 1024;
+// A result with so many numbers is no more in the second cache from when its memory was used last.
+constexpr int64_t kNear = 1 << 17;
 // Up to so many tokens, x is not packed.
 constexpr int64_t kFew = 24;
 
@@ -222,6 +224,7 @@ AVX512 inline void product(
     int64_t c_apart,
     bool stream) {
   stream &= k <= kBlockSum && reinterpret_cast<uintptr_t>(c) % 64 == 0 && c_apart % kLanes == 0;
+  const bool far = !stream && m * c_apart >= kNear;
   float* packed = room<kBlockRows * kBlockSum>();
   const auto fetch_rows = [&](int64_t from, int64_t to, int64_t n0, int64_t width) AVX512 {
     for (int64_t i = from; i < to; ++i) fetch(b + i * b_apart + n0, width);
@@ -244,7 +247,7 @@ AVX512 inline void product(
             const int64_t i = part(height, t, tiles), rows = part(height, t + 1, tiles) - i;
             const float* own = packed + i * depth;
             float* to = c + (m0 + i) * c_apart + j;
-            for (int64_t r = 0; r < rows && !stream; ++r) {
+            for (int64_t r = 0; r < rows && far; ++r) {
               __builtin_prefetch(to + r * c_apart, 1);
               __builtin_prefetch(to + r * c_apart + kLanes, 1);
             }
@@ -477,6 +480,43 @@ AVX512 inline void column_sums(const float* x, int64_t rows, int64_t n, float* t
     }
     _mm512_mask_storeu_ps(to + j, mask, sum);
   }
+}
+
+// 0 for what is below 0 in x; NaN stays.
+AVX512 inline void relu(float* x, int64_t n) {
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const __mmask16 there = lanes(n - i);
+    const __m512 v = _mm512_maskz_loadu_ps(there, x + i);
+    const __mmask16 below = _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_LT_OQ);
+    _mm512_mask_storeu_ps(x + i, there & below, _mm512_setzero_ps());
+  }
+}
+
+// dy where y, what relu gave, is not 0, and 0 elsewhere.
+AVX512 inline void through_relu(const float* dy, const float* y, int64_t n, float* to) {
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const __mmask16 there = lanes(n - i);
+    const __m512 v = _mm512_maskz_loadu_ps(there, y + i);
+    const __mmask16 shut = _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_LE_OQ);
+    _mm512_mask_storeu_ps(to + i, there, _mm512_maskz_loadu_ps(there & ~shut, dy + i));
+  }
+}
+
+// Σ x², in f64.
+AVX512 inline double square_sum(const float* x, int64_t n) {
+  __m512d sums[4] = {};
+  for (int64_t i = 0; i < n; i += 2 * kLanes) {
+    for (int64_t j = 0; j < 2; ++j) {
+      const int64_t at = i + j * kLanes;
+      const __m512 v = _mm512_maskz_loadu_ps(lanes(n - at), x + at);
+      const __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(v));
+      const __m512d high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1));
+      sums[2 * j] = _mm512_fmadd_pd(low, low, sums[2 * j]);
+      sums[2 * j + 1] = _mm512_fmadd_pd(high, high, sums[2 * j + 1]);
+    }
+  }
+  const __m512d all = _mm512_add_pd(_mm512_add_pd(sums[0], sums[1]), _mm512_add_pd(sums[2], sums[3]));
+  return _mm512_reduce_add_pd(all);
 }
 
 #undef FOR_ROWS

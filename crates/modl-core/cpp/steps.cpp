@@ -7,6 +7,7 @@
 #include <ATen/ATen.h>
 #include <ATen/ops/_fused_adamw.h>
 
+#include "products.h"
 #include "told.h"
 
 namespace {
@@ -21,27 +22,32 @@ bool alone(const at::Tensor& own) {
   return own.use_count() == 1 && own._base().use_count() == 1 && own.storage().use_count() == 2;
 }
 
-// Its 2-norm: of f32 and f64 by the processor's inner product, which is several times as fast.
-double norm_of(const at::Tensor& own) {
-  const bool wide = own.scalar_type() == at::kFloat || own.scalar_type() == at::kDouble;
-  if (wide && own.device().is_cpu() && own.is_non_overlapping_and_dense()) {
-    const at::Tensor flat = own.as_strided({own.numel()}, {1});
-    return std::sqrt(flat.dot(flat).item<double>());
+// The sum of its squares: on the processor by an inner product, several times as fast as a norm.
+double squares_of(const at::Tensor& own) {
+  const bool there = own.device().is_cpu() && own.is_non_overlapping_and_dense();
+#if defined(__x86_64__)
+  if (there && own.scalar_type() == at::kFloat && products::supported()) {
+    return products::square_sum(own.const_data_ptr<float>(), own.numel());
   }
-  return own.norm().item<double>();
+#endif
+  if (there && (own.scalar_type() == at::kFloat || own.scalar_type() == at::kDouble)) {
+    const at::Tensor flat = own.as_strided({own.numel()}, {1});
+    return flat.dot(flat).item<double>();
+  }
+  const double norm = own.norm().item<double>();
+  return norm * norm;
 }
 
 }  // namespace
 
 extern "C" {
 
-// The 2-norm of all tensors together: the norms of each, put together in f64.
+// The 2-norm of all tensors together: their sums of squares, put together in f64.
 char* modl_norm(void* const* tensors, size_t n, double* norm) {
   return told([&] {
     double squares = 0;
     for (size_t i = 0; i < n; ++i) {
-      const double own = norm_of(tensor(tensors[i]));
-      squares += own * own;
+      squares += squares_of(tensor(tensors[i]));
     }
     *norm = std::sqrt(squares);
   });

@@ -96,6 +96,7 @@ unsafe extern "C" {
         x: *mut c_void,
         w: *mut c_void,
         bias: *mut c_void,
+        relu: bool,
         result: *mut *mut c_void,
     ) -> *mut c_char;
     fn modl_norm(tensors: *const *mut c_void, n: usize, norm: *mut f64) -> *mut c_char;
@@ -286,15 +287,20 @@ pub(crate) fn grouped_low_rank(
     }
 }
 
-/// x wᵀ + bias by the products of `products.h`; nothing where they are not for such tensors or this
-/// processor.
-pub(crate) fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Option<Tensor>> {
+/// x wᵀ + bias by the products of `products.h`, or with `relu` max(0, that); nothing where they are not for
+/// such tensors or this processor.
+pub(crate) fn linear(
+    x: &Tensor,
+    w: &Tensor,
+    bias: Option<&Tensor>,
+    relu: bool,
+) -> Result<Option<Tensor>> {
     let mut result: *mut c_void = std::ptr::null_mut();
     let b = bias.map_or(std::ptr::null_mut(), at);
     // SAFETY: all are tensors that live until the call is over; C++ looks at their shapes, kinds and
     // layout itself, keeps its own references, and writes `result` where it says nothing.
     unsafe {
-        said_of("linear", &[x, w], modl_linear(at(x), at(w), b, &mut result))?;
+        said_of("linear", &[x, w], modl_linear(at(x), at(w), b, relu, &mut result))?;
         Ok((!result.is_null()).then(|| Tensor(tch::Tensor::from_ptr(result.cast()))))
     }
 }

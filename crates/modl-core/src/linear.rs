@@ -41,7 +41,7 @@ impl Tensor {
             return self.linear_by_convolution(weight, bias);
         }
         if way != Way::Libtorch
-            && let Some(y) = ffi::linear(self, weight, bias)?
+            && let Some(y) = ffi::linear(self, weight, bias, false)?
         {
             return Ok(y);
         }
@@ -49,6 +49,20 @@ impl Tensor {
             .f_linear(&weight.0, bias.map(|b| &b.0))
             .map(Tensor)
             .map_err(|e| op_error("linear", &[&self.0, &weight.0], e))
+    }
+
+    /// max(0, x Wᵀ + b) for the same x, W and b, in one pass each way where products of our own are
+    /// taken.
+    ///
+    /// # Errors
+    /// Where the shapes do not fit.
+    pub fn linear_relu(&self, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+        if way() == Way::Products
+            && let Some(y) = ffi::linear(self, weight, bias, true)?
+        {
+            return Ok(y);
+        }
+        self.linear(weight, bias)?.relu()
     }
 
     /// self + x Wᵀ for a thin x, as low-rank changes have it: self `[…, out]`, x `[…, r]`, weight
@@ -168,7 +182,7 @@ mod tests {
 
     /// Products of our own where this processor has them, and else what it goes by.
     fn by_products(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Tensor {
-        ffi::linear(x, w, b).unwrap().map_or_else(|| x.linear(w, b).unwrap(), |y| y)
+        ffi::linear(x, w, b, false).unwrap().unwrap_or_else(|| x.linear(w, b).unwrap())
     }
 
     proptest::proptest! {
@@ -222,6 +236,38 @@ mod tests {
         let of_w = twice(&h).t().unwrap().matmul(&x).unwrap();
         let of_w = of_w.add(&twice(&x).t().unwrap().matmul(&h).unwrap()).unwrap();
         assert!(found[1].all_close(&of_w, 1e-4, 1e-4).unwrap());
+    }
+
+    #[test]
+    fn relu_in_the_same_pass_is_relu_after_it() {
+        for (tokens, out) in [(5, 30), (40, 30), (300, 70)] {
+            let (x, w, b) =
+                (random(&[tokens, 40], "x"), random(&[out, 40], "w"), random(&[out], "b"));
+            let g = random(&[tokens, out], "g").to_kind(Kind::Float).unwrap();
+            let (x32, w32, b32) = (leaf(&x), leaf(&w), leaf(&b));
+            let leaves = [&x32, &w32, &b32];
+            let apart = by_products(&x32, &w32, Some(&b32)).relu().unwrap();
+            let fused = ffi::linear(&x32, &w32, Some(&b32), true).unwrap();
+            let fused = fused.unwrap_or_else(|| x32.linear_relu(&w32, Some(&b32)).unwrap());
+            assert!(fused.bit_equal(&apart).unwrap());
+            let (a, f) = (gradients(&apart, &g, &leaves), gradients(&fused, &g, &leaves));
+            assert!(a.iter().zip(&f).all(|(a, f)| a.bit_equal(f).unwrap()));
+        }
+        // The gradient of a gradient: of z = Σ max(0, W x)², 2 Wᵀ D W x with D = [W x > 0].
+        let (x, w, h) = (random(&[5, 40], "x"), random(&[30, 40], "w"), random(&[5, 40], "h"));
+        let (x32, w32) = (leaf(&x), leaf(&w));
+        let y = x32.linear_relu(&w32, None).unwrap();
+        let z = y.mul(&y).unwrap().sum().unwrap();
+        let first = z.gradients(&[&x32], true).unwrap().remove(0).unwrap();
+        let found = gradients(&first, &h.to_kind(Kind::Float).unwrap(), &[&x32]).remove(0);
+        let open = x.matmul(&w.t().unwrap()).unwrap().gt_scalar(0.0).unwrap();
+        let through = h.matmul(&w.t().unwrap()).unwrap();
+        let through = through.mul(&open.to_kind(Kind::Double).unwrap()).unwrap();
+        let exact = through.matmul(&w).unwrap().mul_scalar(2.0).unwrap();
+        assert!(found.all_close(&exact, 1e-4, 1e-4).unwrap());
+        // What is no number stays none.
+        let nan = x32.mul_scalar(f64::NAN).unwrap().linear_relu(&w32, None).unwrap();
+        assert!(nan.to_vec::<f32>().unwrap().iter().all(|v| v.is_nan()));
     }
 
     #[test]

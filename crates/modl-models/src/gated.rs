@@ -34,7 +34,7 @@ impl Gated {
 
     /// x `[…, width]`, of the same shape.
     pub(crate) fn forward(&self, x: &Tensor, pass: Pass) -> Result<Tensor> {
-        let gate = self.act.apply(&self.gate.linear(x, pass)?)?;
+        let gate = self.gate.linear_then(x, pass, self.act)?;
         self.down.linear(&gate.mul(&self.up.linear(x, pass)?)?, pass)
     }
 }

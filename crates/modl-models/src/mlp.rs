@@ -310,7 +310,7 @@ impl Backbone for Mlp {
         }
         let pass = Pass { layers, cx: own.as_ref().unwrap_or(cx) };
         for layer in self.layers.iter().take(self.settings.hidden.len()) {
-            x = self.settings.hidden_act.apply(&layer.linear(&x, pass)?)?;
+            x = layer.linear_then(&x, pass, self.settings.hidden_act)?;
             x = dropout(x, pass.dropout(&layer.site.path, self.settings.hidden_dropout_prob))?;
         }
         let rows = x.len_of(0);
@@ -318,7 +318,7 @@ impl Backbone for Mlp {
             Some(output) => Some(output.linear(&x, pass)?.reshape(&[rows, -1])?),
             None => None,
         };
-        let x = x.reshape(&[rows, 1, -1])?;
+        let x = if modular { x } else { x.unsqueeze(1)? };
         let mut outputs = Tensors::new().with("last_hidden_state", x);
         if let Some(logits) = logits {
             outputs.set("logits", logits);

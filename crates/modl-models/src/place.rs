@@ -4,8 +4,8 @@
 //! that are not there.
 
 use modl_core::{
-    Context, Error, HostFn, Kind, Layers, ParamStore, Result, ResultExt, Signal, Site, SiteKind,
-    Tensor, Tensors,
+    Activation, Context, Error, HostFn, Kind, Layers, ParamStore, Result, ResultExt, Signal, Site,
+    SiteKind, Tensor, Tensors,
 };
 
 use crate::dropout::Drop;
@@ -129,6 +129,15 @@ impl Place {
     /// x Wᵀ + b.
     pub(crate) fn linear(&self, x: &Tensor, pass: Pass) -> Result<Tensor> {
         self.linear_with(&self.theta, x, pass)
+    }
+
+    /// σ(x Wᵀ + b), in one pass where no module stands between the two and σ allows it.
+    pub(crate) fn linear_then(&self, x: &Tensor, pass: Pass, act: Activation) -> Result<Tensor> {
+        if act != Activation::Relu || self.modular(pass) {
+            return act.apply(&self.linear(x, pass)?);
+        }
+        let y = x.linear_relu(self.theta.need("weight")?, self.theta.get("bias"));
+        y.at(&self.site.path)
     }
 
     /// [`Place::linear`] with θ as given.

@@ -87,7 +87,7 @@ impl Batch {
     ///
     /// # Errors
     /// Where one of them has inputs or features that the other lacks.
-    pub fn and(&self, other: &Batch) -> Result<Batch> {
+    pub fn and(self, other: Batch) -> Result<Batch> {
         let all = |a: &Tensors, b: &Tensors| -> Result<Tensors> {
             if a.len() != b.len() {
                 let problem = "have different inputs or features; they cannot be one batch";
@@ -97,10 +97,10 @@ impl Batch {
         };
         Ok(Batch {
             inputs: all(&self.inputs, &other.inputs)?,
-            targets: Tensor::cat(&[self.targets.clone(), other.targets.clone()], 0)?,
-            tasks: [self.tasks.as_slice(), &other.tasks].concat(),
-            ids: [self.ids.as_slice(), &other.ids].concat(),
             features: all(&self.features, &other.features)?,
+            targets: Tensor::cat(&[self.targets, other.targets], 0)?,
+            tasks: self.tasks.into_iter().chain(other.tasks).collect(),
+            ids: self.ids.into_iter().chain(other.ids).collect(),
         })
     }
 }
@@ -143,7 +143,7 @@ mod tests {
         let named: Vec<(&str, Vec<f32>)> =
             parts.iter().map(|(t, b)| (t.as_str(), b.targets.to_vec().unwrap())).collect();
         assert_eq!(named, [("b", vec![0., 2.]), ("a", vec![1.])]);
-        let both = parts[0].1.and(&batch(&[("c", &[7, 8, 9])])).unwrap();
+        let both = parts[0].1.clone().and(batch(&[("c", &[7, 8, 9])])).unwrap();
         assert_eq!(both.tasks, ["b", "b", "c"]);
         let of = |name: &str| both.inputs.need(name).unwrap().to_vec::<i64>().unwrap();
         assert_eq!(of("input_ids"), [1, 2, 0, 4, 0, 0, 7, 8, 9]);
@@ -156,6 +156,6 @@ mod tests {
     fn batches_of_other_inputs_are_not_put_together() {
         let mut other = batch(&[("a", &[1])]);
         other.features.set("more", Tensor::zeros(&[1, 2], Kind::Float, Device::Cpu).unwrap());
-        assert!(batch(&[("a", &[1])]).and(&other).is_err());
+        assert!(batch(&[("a", &[1])]).and(other).is_err());
     }
 }

@@ -106,16 +106,16 @@ impl DenseRows {
         let rows = match self.values.kind() {
             Kind::Uint8 => {
                 let bytes = self.values.bytes(&index)?;
-                let floats = bytes.iter().map(|b| f32::from(*b) * (1.0 / 255.0)).collect();
-                self.through_views(floats, examples)?
+                self.through_views(&bytes, |b| f32::from(b) * (1.0 / 255.0), examples)?
             }
             _ if self.view.is_empty() => self.values.pick(&index)?,
             Kind::Double => {
-                self.through_views(self.values.pick(&index)?.to_vec::<f64>()?, examples)?
+                let rows = self.values.pick(&index)?.to_vec::<f64>()?;
+                self.through_views(&rows, |x| x, examples)?
             }
             kind => {
                 let rows = self.values.pick(&index)?.to_vec::<f32>()?;
-                self.through_views(rows, examples)?.to_kind(kind)?
+                self.through_views(&rows, |x| x, examples)?.to_kind(kind)?
             }
         };
         let rows = match self.normal {
@@ -125,23 +125,32 @@ impl DenseRows {
         rows.to_device(device)
     }
 
-    /// The numbers of some examples' rows, one after the other, as the examples see them.
-    fn through_views<T>(&self, rows: Vec<T>, examples: &[usize]) -> Result<Tensor>
+    /// What `number` makes of some examples' rows, one after the other, as the examples see them.
+    fn through_views<S: Copy, T>(
+        &self,
+        rows: &[S],
+        number: impl Fn(S) -> T,
+        examples: &[usize],
+    ) -> Result<Tensor>
     where
         T: Element + Copy + Default + From<f32> + Mul<Output = T> + Add<Output = T>,
     {
-        let size = [&[examples.len() as i64], self.shape().as_slice()].concat();
-        if self.view.is_empty() {
-            return Tensor::from_slice(&rows, &size, Device::Cpu);
-        }
-        let mut seen = Vec::with_capacity(rows.len());
-        let views = examples.iter().filter_map(|i| self.view.get(*i));
-        for (row, view) in rows.chunks((self.width() as usize).max(1)).zip(views) {
-            match self.views.get(*view) {
-                Some(Some(view)) => view.push(row, &mut seen),
-                _ => seen.extend_from_slice(row),
+        let width = (self.width() as usize).max(1);
+        let mut seen: Vec<T> = Vec::with_capacity(rows.len());
+        let mut one: Vec<T> = Vec::with_capacity(width);
+        for (row, example) in rows.chunks(width).zip(examples) {
+            let view = self.view.get(*example).and_then(|v| self.views.get(*v)?.as_ref());
+            let numbers = row.iter().map(|x| number(*x));
+            match view {
+                Some(view) => {
+                    one.clear();
+                    one.extend(numbers);
+                    view.push(&one, &mut seen);
+                }
+                None => seen.extend(numbers),
             }
         }
+        let size = [&[examples.len() as i64], self.shape().as_slice()].concat();
         Tensor::from_slice(&seen, &size, Device::Cpu)
     }
 

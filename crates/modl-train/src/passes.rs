@@ -193,9 +193,13 @@ impl Passing<'_> {
         batch: &Batch,
         kept: Option<&ActivationCheckpoints>,
     ) -> Result<StepLoss> {
+        let split;
         let parts = match self.config.split_by_length {
-            true => batch.by_length()?,
-            false => vec![batch.clone()],
+            true => {
+                split = batch.by_length()?;
+                split.as_slice()
+            }
+            false => std::slice::from_ref(batch),
         };
         let mut sum: Option<StepLoss> = None;
         let mut penalty = None;

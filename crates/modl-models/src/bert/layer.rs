@@ -114,8 +114,7 @@ impl Layer {
     fn inner(&self, x: &Tensor, hidden_keys: Option<&Tensor>, pass: Pass) -> Result<Tensor> {
         let context = self.attend(x, hidden_keys, pass)?;
         let x = self.attention_output.forward(&context, x, pass)?;
-        let inner = self.intermediate.linear(&x, pass)?;
-        let inner = self.settings.hidden_act.apply(&inner).at(&self.intermediate.site.path)?;
+        let inner = self.intermediate.linear_then(&x, pass, self.settings.hidden_act)?;
         self.output.forward(&inner, &x, pass)
     }
 

@@ -192,7 +192,7 @@ impl FeedForward {
 
 impl Dense {
     fn forward(&self, x: &Tensor, drop: Drop, pass: Pass) -> Result<Tensor> {
-        let mut inner = self.activation.apply(&self.into.linear(x, pass)?)?;
+        let mut inner = self.into.linear_then(x, pass, self.activation)?;
         if let Some(gated) = &self.gated {
             inner = inner.mul(&gated.linear(x, pass)?)?;
         }

@@ -76,7 +76,7 @@ impl Layer {
         })?;
         let normal = self.second_norm.layer_norm(&x, *eps, pass)?;
         self.feed_forward.sublayer(&normal, &x, pass, |x, pass| {
-            let inner = hidden_act.apply(&self.inner.linear(x, pass)?)?;
+            let inner = self.inner.linear_then(x, pass, *hidden_act)?;
             dropout(self.outer.linear(&inner, pass)?, residual(&self.feed_forward, pass))
         })
     }

@@ -301,7 +301,7 @@ impl Segments for &Vit {
         let class = self.class_state(&x, mask)?;
         let mut outputs = Tensors::new().with("last_hidden_state", x);
         if let Some(pooler) = &self.pooler {
-            let pooled = self.settings.pooler_act.apply(&pooler.linear(&class, pass)?)?;
+            let pooled = pooler.linear_then(&class, pass, self.settings.pooler_act)?;
             outputs.set("pooler_output", pooled);
         }
         if let Some(classifier) = &self.classifier {

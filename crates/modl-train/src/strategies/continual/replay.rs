@@ -46,7 +46,7 @@ struct Replayed(Memory);
 impl StepRule for Replayed {
     fn batch(&mut self, cx: &StepContext, batch: Batch) -> Result<Batch> {
         match self.0.draw(cx)? {
-            Some(more) => batch.and(&more),
+            Some(more) => batch.and(more),
             None => Ok(batch),
         }
     }
