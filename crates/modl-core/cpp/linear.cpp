@@ -27,9 +27,9 @@ using torch::autograd::variable_list;
 
 // Multiplications for which one more thread is worth being called.
 constexpr int64_t kOfThread = 1 << 19;
-// Narrower sums are left to libtorch's BLAS, which does no worse.
+// Narrower sums are left to libtorch's BLAS, which does no worse, as is a single token.
 constexpr int64_t kNarrow = 24;
-// So are gradients of fewer tokens, and those with fewer columns than are in a vector.
+// So are gradients of fewer tokens.
 constexpr int64_t kFewTokens = 4;
 // A gradient with so many numbers has left the second cache before anybody reads it.
 constexpr int64_t kStreamed = 1 << 17;
@@ -147,7 +147,7 @@ struct Linear : public Node {
     }
     Tensor dy = gradients[0].contiguous();
     if (relu) dy = through_relu(dy, y);
-    const bool few = dy.numel() / dy.size(-1) < kFewTokens || x_size.back() <= products::kLanes;
+    const bool few = dy.numel() / dy.size(-1) < kFewTokens;
     if (task_should_compute_output(0)) {
       const Tensor w = this->w.unpack();
       result[0] = few ? dy.matmul(w) : gradient_of_x(dy, w, x_size);
@@ -176,7 +176,7 @@ bool plain(const Tensor& t) {
 
 bool suits(const Tensor& x, const Tensor& w, const Tensor* bias) {
   return plain(x) && plain(w) && w.dim() == 2 && x.dim() >= 1 && x.size(-1) == w.size(1) &&
-      w.size(0) > 1 && w.size(1) >= kNarrow && x.numel() > 0 &&
+      w.size(0) > 1 && w.size(1) >= kNarrow && x.numel() > x.size(-1) &&
       (!bias || (plain(*bias) && bias->dim() == 1 && bias->size(0) == w.size(0)));
 }
 

@@ -372,25 +372,25 @@ AVX512 inline void pack_tokens(
   }
 }
 
-// The sums of each of 16 vectors.
-INLINE __m512 sums_of(const __m512 (&v)[16]) {
-  __m512 u[8];
-  for (int i = 0; i < 8; ++i) {
-    const __m512 a = v[2 * i], b = v[2 * i + 1];
-    u[i] = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-  }
-  for (int i = 0; i < 4; ++i) {
-    const __m512d a = _mm512_castps_pd(u[2 * i]), b = _mm512_castps_pd(u[2 * i + 1]);
-    u[i] = _mm512_add_ps(
-        _mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
-  }
-  const auto halves = [](__m512 a, __m512 b) AVX512 {
-    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+// 16 numbers of each of N tokens, times 16 columns of w, onto their sums.
+template <int N>
+INLINE void add_columns(const float* x, int64_t apart, const __m512 (&w)[16], int64_t columns, float* sums) {
+  __m512 own[N];
+  for (int t = 0; t < N; ++t) own[t] = _mm512_load_ps(sums + t * kLanes);
+  const auto add = [&](int64_t i) AVX512 {
+    for (int t = 0; t < N; ++t) own[t] = _mm512_fmadd_ps(_mm512_set1_ps(x[t * apart + i]), w[i], own[t]);
   };
-  return halves(halves(u[0], u[1]), halves(u[2], u[3]));
+  if (columns == kLanes) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) add(i);
+  } else {
+    for (int64_t i = 0; i < columns; ++i) add(i);
+  }
+  for (int t = 0; t < N; ++t) _mm512_store_ps(sums + t * kLanes, own[t]);
 }
 
-// The same for few tokens, whose inner products with rows of w need no other order: four by four.
+// The same for few tokens, which are not worth being packed: 16 rows of w at a time are turned instead. Each
+// sum has the order that it has among many tokens.
 AVX512 inline void few_tokens(
     int64_t tokens,
     int64_t n,
@@ -400,29 +400,30 @@ AVX512 inline void few_tokens(
     const float* bias,
     float* y,
     int64_t y_apart) {
-  for (int64_t j = 0; j < n; j += 4) {
-    const float *ws[4], *xs[4];
-    for (int64_t i = 0; i < 4; ++i) ws[i] = w + std::min(j + i, n - 1) * k;
-    const __mmask8 there = static_cast<__mmask8>((1 << std::min<int64_t>(4, n - j)) - 1);
-    const __m128 b = bias ? _mm_maskz_loadu_ps(there, bias + j) : _mm_setzero_ps();
-    for (int64_t t = 0; t < tokens; t += 4) {
-      for (int64_t i = 0; i < 4; ++i) xs[i] = x + std::min(t + i, tokens - 1) * k;
-      __m512 own[16];
-      for (auto& one : own) one = _mm512_setzero_ps();
-      for (int64_t c = 0; c < k; c += kLanes) {
-        const __mmask16 mask = lanes(k - c);
-        __m512 of_w[4];
-        for (int i = 0; i < 4; ++i) of_w[i] = _mm512_maskz_loadu_ps(mask, ws[i] + c);
-        for (int i = 0; i < 4; ++i) {
-          const __m512 of_x = _mm512_maskz_loadu_ps(mask, xs[i] + c);
-          for (int l = 0; l < 4; ++l) own[4 * i + l] = _mm512_fmadd_ps(of_x, of_w[l], own[4 * i + l]);
+  for (int64_t j = 0; j < n; j += kLanes) {
+    const int64_t rows = std::min(kLanes, n - j);
+    const __mmask16 there = lanes(rows);
+    for (int64_t k0 = 0; k0 < k; k0 += kWidth) {
+      const int64_t end = std::min(k, k0 + kWidth);
+      alignas(64) float sums[kFew * kLanes] = {};
+      for (int64_t c = k0; c < end; c += kLanes) {
+        const int64_t columns = std::min(kLanes, end - c);
+        const __mmask16 mask = lanes(columns);
+        __m512 v[16];
+        for (int64_t i = 0; i < kLanes; ++i) {
+          v[i] = _mm512_maskz_loadu_ps(i < rows ? mask : 0, w + (j + (i < rows ? i : 0)) * k + c);
         }
+        turn16(v);
+        int64_t t = 0;
+        for (; t + 4 <= tokens; t += 4) add_columns<4>(x + t * k + c, k, v, columns, sums + t * kLanes);
+        for (; t < tokens; ++t) add_columns<1>(x + t * k + c, k, v, columns, sums + t * kLanes);
       }
-      alignas(64) float all[16];
-      _mm512_store_ps(all, sums_of(own));
-      for (int64_t i = 0; i < std::min<int64_t>(4, tokens - t); ++i) {
-        const __m128 row = _mm_add_ps(_mm_load_ps(all + 4 * i), b);
-        _mm_mask_storeu_ps(y + (t + i) * y_apart + j, there, row);
+      const __m512 before = bias && k0 == 0 ? _mm512_maskz_loadu_ps(there, bias + j) : _mm512_setzero_ps();
+      for (int64_t t = 0; t < tokens; ++t) {
+        float* to = y + t * y_apart + j;
+        __m512 sum = _mm512_add_ps(_mm512_load_ps(sums + t * kLanes), before);
+        if (k0 > 0) sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(there, to));
+        _mm512_mask_storeu_ps(to, there, sum);
       }
     }
   }

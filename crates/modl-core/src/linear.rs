@@ -3,9 +3,9 @@
 //! For f32 on the CPU libtorch calls MKL, which keeps to AVX2 on AMD's processors even where they
 //! have AVX-512. Two ways use it:
 //!
-//! * Products of our own, see `cpp/products.h`. On Zen 4 they are never slower than MKL and oneDNN: a tenth
-//!   faster with large matrices, a third where weights come from memory and few tokens share them, as
-//!   experts' do, and up to three times with one to eight tokens.
+//! * Products of our own, see `cpp/products.h`. On Zen 4 they were not slower than MKL and oneDNN in anything
+//!   that was measured: a tenth faster with large matrices, a third where weights come from memory and few
+//!   tokens share them, as experts' do. A single token is left to MKL.
 //! * oneDNN's convolutions, twice as fast as MKL on Zen 5, forward and backward. A linear layer is a
 //!   convolution with a 1 × 1 kernel over rows that lie in memory channels-last, which is how `[…, in]`
 //!   lies anyway: nothing is copied. What a convolution costs beside the product is too much for small
@@ -236,6 +236,21 @@ mod tests {
         let of_w = twice(&h).t().unwrap().matmul(&x).unwrap();
         let of_w = of_w.add(&twice(&x).t().unwrap().matmul(&h).unwrap()).unwrap();
         assert!(found[1].all_close(&of_w, 1e-4, 1e-4).unwrap());
+    }
+
+    /// So that modules of a few rows each give what they give a whole batch.
+    #[test]
+    fn a_token_has_the_same_bits_whatever_tokens_are_beside_it() {
+        for (out, width) in [(100, 784), (37, 1500), (16, 40)] {
+            let of = |shape: &[i64], name| random(shape, name).to_kind(Kind::Float).unwrap();
+            let (x, w, b) = (of(&[300, width], "x"), of(&[out, width], "w"), of(&[out], "b"));
+            let Some(all) = ffi::linear(&x, &w, Some(&b), false).unwrap() else { return };
+            for (first, rows) in [(0, 2), (7, 3), (20, 24), (33, 25), (100, 40), (3, 290)] {
+                let few = x.narrow(0, first, rows).unwrap();
+                let few = ffi::linear(&few, &w, Some(&b), false).unwrap().unwrap();
+                assert!(few.bit_equal(&all.narrow(0, first, rows).unwrap()).unwrap(), "{rows}");
+            }
+        }
     }
 
     #[test]

@@ -72,7 +72,9 @@ fn settings_of_terabytes_are_refused_by_shape() -> Result<()> {
             other => panic!("{config}: {other:?}"),
         }
         if let Some((before, after)) = before.zip(peak()) {
-            assert!(after - before < 1 << 26, "{config}: {} bytes more", after - before);
+            // Linux counts pages a few at a time, so that the later peak may be told as the lower one.
+            let more = after.saturating_sub(before);
+            assert!(more < 1 << 26, "{config}: {more} bytes more");
         }
     }
     Ok(())
