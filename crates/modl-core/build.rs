@@ -35,6 +35,7 @@ fn main() {
             .file(format!("cpp/{name}.cpp"))
             .compile(&format!("modl_{name}"));
     };
+    compile("cross_entropy", &[]);
     compile("side_by_side", &[]);
     // Their loops are the work, whatever the profile: a product and a sum are one instruction.
     for name in ["grouped_low_rank", "linear", "steps"] {

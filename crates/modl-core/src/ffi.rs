@@ -99,6 +99,11 @@ unsafe extern "C" {
         relu: bool,
         result: *mut *mut c_void,
     ) -> *mut c_char;
+    fn modl_cross_entropy(
+        x: *mut c_void,
+        classes: *const i64,
+        result: *mut *mut c_void,
+    ) -> *mut c_char;
     fn modl_norm(tensors: *const *mut c_void, n: usize, norm: *mut f64) -> *mut c_char;
     fn modl_scale(of: *mut c_void, factor: f64) -> *mut c_char;
     fn modl_add_scaled(a: *mut c_void, b: *mut c_void, factor: f64) -> *mut c_char;
@@ -302,6 +307,17 @@ pub(crate) fn linear(
     unsafe {
         said_of("linear", &[x, w], modl_linear(at(x), at(w), b, relu, &mut result))?;
         Ok((!result.is_null()).then(|| Tensor(tch::Tensor::from_ptr(result.cast()))))
+    }
+}
+
+/// See [`Tensor::cross_entropy_of_rows`], which has looked at kind, place, layout and classes.
+pub(crate) fn cross_entropy(x: &Tensor, classes: &[i64]) -> Result<Tensor> {
+    let mut result: *mut c_void = std::ptr::null_mut();
+    // SAFETY: x lives until the call is over, is as C++ counts on, and has a row for each of the classes; C++
+    // keeps its own references, and writes `result` where it says nothing.
+    unsafe {
+        said_of("cross_entropy", &[x], modl_cross_entropy(at(x), classes.as_ptr(), &mut result))?;
+        Ok(Tensor(tch::Tensor::from_ptr(result.cast())))
     }
 }
 

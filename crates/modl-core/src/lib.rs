@@ -41,6 +41,7 @@ mod bank;
 mod cache;
 pub mod checkpoint;
 mod context;
+mod cross_entropy;
 mod dispatch;
 mod error;
 mod ffi;

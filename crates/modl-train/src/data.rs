@@ -195,11 +195,12 @@ impl Dataset {
     /// # Errors
     /// [`Error::Unknown`] with the tasks that there are.
     pub fn of_task(&self, task: &str) -> Result<Dataset> {
-        let tasks = self.tasks();
-        if !tasks.contains_key(task) {
-            return Err(Error::unknown("task of the data set", task, tasks.keys()));
+        let all = self.examples.iter().enumerate();
+        let own: Vec<usize> = all.filter(|(_, e)| e.task == task).map(|(i, _)| i).collect();
+        if own.is_empty() {
+            return Err(Error::unknown("task of the data set", task, self.tasks().keys()));
         }
-        self.filter(|e| e.task == task)
+        self.rows(&own)
     }
 
     /// The examples of some tasks, in order.

@@ -120,11 +120,11 @@ impl Objective for Classification {
     }
 
     fn losses(&self, predicted: &Tensor, batch: &Batch) -> Result<Tensor> {
+        if self.label_smoothing == 0.0 {
+            return predicted.cross_entropy_of_rows(&batch.targets);
+        }
         let log_p = predicted.log_softmax(-1)?;
         let hard = log_p.nll(&batch.targets.to_kind(Kind::Int64)?)?;
-        if self.label_smoothing == 0.0 {
-            return Ok(hard);
-        }
         let own = self.real(&log_p)?;
         let spread = match self.tasks.is_empty() {
             true => own.mean_dims(&[-1], false)?,
