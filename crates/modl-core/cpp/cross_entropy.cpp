@@ -5,21 +5,10 @@
 #include <cmath>
 #include <vector>
 
-#include <ATen/ATen.h>
-#include <torch/csrc/autograd/edge.h>
-#include <torch/csrc/autograd/function.h>
-#include <torch/csrc/autograd/functions/utils.h>
-#include <torch/csrc/autograd/saved_variable.h>
-#include <torch/csrc/autograd/variable.h>
-
+#include "node.h"
 #include "told.h"
 
 namespace {
-
-using at::Tensor;
-using torch::autograd::Node;
-using torch::autograd::SavedVariable;
-using torch::autograd::variable_list;
 
 // The input are logits `[rows, classes]`.
 struct CrossEntropy : public Node {
@@ -31,8 +20,7 @@ struct CrossEntropy : public Node {
     variable_list result(1);
     const Tensor& of_losses = gradients[0];
     if (!of_losses.defined()) return result;
-    TORCH_CHECK(
-        shares.defined(), "the backward pass of this graph has been run, and it was not kept");
+    need_kept(shares.defined());
     const int64_t n = shares.size(0), width = shares.size(1);
     if (at::GradMode::is_enabled()) {
       const Tensor right = at::one_hot(at::tensor(classes, at::kLong), width);
@@ -87,7 +75,7 @@ char* modl_cross_entropy(Tensor* x, const int64_t* classes, Tensor** result) {
     }
     if (x->requires_grad() && at::GradMode::is_enabled()) {
       auto node = c10::make_intrusive<CrossEntropy>();
-      node->set_next_edges({torch::autograd::impl::gradient_edge(*x)});
+      node->set_next_edges({edge_of(*x)});
       node->logits = SavedVariable(*x, false);
       node->shares = shares;
       node->classes.assign(classes, classes + n);

@@ -5,25 +5,13 @@
 #include <atomic>
 #include <vector>
 
-#include <ATen/ATen.h>
 #include <ATen/Parallel.h>
-#include <torch/csrc/autograd/edge.h>
-#include <torch/csrc/autograd/function.h>
-#include <torch/csrc/autograd/functions/utils.h>
-#include <torch/csrc/autograd/saved_variable.h>
-#include <torch/csrc/autograd/variable.h>
 
+#include "node.h"
 #include "thin_products.h"
 #include "told.h"
 
 namespace {
-
-using at::Tensor;
-using torch::autograd::Edge;
-using torch::autograd::edge_list;
-using torch::autograd::Node;
-using torch::autograd::SavedVariable;
-using torch::autograd::variable_list;
 
 // Slots of one module that one thread takes at once.
 constexpr int64_t kChunk = 64;
@@ -329,8 +317,7 @@ struct GroupedLowRank : public Node {
   variable_list apply(variable_list&& gradients) override {
     variable_list result(num_outputs());
     if (!gradients[0].defined()) return result;
-    TORCH_CHECK(
-        inner.defined(), "the backward pass of this graph has been run, and it was not kept");
+    need_kept(inner.defined());
     result[0] = gradients[0];
     const Tensor x = this->x.unpack(), alpha = this->alpha.unpack();
     std::vector<Tensor> factors;
@@ -462,14 +449,9 @@ char* modl_grouped_low_rank(
       inner = at::empty({plan.inner.back()}, x->options().requires_grad(false));
       node = c10::make_intrusive<GroupedLowRank>();
       edge_list next;
-      const auto edge = [&](const Tensor& t) {
-        next.push_back(t.requires_grad() ? torch::autograd::impl::gradient_edge(t) : Edge());
-      };
-      edge(*y);
-      edge(*x);
-      edge(*alpha);
+      for (const Tensor* t : {y, x, alpha}) next.push_back(edge_of(*t));
       for (const Tensor& f : all) {
-        edge(f);
+        next.push_back(edge_of(f));
         node->factors.emplace_back(f, false);
       }
       node->x = SavedVariable(*x, false);

@@ -3,27 +3,15 @@
 #include <algorithm>
 #include <vector>
 
-#include <ATen/ATen.h>
 #include <ATen/Parallel.h>
-#include <torch/csrc/autograd/edge.h>
-#include <torch/csrc/autograd/function.h>
-#include <torch/csrc/autograd/functions/utils.h>
-#include <torch/csrc/autograd/saved_variable.h>
-#include <torch/csrc/autograd/variable.h>
 
+#include "node.h"
 #include "products.h"
 #include "told.h"
 
 #if defined(__x86_64__)
 
 namespace {
-
-using at::Tensor;
-using torch::autograd::Edge;
-using torch::autograd::edge_list;
-using torch::autograd::Node;
-using torch::autograd::SavedVariable;
-using torch::autograd::variable_list;
 
 // Multiplications for which one more thread is worth being called.
 constexpr int64_t kOfThread = 1 << 19;
@@ -40,7 +28,7 @@ constexpr int64_t kShortSum = 64;
 template <typename Task>
 void divided(int64_t n, int64_t step, int64_t work, const Task& task) {
   const int64_t threads = at::in_parallel_region() ? 1 : at::get_num_threads();
-  const int64_t steps = products::rounded(n, step);
+  const int64_t steps = products::pieces(n, step);
   const int64_t parts = std::max<int64_t>(1, std::min({threads, steps, work / kOfThread}));
   const auto run = [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
@@ -188,11 +176,11 @@ extern "C" {
 
 // `*result` = x wᵀ + bias, which may be null, with 0 for what is below it where `relu` says so; null where
 // libtorch's own way is to be taken.
-char* modl_linear(at::Tensor* x, at::Tensor* w, at::Tensor* bias, bool relu, at::Tensor** result) {
+char* modl_linear(Tensor* x, Tensor* w, Tensor* bias, bool relu, Tensor** result) {
   *result = nullptr;
 #if defined(__x86_64__)
   return told([&] {
-    if (!products::supported() || !suits(*x, *w, bias)) return;
+    if (!has_avx512() || !suits(*x, *w, bias)) return;
     std::vector<int64_t> shape = x->sizes().vec();
     shape.back() = w->size(0);
     Tensor y = at::empty(shape, x->options().requires_grad(false));
@@ -202,8 +190,7 @@ char* modl_linear(at::Tensor* x, at::Tensor* w, at::Tensor* bias, bool relu, at:
       auto node = c10::make_intrusive<Linear>();
       edge_list next;
       for (const Tensor* t : {x, w, bias}) {
-        if (!t) continue;
-        next.push_back(t->requires_grad() ? torch::autograd::impl::gradient_edge(*t) : Edge());
+        if (t) next.push_back(edge_of(*t));
       }
       if (w->requires_grad()) node->x = SavedVariable(*x, false);
       if (x->requires_grad()) node->w = SavedVariable(*w, false);

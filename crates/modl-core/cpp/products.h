@@ -16,10 +16,11 @@
 #include <memory>
 #include <new>
 
+#include "processor.h"
+
 namespace products {
 
-#define AVX512 __attribute__((target("avx512f,avx512vl,avx512dq,avx512bw,avx2,fma,prfchw")))
-#define INLINE AVX512 inline __attribute__((always_inline))
+#define INLINE FOR_AVX512 inline __attribute__((always_inline))
 
 constexpr int64_t kLanes = 16;
 // A tile of a result.
@@ -49,14 +50,6 @@ float* room() {
   return own.get();
 }
 
-// What the products are compiled for.
-inline bool supported() {
-  static const bool has = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("fma");
-  return has;
-}
-
 // The first `n` lanes.
 INLINE __mmask16 lanes(int64_t n) {
   return static_cast<__mmask16>(n >= kLanes ? 0xffff : (1u << std::max<int64_t>(n, 0)) - 1);
@@ -65,7 +58,8 @@ INLINE __mmask16 lanes(int64_t n) {
 // Where the `i`th of so many parts of `n` begins.
 inline int64_t part(int64_t n, int64_t i, int64_t parts) { return n * i / parts; }
 
-inline int64_t rounded(int64_t n, int64_t to) { return (n + to - 1) / to; }
+// How many of this size it takes.
+inline int64_t pieces(int64_t n, int64_t size) { return (n + size - 1) / size; }
 
 // Asks for the cache lines of these numbers.
 INLINE void fetch(const float* from, int64_t n) {
@@ -125,7 +119,7 @@ enum class To { kPut, kAdd, kStream };
 
 // A tile of a packed a, for a c whose rows are `c_apart`.
 template <int M, int N, bool masked>
-AVX512 __attribute__((noinline)) void tile(
+FOR_AVX512 __attribute__((noinline)) void tile(
     const float* a,
     const float* b,
     int64_t b_apart,
@@ -151,7 +145,7 @@ AVX512 __attribute__((noinline)) void tile(
 }
 
 template <int N, bool masked>
-AVX512 inline void tile_of(
+FOR_AVX512 inline void tile_of(
     int64_t rows,
     const float* a,
     const float* b,
@@ -189,7 +183,7 @@ struct Matrix {
 };
 
 // `rows` rows, column by column. Either rows or columns lie without gaps.
-AVX512 inline void pack_rows(const Matrix& a, int64_t rows, int64_t columns, float* to) {
+FOR_AVX512 inline void pack_rows(const Matrix& a, int64_t rows, int64_t columns, float* to) {
   if (a.rows_apart == 1) {
     const __mmask16 mask = lanes(rows);
     for (int64_t j = 0; j < columns; ++j) {
@@ -213,7 +207,7 @@ AVX512 inline void pack_rows(const Matrix& a, int64_t rows, int64_t columns, flo
 
 // c = a b for a `[m, k]`, b `[k, n]` and c `[m, n]`; rows of b and c are so far apart. With `stream`, c may go
 // past the caches.
-AVX512 inline void product(
+FOR_AVX512 inline void product(
     int64_t m,
     int64_t n,
     int64_t k,
@@ -226,16 +220,16 @@ AVX512 inline void product(
   stream &= k <= kBlockSum && reinterpret_cast<uintptr_t>(c) % 64 == 0 && c_apart % kLanes == 0;
   const bool far = !stream && m * c_apart >= kNear;
   float* packed = room<kBlockRows * kBlockSum>();
-  const auto fetch_rows = [&](int64_t from, int64_t to, int64_t n0, int64_t width) AVX512 {
+  const auto fetch_rows = [&](int64_t from, int64_t to, int64_t n0, int64_t width) FOR_AVX512 {
     for (int64_t i = from; i < to; ++i) fetch(b + i * b_apart + n0, width);
   };
   for (int64_t n0 = 0; n0 < n; n0 += kBlockColumns) {
-    const int64_t width = std::min(kBlockColumns, n - n0), panels = rounded(width, kPanel);
+    const int64_t width = std::min(kBlockColumns, n - n0), panels = pieces(width, kPanel);
     fetch_rows(0, std::min(kBlockSum, k), n0, width);
     for (int64_t k0 = 0; k0 < k; k0 += kBlockSum) {
       const int64_t depth = std::min(kBlockSum, k - k0), behind = std::min(kBlockSum, k - k0 - depth);
       for (int64_t m0 = 0; m0 < m; m0 += kBlockRows) {
-        const int64_t height = std::min(kBlockRows, m - m0), tiles = rounded(height, kRows);
+        const int64_t height = std::min(kBlockRows, m - m0), tiles = pieces(height, kRows);
         for (int64_t t = 0; t < tiles; ++t) {
           const int64_t i = part(height, t, tiles), rows = part(height, t + 1, tiles) - i;
           pack_rows(a.from(m0 + i, k0), rows, depth, packed + i * depth);
@@ -278,7 +272,7 @@ AVX512 inline void product(
 // A tile of w xᵀ, rows of w by tokens of a packed x, turned: in a y whose rows are `y_apart`, with the
 // bias, or onto it where there is none.
 template <int M, int N>
-AVX512 __attribute__((noinline)) void turned_tile(
+FOR_AVX512 __attribute__((noinline)) void turned_tile(
     const float* w,
     int64_t w_apart,
     const float* x,
@@ -309,7 +303,7 @@ AVX512 __attribute__((noinline)) void turned_tile(
 }
 
 template <int N>
-AVX512 inline void turned_tile_of(
+FOR_AVX512 inline void turned_tile_of(
     int64_t rows,
     const float* w,
     int64_t w_apart,
@@ -352,7 +346,7 @@ INLINE void turn16(__m512 (&v)[16]) {
 }
 
 // x `[tokens, k]`, whose rows are `apart`, in panels `[k, 32]` with zeros behind the last token.
-AVX512 inline void pack_tokens(
+FOR_AVX512 inline void pack_tokens(
     const float* x, int64_t apart, int64_t tokens, int64_t k, float* to) {
   for (int64_t t = 0; t < tokens; t += kLanes) {
     float* panel = to + t / kPanel * kPanel * k + t % kPanel;
@@ -377,7 +371,7 @@ template <int N>
 INLINE void add_columns(const float* x, int64_t apart, const __m512 (&w)[16], int64_t columns, float* sums) {
   __m512 own[N];
   for (int t = 0; t < N; ++t) own[t] = _mm512_load_ps(sums + t * kLanes);
-  const auto add = [&](int64_t i) AVX512 {
+  const auto add = [&](int64_t i) FOR_AVX512 {
     for (int t = 0; t < N; ++t) own[t] = _mm512_fmadd_ps(_mm512_set1_ps(x[t * apart + i]), w[i], own[t]);
   };
   if (columns == kLanes) {
@@ -391,7 +385,7 @@ INLINE void add_columns(const float* x, int64_t apart, const __m512 (&w)[16], in
 
 // The same for few tokens, which are not worth being packed: 16 rows of w at a time are turned instead. Each
 // sum has the order that it has among many tokens.
-AVX512 inline void few_tokens(
+FOR_AVX512 inline void few_tokens(
     int64_t tokens,
     int64_t n,
     int64_t k,
@@ -430,7 +424,7 @@ AVX512 inline void few_tokens(
 }
 
 // y = x wᵀ + b for x `[tokens, k]`, w `[n, k]` and y, whose rows are `y_apart`; `bias` may be null.
-AVX512 inline void linear(
+FOR_AVX512 inline void linear(
     int64_t tokens,
     int64_t n,
     int64_t k,
@@ -441,9 +435,9 @@ AVX512 inline void linear(
     int64_t y_apart) {
   if (tokens <= kFew) return few_tokens(tokens, n, k, x, w, bias, y, y_apart);
   float* packed = room<kTokens * kWidth>();
-  const int64_t tiles = rounded(n, kRows);
+  const int64_t tiles = pieces(n, kRows);
   for (int64_t t0 = 0; t0 < tokens; t0 += kTokens) {
-    const int64_t height = std::min(kTokens, tokens - t0), panels = rounded(height, kPanel);
+    const int64_t height = std::min(kTokens, tokens - t0), panels = pieces(height, kPanel);
     for (int64_t k0 = 0; k0 < k; k0 += kWidth) {
       const int64_t width = std::min(kWidth, k - k0);
       const bool onto = k0 > 0;
@@ -472,7 +466,7 @@ AVX512 inline void linear(
 }
 
 // The sums of the columns of x `[rows, n]`.
-AVX512 inline void column_sums(const float* x, int64_t rows, int64_t n, float* to) {
+FOR_AVX512 inline void column_sums(const float* x, int64_t rows, int64_t n, float* to) {
   for (int64_t j = 0; j < n; j += kLanes) {
     const __mmask16 mask = lanes(n - j);
     __m512 sum = _mm512_setzero_ps();
@@ -484,7 +478,7 @@ AVX512 inline void column_sums(const float* x, int64_t rows, int64_t n, float* t
 }
 
 // 0 for what is below 0 in x; NaN stays.
-AVX512 inline void relu(float* x, int64_t n) {
+FOR_AVX512 inline void relu(float* x, int64_t n) {
   for (int64_t i = 0; i < n; i += kLanes) {
     const __mmask16 there = lanes(n - i);
     const __m512 v = _mm512_maskz_loadu_ps(there, x + i);
@@ -494,7 +488,7 @@ AVX512 inline void relu(float* x, int64_t n) {
 }
 
 // dy where y, what relu gave, is not 0, and 0 elsewhere.
-AVX512 inline void through_relu(const float* dy, const float* y, int64_t n, float* to) {
+FOR_AVX512 inline void through_relu(const float* dy, const float* y, int64_t n, float* to) {
   for (int64_t i = 0; i < n; i += kLanes) {
     const __mmask16 there = lanes(n - i);
     const __m512 v = _mm512_maskz_loadu_ps(there, y + i);
@@ -504,7 +498,7 @@ AVX512 inline void through_relu(const float* dy, const float* y, int64_t n, floa
 }
 
 // Σ x², in f64.
-AVX512 inline double square_sum(const float* x, int64_t n) {
+FOR_AVX512 inline double square_sum(const float* x, int64_t n) {
   __m512d sums[4] = {};
   for (int64_t i = 0; i < n; i += 2 * kLanes) {
     for (int64_t j = 0; j < 2; ++j) {

@@ -6,26 +6,17 @@
 #include <atomic>
 #include <vector>
 
-#include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <ATen/ThreadLocalState.h>
-#include <torch/csrc/autograd/edge.h>
 #include <torch/csrc/autograd/engine.h>
-#include <torch/csrc/autograd/function.h>
-#include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/graph_task.h>
-#include <torch/csrc/autograd/variable.h>
 
+#include "node.h"
 #include "told.h"
 
 namespace {
 
-using torch::autograd::Edge;
-using torch::autograd::edge_list;
 using torch::autograd::Engine;
-using torch::autograd::Node;
-using torch::autograd::variable_list;
-using torch::autograd::impl::gradient_edge;
 
 // task(0), ..., task(n - 1): each thread takes the next one that nobody has. Operations within a
 // task have one thread, since they are in a parallel region.
@@ -68,8 +59,7 @@ struct SideBySide : public Node {
     if (!dy.defined()) {
       return result;
     }
-    TORCH_CHECK(
-        !branches.empty(), "the backward pass of this graph has been run, and it was not kept");
+    need_kept(!branches.empty());
     const bool keep = torch::autograd::get_current_graph_task_keep_graph();
     const bool of_x = task_should_compute_output(0);
     if (of_x) {
@@ -147,20 +137,17 @@ char* modl_join(
     at::Tensor** own,
     const size_t* first_params) {
   return told([&] {
-    const auto edge = [](const at::Tensor& t) {
-      return t.requires_grad() ? gradient_edge(t) : Edge();
-    };
     auto node = c10::make_intrusive<SideBySide>();
     edge_list next;
-    next.push_back(edge(*x));
+    next.push_back(edge_of(*x));
     node->x_size = x->sizes().vec();
     node->x_options = x->options();
     for (size_t i = 0; i < n; ++i) {
       const int64_t rows = first_rows[i + 1] - first_rows[i];
-      Branch branch{edge(*ys[i]), edge(*xs[i]), {}, 1 + first_params[i], first_rows[i], rows};
+      Branch branch{edge_of(*ys[i]), edge_of(*xs[i]), {}, 1 + first_params[i], first_rows[i], rows};
       for (size_t j = first_params[i]; j < first_params[i + 1]; ++j) {
-        next.push_back(edge(*params[j]));
-        branch.params.push_back(edge(*own[j]));
+        next.push_back(edge_of(*params[j]));
+        branch.params.push_back(edge_of(*own[j]));
       }
       node->branches.push_back(std::move(branch));
     }

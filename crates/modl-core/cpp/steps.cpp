@@ -26,7 +26,7 @@ bool alone(const at::Tensor& own) {
 double squares_of(const at::Tensor& own) {
   const bool there = own.device().is_cpu() && own.is_non_overlapping_and_dense();
 #if defined(__x86_64__)
-  if (there && own.scalar_type() == at::kFloat && products::supported()) {
+  if (there && own.scalar_type() == at::kFloat && has_avx512()) {
     return products::square_sum(own.const_data_ptr<float>(), own.numel());
   }
 #endif

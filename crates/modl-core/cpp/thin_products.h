@@ -12,6 +12,8 @@
 #include <cstring>
 #include <memory>
 
+#include "processor.h"
+
 namespace thin {
 
 #define INLINE inline __attribute__((always_inline))
@@ -328,22 +330,8 @@ INLINE void pack(
 }
 
 // All of them, each compiled for processors with AVX-512, for those with AVX2 and for those without,
-// since what is compiled here runs elsewhere.
+// chosen where it runs.
 #if defined(__x86_64__)
-#define FOR_AVX2 __attribute__((target("avx2,fma")))
-#define FOR_AVX512 __attribute__((target("avx512f,avx512vl,avx512dq,avx2,fma")))
-
-inline bool has_avx2() {
-  static const bool has = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  return has;
-}
-
-inline bool has_avx512() {
-  static const bool has = has_avx2() && __builtin_cpu_supports("avx512f") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  return has;
-}
-
 #define VARIANTS(T, NAME, ARGUMENTS, CALL)        \
   FOR_AVX512 inline void NAME##_avx512 ARGUMENTS { \
     NAME<T, 64> CALL;                             \

@@ -1,7 +1,7 @@
 //! The cross entropy of rows, −ln softmax(x)ᵧ = ln Σ꜀ exp x꜀ − xᵧ.
 //!
-//! Libtorch takes an operation for each step of it, which for few classes is felt: a third of what a small
-//! network's step takes beside its products. Up to [`FEW`] classes it is one pass each way here, with the
+//! Libtorch takes an operation for each step of it, which for few classes is felt: a twelfth of what a step
+//! takes in which a small network learns. Up to [`FEW`] classes it is one pass each way here, with the
 //! sum in f64.
 
 use crate::{Device, Error, Kind, Result, Tensor, ffi};

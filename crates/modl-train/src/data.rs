@@ -195,12 +195,10 @@ impl Dataset {
     /// # Errors
     /// [`Error::Unknown`] with the tasks that there are.
     pub fn of_task(&self, task: &str) -> Result<Dataset> {
-        let all = self.examples.iter().enumerate();
-        let own: Vec<usize> = all.filter(|(_, e)| e.task == task).map(|(i, _)| i).collect();
-        if own.is_empty() {
+        if !self.examples.iter().any(|e| e.task == task) {
             return Err(Error::unknown("task of the data set", task, self.tasks().keys()));
         }
-        self.rows(&own)
+        self.filter(|e| e.task == task)
     }
 
     /// The examples of some tasks, in order.

@@ -5,6 +5,8 @@
 //! programming over the rows in the order of their lengths. The loss is the mean over all rows as
 //! before, so that gradients are equal up to rounding.
 
+use std::borrow::Cow;
+
 use modl_core::{Kind, Result};
 
 use crate::Batch;
@@ -59,17 +61,17 @@ impl Batch {
 
     /// The batch in `n` parts of consecutive rows, as equal in number as can be, each filled up to its
     /// own longest row. Where there are fewer rows there are fewer parts.
-    pub(crate) fn in_parts(&self, n: u64) -> Result<Vec<Batch>> {
+    pub(crate) fn in_parts(&self, n: u64) -> Result<Cow<'_, [Batch]>> {
         let (rows, n) = (self.len(), (n as usize).clamp(1, self.len().max(1)));
         if n == 1 {
-            return Ok(vec![self.clone()]);
+            return Ok(Cow::Borrowed(std::slice::from_ref(self)));
         }
         let lengths = self.lengths()?;
         let part = |i: usize| {
             let own: Vec<usize> = (i * rows / n..(i + 1) * rows / n).collect();
             self.rows_filled(&own, lengths.as_deref())
         };
-        (0..n).map(part).collect()
+        (0..n).map(part).collect::<Result<_>>().map(Cow::Owned)
     }
 
     /// All rows, filled up to the longest of them.

@@ -10,6 +10,7 @@
 //!   predictions: THOR (Zuo et al. 2022, arXiv 2110.04260) and AdaMix (Wang et al. 2022,
 //!   arXiv 2205.12410).
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -193,13 +194,9 @@ impl Passing<'_> {
         batch: &Batch,
         kept: Option<&ActivationCheckpoints>,
     ) -> Result<StepLoss> {
-        let split;
         let parts = match self.config.split_by_length {
-            true => {
-                split = batch.by_length()?;
-                split.as_slice()
-            }
-            false => std::slice::from_ref(batch),
+            true => Cow::Owned(batch.by_length()?),
+            false => Cow::Borrowed(std::slice::from_ref(batch)),
         };
         let mut sum: Option<StepLoss> = None;
         let mut penalty = None;

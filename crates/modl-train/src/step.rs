@@ -198,16 +198,8 @@ impl<'a> StepContext<'a> {
         change: &dyn Fn(&mut StepLoss) -> Result<()>,
     ) -> Result<StepGradients> {
         let (mut sum, mut all) = (None, None);
-        let split;
-        let parts = match parts {
-            0 | 1 => std::slice::from_ref(batch),
-            _ => {
-                split = batch.in_parts(parts)?;
-                split.as_slice()
-            }
-        };
         // One after the other, so that only one part's graph is in memory.
-        for (n, part) in (first..).zip(parts) {
+        for (n, part) in (first..).zip(batch.in_parts(parts)?.iter()) {
             let share = part.len() as f64 / batch.len().max(1) as f64;
             let loss = self.loss_of_part(part, n)?;
             let mut loss = if share == 1.0 { loss } else { loss.times(share)? };
