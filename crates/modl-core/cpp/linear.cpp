@@ -1,6 +1,7 @@
 // Linear layers by products of our own, forward and backward; see src/linear.rs for where.
 
 #include <algorithm>
+#include <type_traits>
 #include <vector>
 
 #include <ATen/Parallel.h>
@@ -39,49 +40,106 @@ void divided(int64_t n, int64_t step, int64_t work, const Task& task) {
   parts == 1 ? run(0, 1) : at::parallel_for(0, parts, 1, run);
 }
 
-// y = x wᵀ + b, x `[tokens, k]` and w `[n, k]`; with `relu`, what is below 0 becomes 0.
-void forward(const Tensor& x, const Tensor& w, const Tensor* bias, bool relu, const Tensor& y) {
-  const int64_t n = w.size(0), k = w.size(1), tokens = x.numel() / k;
-  const float *xs = x.const_data_ptr<float>(), *ws = w.const_data_ptr<float>();
-  const float* b = bias ? bias->const_data_ptr<float>() : nullptr;
-  float* ys = y.mutable_data_ptr<float>();
+// What a tensor of this kind of numbers has in memory.
+template <typename Kind>
+const typename Kind::Number* numbers(const Tensor& t) {
+  return static_cast<const typename Kind::Number*>(t.const_data_ptr());
+}
+
+// f with what is multiplied: numbers of f32 or of bf16.
+template <typename F>
+void by_kind(const Tensor& t, const F& f) {
+  t.scalar_type() == at::kFloat ? f(products::F32()) : f(products::Bf16());
+}
+
+template <typename Kind, typename Out>
+void forward_to(const Tensor& x, const Tensor& w, const Tensor* bias, bool relu, const Tensor& y) {
+  const int64_t n = w.size(0), words = w.size(1) / Kind::kInWord, tokens = x.numel() / w.size(1);
+  const auto* xs = static_cast<const float*>(x.const_data_ptr());
+  const auto* ws = static_cast<const float*>(w.const_data_ptr());
+  const auto* b = bias ? static_cast<const Out*>(bias->const_data_ptr()) : nullptr;
+  auto* ys = static_cast<Out*>(y.mutable_data_ptr());
   const auto part = [&](int64_t t, int64_t rows, int64_t i, int64_t columns) {
-    float* to = ys + t * n + i;
-    products::linear(rows, columns, k, xs + t * k, ws + i * k, b ? b + i : nullptr, to, n);
-    for (int64_t r = 0; r < rows && relu; ++r, to += n) products::relu(to, columns);
+    Out* to = ys + t * n + i;
+    const Out* of_bias = b ? b + i : nullptr;
+    products::linear<Kind>(rows, columns, words, xs + t * words, ws + i * words, of_bias, to, n);
+    if constexpr (std::is_same_v<Kind, products::F32>) {
+      for (int64_t r = 0; r < rows && relu; ++r, to += n) products::relu(to, columns);
+    }
   };
   if (tokens >= n) {
-    divided(tokens, products::kPanel, tokens * n * k, [&](int64_t t, int64_t end) {
+    divided(tokens, products::kPanel, tokens * n * words, [&](int64_t t, int64_t end) {
       part(t, end - t, 0, n);
     });
   } else {
-    divided(n, products::kRows, tokens * n * k, [&](int64_t i, int64_t end) {
+    divided(n, products::kRows, tokens * n * words, [&](int64_t i, int64_t end) {
       part(0, tokens, i, end - i);
     });
   }
 }
 
-// a b in `c`, for a `[m, k]` and b `[k, n]`, which lies without gaps as c does.
-void product(
-    int64_t m, int64_t n, int64_t k, const products::Matrix& a, const Tensor& b, bool stream, const Tensor& c) {
-  const float* of_b = b.const_data_ptr<float>();
-  float* to = c.mutable_data_ptr<float>();
+// y = x wᵀ + b, x `[tokens, k]` and w `[n, k]`; with `relu`, for f32 alone, what is below 0 becomes 0.
+void forward(const Tensor& x, const Tensor& w, const Tensor* bias, bool relu, const Tensor& y) {
+  by_kind(x, [&](auto kind) {
+    using Kind = decltype(kind);
+    if (Kind::kInWord == 1 || w.size(1) <= Kind::kInWord * products::kWidth) {
+      return forward_to<Kind, typename Kind::Number>(x, w, bias, relu, y);
+    }
+    const Tensor sums = at::empty(y.sizes(), y.options().dtype(at::kFloat));
+    const Tensor of_bias = bias ? bias->to(at::kFloat) : Tensor();
+    forward_to<Kind, float>(x, w, bias ? &of_bias : nullptr, relu, sums);
+    y.copy_(sums);
+  });
+}
+
+template <typename Kind, typename Out>
+void product_to(
+    int64_t m,
+    int64_t n,
+    int64_t k,
+    const products::Matrix<typename Kind::Number>& a,
+    const Tensor& b,
+    bool stream,
+    const Tensor& c) {
+  const auto* of_b = numbers<Kind>(b);
+  auto* to = static_cast<Out*>(c.mutable_data_ptr());
+  const int64_t work = m * n * (k / Kind::kInWord);
   if (m >= n) {
-    divided(m, products::kRows, m * n * k, [&](int64_t i, int64_t end) {
-      products::product(end - i, n, k, a.from(i, 0), of_b, n, to + i * n, n, stream);
+    divided(m, products::kRows, work, [&](int64_t i, int64_t end) {
+      products::product<Kind>(end - i, n, k, a.from(i, 0), of_b, n, to + i * n, n, stream);
     });
   } else {
-    divided(n, products::kPanel, m * n * k, [&](int64_t j, int64_t end) {
-      products::product(m, end - j, k, a, of_b + j, n, to + j, n, stream);
+    divided(n, products::kPanel, work, [&](int64_t j, int64_t end) {
+      products::product<Kind>(m, end - j, k, a, of_b + j, n, to + j, n, stream);
     });
   }
+}
+
+// a b in `c`, for a `[m, k]` and b `[k, n]`, which lies without gaps as c does.
+template <typename Kind>
+void product(
+    int64_t m,
+    int64_t n,
+    int64_t k,
+    const products::Matrix<typename Kind::Number>& a,
+    const Tensor& b,
+    bool stream,
+    const Tensor& c) {
+  if (Kind::kInWord == 1 || k <= Kind::kInWord * Kind::kBlockSum) {
+    return product_to<Kind, typename Kind::Number>(m, n, k, a, b, stream, c);
+  }
+  const Tensor sums = at::empty({m, n}, c.options().dtype(at::kFloat));
+  product_to<Kind, float>(m, n, k, a, b, false, sums);
+  c.copy_(sums.view(c.sizes()));
 }
 
 // dy w in the shape of x, for dy `[tokens, n]` and w `[n, k]`.
 Tensor gradient_of_x(const Tensor& dy, const Tensor& w, at::IntArrayRef x_size) {
   const int64_t n = w.size(0), k = w.size(1);
   const Tensor dx = at::empty(x_size, dy.options());
-  product(dy.numel() / n, k, n, {dy.const_data_ptr<float>(), n, 1}, w, false, dx);
+  by_kind(dy, [&](auto kind) {
+    product<decltype(kind)>(dy.numel() / n, k, n, {numbers<decltype(kind)>(dy), n, 1}, w, false, dx);
+  });
   return dx;
 }
 
@@ -89,7 +147,10 @@ Tensor gradient_of_x(const Tensor& dy, const Tensor& w, at::IntArrayRef x_size) 
 Tensor gradient_of_w(const Tensor& dy, const Tensor& x) {
   const int64_t n = dy.size(-1), k = x.size(-1);
   const Tensor dw = at::empty({n, k}, dy.options());
-  product(n, k, dy.numel() / n, {dy.const_data_ptr<float>(), 1, n}, x, n * k >= kStreamed, dw);
+  by_kind(dy, [&](auto kind) {
+    const bool stream = n * k >= kStreamed;
+    product<decltype(kind)>(n, k, dy.numel() / n, {numbers<decltype(kind)>(dy), 1, n}, x, stream, dw);
+  });
   return dw;
 }
 
@@ -107,11 +168,14 @@ Tensor through_relu(const Tensor& dy, const Tensor& y) {
 // The sums of the columns of dy `[tokens, n]`.
 Tensor gradient_of_bias(const Tensor& dy) {
   const int64_t n = dy.size(-1), tokens = dy.numel() / n;
-  if (tokens > kShortSum) return dy.reshape({tokens, n}).sum(0);
+  if (tokens > kShortSum || dy.scalar_type() != at::kFloat) return dy.reshape({tokens, n}).sum(0);
   const Tensor sums = at::empty({n}, dy.options());
   products::column_sums(dy.const_data_ptr<float>(), tokens, n, sums.mutable_data_ptr<float>());
   return sums;
 }
+
+// Whether rows are words of 32 bits.
+bool whole_words(const Tensor& t) { return t.scalar_type() == at::kFloat || t.size(-1) % 2 == 0; }
 
 // Inputs are x `[..., k]`, w `[n, k]`, and the bias where there is one.
 struct Linear : public Node {
@@ -138,7 +202,7 @@ struct Linear : public Node {
     const bool few = dy.numel() / dy.size(-1) < kFewTokens;
     if (task_should_compute_output(0)) {
       const Tensor w = this->w.unpack();
-      result[0] = few ? dy.matmul(w) : gradient_of_x(dy, w, x_size);
+      result[0] = few || !whole_words(dy) ? dy.matmul(w) : gradient_of_x(dy, w, x_size);
     }
     if (task_should_compute_output(1)) {
       const Tensor x = this->x.unpack();
@@ -158,14 +222,16 @@ struct Linear : public Node {
   std::string name() const override { return "Linear"; }
 };
 
-bool plain(const Tensor& t) {
-  return t.is_cpu() && t.scalar_type() == at::kFloat && t.is_contiguous();
+bool plain(const Tensor& t, at::ScalarType kind) {
+  return t.is_cpu() && t.scalar_type() == kind && t.is_contiguous();
 }
 
-bool suits(const Tensor& x, const Tensor& w, const Tensor* bias) {
-  return plain(x) && plain(w) && w.dim() == 2 && x.dim() >= 1 && x.size(-1) == w.size(1) &&
-      w.size(0) > 1 && w.size(1) >= kNarrow && x.numel() > x.size(-1) &&
-      (!bias || (plain(*bias) && bias->dim() == 1 && bias->size(0) == w.size(0)));
+bool suits(const Tensor& x, const Tensor& w, const Tensor* bias, bool relu) {
+  const auto kind = x.scalar_type();
+  const bool has = kind == at::kFloat ? has_avx512() : kind == at::kBFloat16 && has_bf16() && !relu;
+  return has && plain(x, kind) && plain(w, kind) && w.dim() == 2 && x.dim() >= 1 && x.size(-1) == w.size(1) &&
+      whole_words(w) && w.size(0) > 1 && w.size(1) >= kNarrow && x.numel() > x.size(-1) &&
+      (!bias || (plain(*bias, kind) && bias->dim() == 1 && bias->size(0) == w.size(0)));
 }
 
 }  // namespace
@@ -180,7 +246,7 @@ char* modl_linear(Tensor* x, Tensor* w, Tensor* bias, bool relu, Tensor** result
   *result = nullptr;
 #if defined(__x86_64__)
   return told([&] {
-    if (!has_avx512() || !suits(*x, *w, bias)) return;
+    if (!suits(*x, *w, bias, relu)) return;
     std::vector<int64_t> shape = x->sizes().vec();
     shape.back() = w->size(0);
     Tensor y = at::empty(shape, x->options().requires_grad(false));

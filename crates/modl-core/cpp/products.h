@@ -1,9 +1,11 @@
-// Products of f32 matrices on processors with AVX-512, one thread each: what a linear layer and its
-// gradients are made of. Each number of a result is one sum, whose order depends on the shapes alone.
+// Products of f32 and bf16 matrices on processors with AVX-512, one thread each: what a linear layer and its
+// gradients are made of. Each number of a result is one sum in f32, whose order depends on the shapes alone.
 //
 // A tile of the result, 12 rows by two vectors, stays in registers while one row of the second matrix
 // after the other is multiplied into it. That matrix is read from memory in its order or fetched ahead
 // of its use, since weights are often met for the first time in a step.
+//
+// Numbers are taken in words of 32 bits: one of f32, or two of bf16 that are neighbours in a sum.
 
 #pragma once
 
@@ -13,6 +15,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <new>
 
@@ -26,20 +29,45 @@ constexpr int64_t kLanes = 16;
 // A tile of a result.
 constexpr int64_t kRows = 12;
 constexpr int64_t kPanel = 2 * kLanes;
-// What is taken at once of a and b in c = a b: so much of them stays in the second cache.
+// What is taken at once in c = a b: at least so many rows of a, and so many words of a and b, for which the second
+// cache has room.
 constexpr int64_t kBlockRows = 8 * kRows;
-constexpr int64_t kBlockSum = 256;
-constexpr int64_t kBlockColumns = 256;
-// What is packed at once of x.
+constexpr int64_t kWordsOfA = 1 << 15;
+constexpr int64_t kWordsOfB = 1 << 13;
+// What is packed at once of x, in tokens and words.
 constexpr int64_t kTokens = 256;
-constexpr int64_t kWidth = 1024;
+constexpr int64_t kWidth = 4096;
+constexpr int64_t kWordsOfX = 1 << 17;
 // A result with so many numbers is no more in the second cache from when its memory was used last.
 constexpr int64_t kNear = 1 << 17;
 // Up to so many tokens, x is not packed.
-constexpr int64_t kFew = 24;
+constexpr int64_t kFew = 12;
 
-// Room of a thread's own, from where a cache line begins; it stays for the next product.
-template <int64_t N>
+// What is multiplied: how many of a word, and how much of a sum is taken at once in c = a b.
+struct F32 {
+  using Number = float;
+  static constexpr int64_t kInWord = 1;
+  static constexpr int64_t kBlockSum = 256;
+
+  INLINE static __m512 add(__m512 a, __m512 b, __m512 c) { return _mm512_fmadd_ps(a, b, c); }
+};
+
+struct Bf16 {
+  using Number = uint16_t;
+  static constexpr int64_t kInWord = 2;
+  // In words; a result of bf16 cannot be added to.
+  static constexpr int64_t kBlockSum = 1024;
+
+  INLINE static __m512 add(__m512 a, __m512 b, __m512 c) {
+    return _mm512_dpbf16_ps(c, (__m512bh)_mm512_castps_si512(a), (__m512bh)_mm512_castps_si512(b));
+  }
+};
+
+// The processor does not fetch rows so short ahead by itself, where few tokens meet them.
+constexpr int64_t kNarrowRows = 1024;
+
+// Room of a thread's own for words, from where a cache line begins; it stays for the next product.
+template <int64_t N, int which>
 float* room() {
   struct Free {
     void operator()(float* p) const { _mm_free(p); }
@@ -48,6 +76,43 @@ float* room() {
       static_cast<float*>(_mm_malloc(N * sizeof(float), 64)));
   if (!own) throw std::bad_alloc();
   return own.get();
+}
+
+// 16 numbers, those of the mask, as f32 and back.
+INLINE __m512 load(__mmask16 mask, const float* from) { return _mm512_maskz_loadu_ps(mask, from); }
+
+INLINE __m512 load(__mmask16 mask, const uint16_t* from) {
+  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, from));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+
+INLINE void store(float* to, __mmask16 mask, __m512 v) { _mm512_mask_storeu_ps(to, mask, v); }
+
+INLINE void store(uint16_t* to, __mmask16 mask, __m512 v) {
+  _mm256_mask_storeu_epi16(to, mask, (__m256i)_mm512_cvtneps_pbh(v));
+}
+
+inline float wide(float v) { return v; }
+
+inline float wide(uint16_t v) {
+  const uint32_t bits = static_cast<uint32_t>(v) << 16;
+  float result;
+  std::memcpy(&result, &bits, sizeof result);
+  return result;
+}
+
+// Four numbers.
+INLINE __m128 load4(const float* from) { return _mm_loadu_ps(from); }
+
+INLINE __m128 load4(const uint16_t* from) {
+  const __m128i words = _mm_cvtepu16_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
+  return _mm_castsi128_ps(_mm_slli_epi32(words, 16));
+}
+
+INLINE void store4(float* to, __m128 v) { _mm_storeu_ps(to, v); }
+
+INLINE void store4(uint16_t* to, __m128 v) {
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(to), (__m128i)_mm_cvtneps_pbh(v));
 }
 
 // The first `n` lanes.
@@ -62,13 +127,40 @@ inline int64_t part(int64_t n, int64_t i, int64_t parts) { return n * i / parts;
 inline int64_t pieces(int64_t n, int64_t size) { return (n + size - 1) / size; }
 
 // Asks for the cache lines of these numbers.
-INLINE void fetch(const float* from, int64_t n) {
-  for (int64_t i = 0; i < n; i += kLanes) _mm_prefetch(from + i, _MM_HINT_T1);
+template <typename Number>
+INLINE void fetch(const Number* from, int64_t n) {
+  for (int64_t i = 0; i < n; i += 64 / sizeof(Number)) _mm_prefetch(from + i, _MM_HINT_T1);
 }
+
+// What is fetched meanwhile, some of it in each step of a sum: asked for at once it would stop the products
+// until it has come.
+struct Ahead {
+  const char* row;
+  int64_t apart;   // from a row to the next, in bytes as all here
+  int32_t width;   // of a row
+  int32_t step;    // so much in each step
+  int32_t at = 0;  // in the row
+
+  // `rows` rows in so many steps.
+  template <typename Number>
+  Ahead(const Number* from, int64_t apart, int64_t rows, int64_t width, int64_t steps)
+      : row(reinterpret_cast<const char*>(from)),
+        apart(apart * sizeof(Number)),
+        width(width * sizeof(Number)),
+        step(pieces(rows * this->width, steps)) {}
+
+  INLINE void next() {
+    _mm_prefetch(row + at, _MM_HINT_T0);
+    at += step;
+    const bool through = at >= width;
+    row += through ? apart : 0;
+    at -= through ? width : 0;
+  }
+};
 
 // c = Σ_k a[k] b[k]ᵀ for M rows and N vectors: a[k][m] is at a[k·k_apart + m·m_apart], and b[k] at
 // b + k·b_apart. Lanes of the last vector that `last` does not have are not read.
-template <int M, int N, bool masked>
+template <typename Kind, int M, int N, bool masked>
 INLINE void sums(
     const float* a,
     int64_t m_apart,
@@ -77,21 +169,30 @@ INLINE void sums(
     int64_t b_apart,
     int64_t k,
     __mmask16 last,
+    Ahead& fetched,
     __m512 (&c)[M][N]) {
+  Ahead ahead = fetched;
+#pragma GCC unroll 16
   for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 2
     for (int n = 0; n < N; ++n) c[m][n] = _mm512_setzero_ps();
   }
   for (int64_t i = 0; i < k; ++i, a += k_apart, b += b_apart) {
+    ahead.next();
     __m512 row[N];
+#pragma GCC unroll 2
     for (int n = 0; n < N; ++n) {
       const float* from = b + kLanes * n;
       row[n] = masked && n == N - 1 ? _mm512_maskz_loadu_ps(last, from) : _mm512_loadu_ps(from);
     }
+#pragma GCC unroll 16
     for (int m = 0; m < M; ++m) {
       const __m512 one = _mm512_set1_ps(a[m * m_apart]);
-      for (int n = 0; n < N; ++n) c[m][n] = _mm512_fmadd_ps(one, row[n], c[m][n]);
+#pragma GCC unroll 2
+      for (int n = 0; n < N; ++n) c[m][n] = Kind::add(one, row[n], c[m][n]);
     }
   }
+  fetched = ahead;
 }
 
 // f(m) for the M that equals `m`, a number from 1 to kRows, known when this is compiled.
@@ -117,34 +218,46 @@ INLINE void sums(
 // written once and not soon read, and whose vectors are aligned.
 enum class To { kPut, kAdd, kStream };
 
+INLINE void stream(float* to, __m512 a, __m512 b) {
+  _mm512_stream_ps(to, a);
+  _mm512_stream_ps(to + kLanes, b);
+}
+
+INLINE void stream(uint16_t* to, __m512 a, __m512 b) {
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(to), (__m512i)_mm512_cvtne2ps_pbh(b, a));
+}
+
 // A tile of a packed a, for a c whose rows are `c_apart`.
-template <int M, int N, bool masked>
+template <typename Kind, int M, int N, bool masked, typename Out>
 FOR_AVX512 __attribute__((noinline)) void tile(
     const float* a,
     const float* b,
     int64_t b_apart,
     int64_t k,
     __mmask16 last,
-    float* c,
+    Out* c,
     int64_t c_apart,
-    To how) {
+    To how,
+    Ahead& ahead) {
   __m512 own[M][N];
-  sums<M, N, masked>(a, 1, M, b, b_apart, k, last, own);
+  sums<Kind, M, N, masked && Kind::kInWord == 1>(a, 1, M, b, b_apart, k, last, ahead, own);
+#pragma GCC unroll 16
   for (int m = 0; m < M; ++m) {
+    if (how == To::kStream && !masked) {
+      stream(c + m * c_apart, own[m][0], own[m][N - 1]);
+      continue;
+    }
+#pragma GCC unroll 2
     for (int n = 0; n < N; ++n) {
-      float* to = c + m * c_apart + kLanes * n;
+      Out* to = c + m * c_apart + kLanes * n;
       const __mmask16 mask = masked && n == N - 1 ? last : 0xffff;
-      if (how == To::kStream && !masked) {
-        _mm512_stream_ps(to, own[m][n]);
-        continue;
-      }
-      const __m512 before = how == To::kAdd ? _mm512_maskz_loadu_ps(mask, to) : _mm512_setzero_ps();
-      _mm512_mask_storeu_ps(to, mask, _mm512_add_ps(own[m][n], before));
+      const __m512 before = how == To::kAdd ? load(mask, to) : _mm512_setzero_ps();
+      store(to, mask, _mm512_add_ps(own[m][n], before));
     }
   }
 }
 
-template <int N, bool masked>
+template <typename Kind, int N, bool masked, typename Out>
 FOR_AVX512 inline void tile_of(
     int64_t rows,
     const float* a,
@@ -152,28 +265,32 @@ FOR_AVX512 inline void tile_of(
     int64_t b_apart,
     int64_t k,
     __mmask16 last,
-    float* c,
+    Out* c,
     int64_t c_apart,
-    To how) {
-#define CALL(M) return tile<M, N, masked>(a, b, b_apart, k, last, c, c_apart, how)
+    To how,
+    Ahead& ahead) {
+#define CALL(M) return tile<Kind, M, N, masked>(a, b, b_apart, k, last, c, c_apart, how, ahead)
   FOR_ROWS(rows, CALL)
 #undef CALL
 }
 
 // Four by four numbers, turned.
-INLINE void turn4(const float* from, int64_t from_apart, float* to, int64_t to_apart) {
+template <typename Out>
+INLINE void turn4(const float* from, int64_t from_apart, Out* to, int64_t to_apart, bool onto = false) {
   __m128 a = _mm_loadu_ps(from), b = _mm_loadu_ps(from + from_apart);
   __m128 c = _mm_loadu_ps(from + 2 * from_apart), d = _mm_loadu_ps(from + 3 * from_apart);
   _MM_TRANSPOSE4_PS(a, b, c, d);
-  _mm_storeu_ps(to, a);
-  _mm_storeu_ps(to + to_apart, b);
-  _mm_storeu_ps(to + 2 * to_apart, c);
-  _mm_storeu_ps(to + 3 * to_apart, d);
+  const auto put = [onto](Out* to, __m128 v) FOR_AVX512 { store4(to, onto ? _mm_add_ps(v, load4(to)) : v); };
+  put(to, a);
+  put(to + to_apart, b);
+  put(to + 2 * to_apart, c);
+  put(to + 3 * to_apart, d);
 }
 
 // A matrix as its numbers lie: of row i and column j it is at + i·rows_apart + j·columns_apart.
+template <typename Number>
 struct Matrix {
-  const float* at;
+  const Number* at;
   int64_t rows_apart;
   int64_t columns_apart;
 
@@ -182,84 +299,138 @@ struct Matrix {
   }
 };
 
-// `rows` rows, column by column. Either rows or columns lie without gaps.
-FOR_AVX512 inline void pack_rows(const Matrix& a, int64_t rows, int64_t columns, float* to) {
-  if (a.rows_apart == 1) {
-    const __mmask16 mask = lanes(rows);
-    for (int64_t j = 0; j < columns; ++j) {
-      const __m512 column = _mm512_maskz_loadu_ps(mask, a.at + j * a.columns_apart);
-      _mm512_mask_storeu_ps(to + j * rows, mask, column);
-    }
-    return;
-  }
+// `rows` rows of words that lie without gaps, column by column.
+FOR_AVX512 inline void pack_rows(const float* a, int64_t apart, int64_t rows, int64_t columns, float* to) {
   const int64_t whole_rows = rows / 4 * 4, whole_columns = columns / 4 * 4;
   for (int64_t j = 0; j < whole_columns; j += 4) {
     for (int64_t i = 0; i < whole_rows; i += 4) {
-      turn4(a.at + i * a.rows_apart + j, a.rows_apart, to + j * rows + i, rows);
+      turn4(a + i * apart + j, apart, to + j * rows + i, rows);
     }
   }
   for (int64_t i = 0; i < rows; ++i) {
     for (int64_t j = i < whole_rows ? whole_columns : 0; j < columns; ++j) {
-      to[j * rows + i] = a.at[i * a.rows_apart + j];
+      to[j * rows + i] = a[i * apart + j];
     }
   }
 }
 
+// `rows` rows, up to 16, of `columns` columns, column by column. Either rows or columns lie without gaps.
+FOR_AVX512 inline void pack_a(const Matrix<float>& a, int64_t rows, int64_t columns, float* to) {
+  if (a.rows_apart != 1) return pack_rows(a.at, a.rows_apart, rows, columns, to);
+  const __mmask16 mask = lanes(rows);
+  for (int64_t j = 0; j < columns; ++j) {
+    store(to + j * rows, mask, load(mask, a.at + j * a.columns_apart));
+  }
+}
+
+// The same in words. Where rows lie without gaps, `columns` is even.
+FOR_AVX512 inline void pack_a(const Matrix<uint16_t>& a, int64_t rows, int64_t columns, float* to) {
+  if (a.rows_apart != 1) {
+    return pack_rows(reinterpret_cast<const float*>(a.at), a.rows_apart / 2, rows, columns / 2, to);
+  }
+  const __mmask16 mask = lanes(rows);
+  for (int64_t j = 0; j < columns; j += 2) {
+    const uint16_t* from = a.at + j * a.columns_apart;
+    const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, from));
+    const __mmask16 there = j + 1 < columns ? mask : 0;
+    const __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(there, from + (there ? a.columns_apart : 0)));
+    const __m512i both = _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+    _mm512_mask_storeu_epi32(to + j / 2 * rows, mask, both);
+  }
+}
+
+// A block of b as it is multiplied, in panels: where its rows begin, and how far they and panels are apart.
+struct Panels {
+  const float* at;
+  int64_t rows_apart;
+  int64_t apart;
+};
+
+// As it lies, fetched where it is the `first`.
+FOR_AVX512 inline Panels panels_of(const float* b, int64_t apart, int64_t k, int64_t columns, bool first) {
+  for (int64_t i = 0; i < k && first; ++i) fetch(b + i * apart, columns);
+  return {b, apart, kPanel};
+}
+
+// Two rows after the other as words, with zeros behind the last row and column.
+FOR_AVX512 inline Panels panels_of(const uint16_t* b, int64_t apart, int64_t k, int64_t columns, bool) {
+  constexpr int64_t kSoon = 16;
+  float* packed = room<std::max(Bf16::kBlockSum * kPanel, kWordsOfB), 1>();
+  const int64_t of_panel = pieces(k, 2) * kPanel;
+  alignas(64) static const uint16_t order[kPanel] = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
+                                                     8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
+  const __m512i first = _mm512_load_si512(order), second = _mm512_add_epi16(first, _mm512_set1_epi16(kLanes));
+  for (int64_t i = 0; i < k; i += 2) {
+    for (int64_t j = 0; j < columns; j += kPanel) {
+      const int64_t left = columns - j;
+      const __mmask32 there = left >= kPanel ? ~0u : (1u << left) - 1, below = i + 1 < k ? there : 0;
+      const uint16_t* from = b + i * apart + j;
+      _mm_prefetch(from + kSoon * apart, _MM_HINT_T0);
+      _mm_prefetch(from + (kSoon + 1) * apart, _MM_HINT_T0);
+      const __m512i low = _mm512_maskz_loadu_epi16(there, from);
+      const __m512i high = _mm512_maskz_loadu_epi16(below, from + (below ? apart : 0));
+      float* to = packed + j / kPanel * of_panel + i / 2 * kPanel;
+      _mm512_store_si512(to, _mm512_permutex2var_epi16(low, first, high));
+      _mm512_store_si512(to + kLanes, _mm512_permutex2var_epi16(low, second, high));
+    }
+  }
+  return {packed, kPanel, of_panel};
+}
+
 // c = a b for a `[m, k]`, b `[k, n]` and c `[m, n]`; rows of b and c are so far apart. With `stream`, c may go
-// past the caches.
+// past the caches. Where k is more than is taken at once, c is of f32.
+template <typename Kind, typename Out>
 FOR_AVX512 inline void product(
     int64_t m,
     int64_t n,
     int64_t k,
-    const Matrix& a,
-    const float* b,
+    const Matrix<typename Kind::Number>& a,
+    const typename Kind::Number* b,
     int64_t b_apart,
-    float* c,
+    Out* c,
     int64_t c_apart,
     bool stream) {
-  stream &= k <= kBlockSum && reinterpret_cast<uintptr_t>(c) % 64 == 0 && c_apart % kLanes == 0;
+  constexpr int64_t kLine = 64 / sizeof(Out), kAtOnce = Kind::kBlockSum * Kind::kInWord;
+  stream &= k <= kAtOnce && reinterpret_cast<uintptr_t>(c) % 64 == 0 && c_apart % kLine == 0;
   const bool far = !stream && m * c_apart >= kNear;
-  float* packed = room<kBlockRows * kBlockSum>();
-  const auto fetch_rows = [&](int64_t from, int64_t to, int64_t n0, int64_t width) FOR_AVX512 {
-    for (int64_t i = from; i < to; ++i) fetch(b + i * b_apart + n0, width);
-  };
-  for (int64_t n0 = 0; n0 < n; n0 += kBlockColumns) {
-    const int64_t width = std::min(kBlockColumns, n - n0), panels = pieces(width, kPanel);
-    fetch_rows(0, std::min(kBlockSum, k), n0, width);
-    for (int64_t k0 = 0; k0 < k; k0 += kBlockSum) {
-      const int64_t depth = std::min(kBlockSum, k - k0), behind = std::min(kBlockSum, k - k0 - depth);
-      for (int64_t m0 = 0; m0 < m; m0 += kBlockRows) {
-        const int64_t height = std::min(kBlockRows, m - m0), tiles = pieces(height, kRows);
-        for (int64_t t = 0; t < tiles; ++t) {
+  float* packed = room<std::max(kBlockRows * Kind::kBlockSum, kWordsOfA), 0>();
+  for (int64_t k0 = 0; k0 < k; k0 += kAtOnce) {
+    const int64_t depth = std::min(kAtOnce, k - k0), words = pieces(depth, Kind::kInWord);
+    const To how = k0 > 0 ? To::kAdd : stream ? To::kStream : To::kPut;
+    const int64_t rows_at_once = std::max(kBlockRows, kWordsOfA / words);
+    const int64_t columns_at_once = std::max(kPanel, kWordsOfB / words / kPanel * kPanel);
+    for (int64_t m0 = 0; m0 < m; m0 += rows_at_once) {
+      const int64_t height = std::min(rows_at_once, m - m0), tiles = pieces(height, kRows);
+      for (int64_t t = 0; t < tiles; ++t) {
+        const int64_t i = part(height, t, tiles), rows = part(height, t + 1, tiles) - i;
+        pack_a(a.from(m0 + i, k0), rows, depth, packed + i * words);
+      }
+      for (int64_t n0 = 0; n0 < n; n0 += columns_at_once) {
+        const int64_t width = std::min(columns_at_once, n - n0), count = pieces(width, kPanel);
+        const auto* own_b = b + k0 * b_apart + n0;
+        const Panels panels = panels_of(own_b, b_apart, depth, width, k0 + m0 + n0 == 0);
+        const int64_t behind = std::min(columns_at_once, n - n0 - width);
+        Ahead ahead(own_b + width, b_apart, behind > 0 ? depth : 0, behind > 0 ? behind : 1, tiles * count * words);
+        const auto compute = [&](int64_t t, int64_t p) FOR_AVX512 {
+          const int64_t j = p * kPanel, left = width - j;
           const int64_t i = part(height, t, tiles), rows = part(height, t + 1, tiles) - i;
-          pack_rows(a.from(m0 + i, k0), rows, depth, packed + i * depth);
-        }
-        for (int64_t p = 0; p < panels; ++p) {
-          const int64_t j = n0 + p * kPanel, left = std::min(kPanel, n0 + width - j);
-          const float* panel = b + k0 * b_apart + j;
-          for (int64_t t = 0; t < tiles; ++t) {
-            const int64_t i = part(height, t, tiles), rows = part(height, t + 1, tiles) - i;
-            const float* own = packed + i * depth;
-            float* to = c + (m0 + i) * c_apart + j;
-            for (int64_t r = 0; r < rows && far; ++r) {
-              __builtin_prefetch(to + r * c_apart, 1);
-              __builtin_prefetch(to + r * c_apart + kLanes, 1);
-            }
-            if (m0 == 0) {
-              const int64_t step = p * tiles + t, steps = panels * tiles;
-              const int64_t next = k0 + depth + part(behind, step, steps);
-              fetch_rows(next, k0 + depth + part(behind, step + 1, steps), n0, width);
-            }
-            const To how = k0 > 0 ? To::kAdd : stream ? To::kStream : To::kPut;
-            if (left == kPanel) {
-              tile_of<2, false>(rows, own, panel, b_apart, depth, 0, to, c_apart, how);
-            } else if (left > kLanes) {
-              const __mmask16 last = lanes(left - kLanes);
-              tile_of<2, true>(rows, own, panel, b_apart, depth, last, to, c_apart, how);
-            } else {
-              tile_of<1, true>(rows, own, panel, b_apart, depth, lanes(left), to, c_apart, how);
-            }
+          const float *of_a = packed + i * words, *of_b = panels.at + p * panels.apart;
+          Out* to = c + (m0 + i) * c_apart + n0 + j;
+          for (int64_t r = 0; r < rows && far; ++r) {
+            for (int64_t l = 0; l < kPanel; l += kLine) __builtin_prefetch(to + r * c_apart + l, 1);
           }
+          if (left >= kPanel) {
+            tile_of<Kind, 2, false>(rows, of_a, of_b, panels.rows_apart, words, 0, to, c_apart, how, ahead);
+          } else if (left > kLanes) {
+            const __mmask16 last = lanes(left - kLanes);
+            tile_of<Kind, 2, true>(rows, of_a, of_b, panels.rows_apart, words, last, to, c_apart, how, ahead);
+          } else {
+            const __mmask16 last = lanes(left);
+            tile_of<Kind, 1, true>(rows, of_a, of_b, panels.rows_apart, words, last, to, c_apart, how, ahead);
+          }
+        };
+        for (int64_t p = 0; p < count; ++p) {
+          for (int64_t t = 0; t < tiles; ++t) compute(t, p);
         }
       }
     }
@@ -271,50 +442,58 @@ FOR_AVX512 inline void product(
 
 // A tile of w xᵀ, rows of w by tokens of a packed x, turned: in a y whose rows are `y_apart`, with the
 // bias, or onto it where there is none.
-template <int M, int N>
+template <typename Kind, int M, int N, typename Out>
 FOR_AVX512 __attribute__((noinline)) void turned_tile(
     const float* w,
     int64_t w_apart,
+    int64_t k_apart,
     const float* x,
     int64_t k,
     int64_t tokens,
-    const float* bias,
-    float* y,
+    const Out* bias,
+    Out* y,
     int64_t y_apart,
-    bool onto) {
+    bool onto,
+    Ahead& ahead) {
   __m512 own[M][N];
-  sums<M, N, false>(w, w_apart, 1, x, kPanel, k, 0, own);
+  sums<Kind, M, N, false>(w, w_apart, k_apart, x, kPanel, k, 0, ahead, own);
   alignas(64) float all[M][kLanes * N];
+#pragma GCC unroll 16
   for (int m = 0; m < M; ++m) {
-    const __m512 b = bias ? _mm512_set1_ps(bias[m]) : _mm512_setzero_ps();
+    const __m512 b = bias ? _mm512_set1_ps(wide(bias[m])) : _mm512_setzero_ps();
+#pragma GCC unroll 2
     for (int n = 0; n < N; ++n) _mm512_store_ps(&all[m][kLanes * n], _mm512_add_ps(own[m][n], b));
   }
   constexpr int whole_rows = M / 4 * 4;
-  const int64_t whole_tokens = onto ? 0 : tokens / 4 * 4;
+  const int64_t whole_tokens = tokens / 4 * 4;
   for (int64_t t = 0; t < whole_tokens; t += 4) {
     for (int m = 0; m < whole_rows; m += 4) {
-      turn4(&all[m][t], kLanes * N, y + t * y_apart + m, y_apart);
+      turn4(&all[m][t], kLanes * N, y + t * y_apart + m, y_apart, onto);
     }
   }
   for (int64_t t = 0; t < tokens; ++t) {
-    float* to = y + t * y_apart;
-    for (int m = t < whole_tokens ? whole_rows : 0; m < M; ++m) to[m] = all[m][t] + (onto ? to[m] : 0);
+    Out* to = y + t * y_apart;
+    for (int m = t < whole_tokens ? whole_rows : 0; m < M; ++m) {
+      store(to + m, 1, _mm512_set1_ps(all[m][t] + (onto ? wide(to[m]) : 0)));
+    }
   }
 }
 
-template <int N>
+template <typename Kind, int N, typename Out>
 FOR_AVX512 inline void turned_tile_of(
     int64_t rows,
     const float* w,
     int64_t w_apart,
+    int64_t k_apart,
     const float* x,
     int64_t k,
     int64_t tokens,
-    const float* bias,
-    float* y,
+    const Out* bias,
+    Out* y,
     int64_t y_apart,
-    bool onto) {
-#define CALL(M) return turned_tile<M, N>(w, w_apart, x, k, tokens, bias, y, y_apart, onto)
+    bool onto,
+    Ahead& ahead) {
+#define CALL(M) return turned_tile<Kind, M, N>(w, w_apart, k_apart, x, k, tokens, bias, y, y_apart, onto, ahead)
   FOR_ROWS(rows, CALL)
 #undef CALL
 }
@@ -367,12 +546,12 @@ FOR_AVX512 inline void pack_tokens(
 }
 
 // 16 numbers of each of N tokens, times 16 columns of w, onto their sums.
-template <int N>
+template <typename Kind, int N>
 INLINE void add_columns(const float* x, int64_t apart, const __m512 (&w)[16], int64_t columns, float* sums) {
   __m512 own[N];
   for (int t = 0; t < N; ++t) own[t] = _mm512_load_ps(sums + t * kLanes);
   const auto add = [&](int64_t i) FOR_AVX512 {
-    for (int t = 0; t < N; ++t) own[t] = _mm512_fmadd_ps(_mm512_set1_ps(x[t * apart + i]), w[i], own[t]);
+    for (int t = 0; t < N; ++t) own[t] = Kind::add(_mm512_set1_ps(x[t * apart + i]), w[i], own[t]);
   };
   if (columns == kLanes) {
 #pragma GCC unroll 16
@@ -385,14 +564,15 @@ INLINE void add_columns(const float* x, int64_t apart, const __m512 (&w)[16], in
 
 // The same for few tokens, which are not worth being packed: 16 rows of w at a time are turned instead. Each
 // sum has the order that it has among many tokens.
+template <typename Kind, typename Out>
 FOR_AVX512 inline void few_tokens(
     int64_t tokens,
     int64_t n,
     int64_t k,
     const float* x,
     const float* w,
-    const float* bias,
-    float* y,
+    const Out* bias,
+    Out* y,
     int64_t y_apart) {
   for (int64_t j = 0; j < n; j += kLanes) {
     const int64_t rows = std::min(kLanes, n - j);
@@ -405,59 +585,65 @@ FOR_AVX512 inline void few_tokens(
         const __mmask16 mask = lanes(columns);
         __m512 v[16];
         for (int64_t i = 0; i < kLanes; ++i) {
+          if (k <= kNarrowRows) _mm_prefetch(w + (j + kLanes + i) * k + c, _MM_HINT_T0);
           v[i] = _mm512_maskz_loadu_ps(i < rows ? mask : 0, w + (j + (i < rows ? i : 0)) * k + c);
         }
         turn16(v);
         int64_t t = 0;
-        for (; t + 4 <= tokens; t += 4) add_columns<4>(x + t * k + c, k, v, columns, sums + t * kLanes);
-        for (; t < tokens; ++t) add_columns<1>(x + t * k + c, k, v, columns, sums + t * kLanes);
+        for (; t + 4 <= tokens; t += 4) add_columns<Kind, 4>(x + t * k + c, k, v, columns, sums + t * kLanes);
+        for (; t < tokens; ++t) add_columns<Kind, 1>(x + t * k + c, k, v, columns, sums + t * kLanes);
       }
-      const __m512 before = bias && k0 == 0 ? _mm512_maskz_loadu_ps(there, bias + j) : _mm512_setzero_ps();
+      const __m512 before = bias && k0 == 0 ? load(there, bias + j) : _mm512_setzero_ps();
       for (int64_t t = 0; t < tokens; ++t) {
-        float* to = y + t * y_apart + j;
+        Out* to = y + t * y_apart + j;
         __m512 sum = _mm512_add_ps(_mm512_load_ps(sums + t * kLanes), before);
-        if (k0 > 0) sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(there, to));
-        _mm512_mask_storeu_ps(to, there, sum);
+        if (k0 > 0) sum = _mm512_add_ps(sum, load(there, to));
+        store(to, there, sum);
       }
     }
   }
 }
 
-// y = x wᵀ + b for x `[tokens, k]`, w `[n, k]` and y, whose rows are `y_apart`; `bias` may be null.
+// y = x wᵀ + b for x `[tokens, k]`, w `[n, k]`, both in words, and y, whose rows are `y_apart`; `bias` may be
+// null. Where k is more than kWidth, y is of f32.
+template <typename Kind, typename Out>
 FOR_AVX512 inline void linear(
     int64_t tokens,
     int64_t n,
     int64_t k,
     const float* x,
     const float* w,
-    const float* bias,
-    float* y,
+    const Out* bias,
+    Out* y,
     int64_t y_apart) {
-  if (tokens <= kFew) return few_tokens(tokens, n, k, x, w, bias, y, y_apart);
-  float* packed = room<kTokens * kWidth>();
+  if (tokens <= kFew) return few_tokens<Kind>(tokens, n, k, x, w, bias, y, y_apart);
+  float* packed = room<kWordsOfX, 0>();
+  const int64_t at_once = std::clamp(kWordsOfX / std::min(k, kWidth) / kPanel * kPanel, kPanel, kTokens);
   const int64_t tiles = pieces(n, kRows);
-  for (int64_t t0 = 0; t0 < tokens; t0 += kTokens) {
-    const int64_t height = std::min(kTokens, tokens - t0), panels = pieces(height, kPanel);
+  for (int64_t t0 = 0; t0 < tokens; t0 += at_once) {
+    const int64_t height = std::min(at_once, tokens - t0), panels = pieces(height, kPanel);
     for (int64_t k0 = 0; k0 < k; k0 += kWidth) {
       const int64_t width = std::min(kWidth, k - k0);
       const bool onto = k0 > 0;
       pack_tokens(x + t0 * k + k0, k, height, width, packed);
       for (int64_t r = 0; r < tiles; ++r) {
         const int64_t i = part(n, r, tiles), rows = part(n, r + 1, tiles) - i;
+        const float* own = w + i * k + k0;
         const int64_t behind = part(n, std::min(r + 2, tiles), tiles) - i - rows;
-        const float *own = w + i * k + k0, *of_bias = bias && !onto ? bias + i : nullptr;
+        Ahead ahead(own + rows * k, k, behind, width, width * panels);
+        const Out* of_bias = bias && !onto ? bias + i : nullptr;
+        const bool pack = k % 1024 == 0 && panels >= 4;
+        float* of_w = room<kRows * kWidth, 1>();
+        if (pack) pack_rows(own, k, rows, width, of_w); else of_w = (float*)own;
+        const int64_t w_apart = pack ? 1 : k, k_apart = pack ? rows : 1;
         for (int64_t p = 0; p < panels; ++p) {
-          // The next rows of w are fetched meanwhile.
-          for (int64_t l = part(behind, p, panels); l < part(behind, p + 1, panels); ++l) {
-            fetch(own + (rows + l) * k, width);
-          }
           const int64_t left = std::min(kPanel, height - p * kPanel);
           const float* panel = packed + p * kPanel * width;
-          float* to = y + (t0 + p * kPanel) * y_apart + i;
+          Out* to = y + (t0 + p * kPanel) * y_apart + i;
           if (left > kLanes) {
-            turned_tile_of<2>(rows, own, k, panel, width, left, of_bias, to, y_apart, onto);
+            turned_tile_of<Kind, 2>(rows, of_w, w_apart, k_apart, panel, width, left, of_bias, to, y_apart, onto, ahead);
           } else {
-            turned_tile_of<1>(rows, own, k, panel, width, left, of_bias, to, y_apart, onto);
+            turned_tile_of<Kind, 1>(rows, of_w, w_apart, k_apart, panel, width, left, of_bias, to, y_apart, onto, ahead);
           }
         }
       }
