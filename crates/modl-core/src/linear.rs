@@ -7,8 +7,8 @@
 //! * Products of our own, see `cpp/products.h`. On Zen 4 those of f32 were not slower than MKL and oneDNN in
 //!   anything that was measured: a tenth faster with large matrices, 1.4 times as fast where weights come from
 //!   memory and few tokens share them, as experts' do. A single token is left to MKL. Those of bf16 are as fast
-//!   as oneDNN's with large matrices (0.92 to 1.08), 1.2 to 1.6 times as fast where weights come from memory and
-//!   for a single token, and up to 8 times with small matrices.
+//!   as oneDNN's with large matrices (0.92 to 1.08), 1.2 to 1.6 times as fast where weights come from memory,
+//!   1.1 to 1.9 times for a single token, and up to 8 times with small matrices.
 //! * oneDNN's convolutions, twice as fast as MKL on Zen 5, forward and backward. A linear layer is a
 //!   convolution with a 1 × 1 kernel over rows that lie in memory channels-last, which is how `[…, in]`
 //!   lies anyway: nothing is copied. What a convolution costs beside the product is too much for small
