@@ -25,25 +25,23 @@ constexpr int64_t kStreamed = 1 << 17;
 // Rows whose sum needs no care for the last digits.
 constexpr int64_t kShortSum = 64;
 
-// task(first, last) for parts of `n`, each a multiple of `step` but the last one, on libtorch's threads.
+// task(i, rows, j, columns) for parts of a result `[m, n]`, cut across its longer side, where each but the last is
+// of whole steps, on libtorch's threads.
 template <typename Task>
-void divided(int64_t n, int64_t step, int64_t work, const Task& task) {
+void divided(int64_t m, int64_t n, int64_t row_step, int64_t column_step, int64_t work, const Task& task) {
+  const bool by_rows = m >= n;
+  const int64_t size = by_rows ? m : n, step = by_rows ? row_step : column_step;
   const int64_t threads = at::in_parallel_region() ? 1 : at::get_num_threads();
-  const int64_t steps = products::pieces(n, step);
+  const int64_t steps = products::pieces(size, step);
   const int64_t parts = std::max<int64_t>(1, std::min({threads, steps, work / kOfThread}));
   const auto run = [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t first = products::part(steps, i, parts) * step;
-      task(first, std::min(n, products::part(steps, i + 1, parts) * step));
+      const int64_t count = std::min(size, products::part(steps, i + 1, parts) * step) - first;
+      by_rows ? task(first, count, 0, n) : task(0, m, first, count);
     }
   };
   parts == 1 ? run(0, 1) : at::parallel_for(0, parts, 1, run);
-}
-
-// What a tensor of this kind of numbers has in memory.
-template <typename Kind>
-const typename Kind::Number* numbers(const Tensor& t) {
-  return static_cast<const typename Kind::Number*>(t.const_data_ptr());
 }
 
 // f with what is multiplied: numbers of f32 or of bf16.
@@ -52,94 +50,72 @@ void by_kind(const Tensor& t, const F& f) {
   t.scalar_type() == at::kFloat ? f(products::F32()) : f(products::Bf16());
 }
 
-template <typename Kind, typename Out>
-void forward_to(const Tensor& x, const Tensor& w, const Tensor* bias, bool relu, const Tensor& y) {
-  const int64_t n = w.size(0), words = w.size(1) / Kind::kInWord, tokens = x.numel() / w.size(1);
-  const auto* xs = static_cast<const float*>(x.const_data_ptr());
-  const auto* ws = static_cast<const float*>(w.const_data_ptr());
-  const auto* b = bias ? static_cast<const Out*>(bias->const_data_ptr()) : nullptr;
-  auto* ys = static_cast<Out*>(y.mutable_data_ptr());
-  const auto part = [&](int64_t t, int64_t rows, int64_t i, int64_t columns) {
-    Out* to = ys + t * n + i;
-    const Out* of_bias = b ? b + i : nullptr;
-    products::linear<Kind>(rows, columns, words, xs + t * words, ws + i * words, of_bias, to, n);
-    if constexpr (std::is_same_v<Kind, products::F32>) {
-      for (int64_t r = 0; r < rows && relu; ++r, to += n) products::relu(to, columns);
-    }
-  };
-  if (tokens >= n) {
-    divided(tokens, products::kPanel, tokens * n * words, [&](int64_t t, int64_t end) {
-      part(t, end - t, 0, n);
-    });
-  } else {
-    divided(n, products::kRows, tokens * n * words, [&](int64_t i, int64_t end) {
-      part(0, tokens, i, end - i);
-    });
-  }
+// f with the numbers of `to`, or of a tensor of f32 that then becomes `to`: sums of bf16 are rounded once.
+template <typename Kind, typename F>
+void summed_in(const Tensor& to, bool at_once, const F& f) {
+  if (Kind::kInWord == 1 || at_once) return f(static_cast<typename Kind::Number*>(to.mutable_data_ptr()));
+  const Tensor sums = at::empty(to.sizes(), to.options().dtype(at::kFloat));
+  f(sums.mutable_data_ptr<float>());
+  to.copy_(sums);
 }
 
 // y = x wᵀ + b, x `[tokens, k]` and w `[n, k]`; with `relu`, for f32 alone, what is below 0 becomes 0.
 void forward(const Tensor& x, const Tensor& w, const Tensor* bias, bool relu, const Tensor& y) {
   by_kind(x, [&](auto kind) {
     using Kind = decltype(kind);
-    if (Kind::kInWord == 1 || w.size(1) <= Kind::kInWord * products::kWidth) {
-      return forward_to<Kind, typename Kind::Number>(x, w, bias, relu, y);
-    }
-    const Tensor sums = at::empty(y.sizes(), y.options().dtype(at::kFloat));
-    const Tensor of_bias = bias ? bias->to(at::kFloat) : Tensor();
-    forward_to<Kind, float>(x, w, bias ? &of_bias : nullptr, relu, sums);
-    y.copy_(sums);
+    const int64_t n = w.size(0), words = w.size(1) / Kind::kInWord, tokens = x.numel() / w.size(1);
+    const auto* xs = static_cast<const float*>(x.const_data_ptr());
+    const auto* ws = static_cast<const float*>(w.const_data_ptr());
+    summed_in<Kind>(y, words <= products::kWidth, [&](auto* ys) {
+      using Out = std::remove_pointer_t<decltype(ys)>;
+      const Tensor of_out = bias && sizeof(Out) != bias->element_size() ? bias->to(at::kFloat) : Tensor();
+      const Tensor* own = of_out.defined() ? &of_out : bias;
+      const auto* b = own ? static_cast<const Out*>(own->const_data_ptr()) : nullptr;
+      const auto part = [&](int64_t t, int64_t rows, int64_t i, int64_t columns) {
+        Out* to = ys + t * n + i;
+        const Out* of_bias = b ? b + i : nullptr;
+        products::linear<Kind>(rows, columns, words, xs + t * words, ws + i * words, of_bias, to, n);
+        if constexpr (std::is_same_v<Kind, products::F32>) {
+          for (int64_t r = 0; r < rows && relu; ++r, to += n) products::relu(to, columns);
+        }
+      };
+      divided(tokens, n, products::kPanel, products::kRows, tokens * n * words, part);
+    });
   });
 }
 
-template <typename Kind, typename Out>
-void product_to(
-    int64_t m,
-    int64_t n,
-    int64_t k,
-    const products::Matrix<typename Kind::Number>& a,
-    const Tensor& b,
-    bool stream,
-    const Tensor& c) {
-  const auto* of_b = numbers<Kind>(b);
-  auto* to = static_cast<Out*>(c.mutable_data_ptr());
-  const int64_t work = m * n * (k / Kind::kInWord);
-  if (m >= n) {
-    divided(m, products::kRows, work, [&](int64_t i, int64_t end) {
-      products::product<Kind>(end - i, n, k, a.from(i, 0), of_b, n, to + i * n, n, stream);
-    });
-  } else {
-    divided(n, products::kPanel, work, [&](int64_t j, int64_t end) {
-      products::product<Kind>(m, end - j, k, a, of_b + j, n, to + j, n, stream);
-    });
-  }
-}
-
-// a b in `c`, for a `[m, k]` and b `[k, n]`, which lies without gaps as c does.
-template <typename Kind>
+// a b in `c`, for a `[m, k]`, whose rows and columns are so far apart, and b `[k, n]`, which lies without gaps as
+// c does.
 void product(
     int64_t m,
     int64_t n,
     int64_t k,
-    const products::Matrix<typename Kind::Number>& a,
+    const Tensor& a,
+    int64_t rows_apart,
+    int64_t columns_apart,
     const Tensor& b,
     bool stream,
     const Tensor& c) {
-  if (Kind::kInWord == 1 || k <= Kind::kInWord * Kind::kBlockSum) {
-    return product_to<Kind, typename Kind::Number>(m, n, k, a, b, stream, c);
-  }
-  const Tensor sums = at::empty({m, n}, c.options().dtype(at::kFloat));
-  product_to<Kind, float>(m, n, k, a, b, false, sums);
-  c.copy_(sums.view(c.sizes()));
+  by_kind(a, [&](auto kind) {
+    using Kind = decltype(kind);
+    using Number = typename Kind::Number;
+    const auto* of_b = static_cast<const Number*>(b.const_data_ptr());
+    const products::Matrix<Number> all{
+        static_cast<const Number*>(a.const_data_ptr()), rows_apart, columns_apart};
+    summed_in<Kind>(c, k <= Kind::kInWord * Kind::kBlockSum, [&](auto* cs) {
+      const auto part = [&](int64_t i, int64_t rows, int64_t j, int64_t columns) {
+        products::product<Kind>(rows, columns, k, all.from(i, 0), of_b + j, n, cs + i * n + j, n, stream);
+      };
+      divided(m, n, products::kRows, products::kPanel, m * n * k / Kind::kInWord, part);
+    });
+  });
 }
 
 // dy w in the shape of x, for dy `[tokens, n]` and w `[n, k]`.
 Tensor gradient_of_x(const Tensor& dy, const Tensor& w, at::IntArrayRef x_size) {
   const int64_t n = w.size(0), k = w.size(1);
   const Tensor dx = at::empty(x_size, dy.options());
-  by_kind(dy, [&](auto kind) {
-    product<decltype(kind)>(dy.numel() / n, k, n, {numbers<decltype(kind)>(dy), n, 1}, w, false, dx);
-  });
+  product(dy.numel() / n, k, n, dy, n, 1, w, false, dx);
   return dx;
 }
 
@@ -147,10 +123,7 @@ Tensor gradient_of_x(const Tensor& dy, const Tensor& w, at::IntArrayRef x_size) 
 Tensor gradient_of_w(const Tensor& dy, const Tensor& x) {
   const int64_t n = dy.size(-1), k = x.size(-1);
   const Tensor dw = at::empty({n, k}, dy.options());
-  by_kind(dy, [&](auto kind) {
-    const bool stream = n * k >= kStreamed;
-    product<decltype(kind)>(n, k, dy.numel() / n, {numbers<decltype(kind)>(dy), 1, n}, x, stream, dw);
-  });
+  product(n, k, dy.numel() / n, dy, 1, n, x, n * k >= kStreamed, dw);
   return dw;
 }
 

@@ -18,6 +18,7 @@
 #include <cstring>
 #include <memory>
 #include <new>
+#include <type_traits>
 
 #include "processor.h"
 
@@ -42,6 +43,12 @@ constexpr int64_t kWordsOfX = 1 << 17;
 constexpr int64_t kNear = 1 << 17;
 // Up to so many tokens, x is not packed.
 constexpr int64_t kFew = 12;
+// The processor does not fetch rows so short ahead by itself, where few tokens meet them.
+constexpr int64_t kNarrowRows = 1024;
+// Rows that are multiples of so many words apart lie in the same lines of the first cache; with so many panels of
+// tokens it is worth packing them.
+constexpr int64_t kSameLines = 1024;
+constexpr int64_t kWorthPacking = 4;
 
 // What is multiplied: how many of a word, and how much of a sum is taken at once in c = a b.
 struct F32 {
@@ -62,9 +69,6 @@ struct Bf16 {
     return _mm512_dpbf16_ps(c, (__m512bh)_mm512_castps_si512(a), (__m512bh)_mm512_castps_si512(b));
   }
 };
-
-// The processor does not fetch rows so short ahead by itself, where few tokens meet them.
-constexpr int64_t kNarrowRows = 1024;
 
 // Room of a thread's own for words, from where a cache line begins; it stays for the next product.
 template <int64_t N, int which>
@@ -102,13 +106,6 @@ inline float wide(uint16_t v) {
 }
 
 // Four numbers.
-INLINE __m128 load4(const float* from) { return _mm_loadu_ps(from); }
-
-INLINE __m128 load4(const uint16_t* from) {
-  const __m128i words = _mm_cvtepu16_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
-  return _mm_castsi128_ps(_mm_slli_epi32(words, 16));
-}
-
 INLINE void store4(float* to, __m128 v) { _mm_storeu_ps(to, v); }
 
 INLINE void store4(uint16_t* to, __m128 v) {
@@ -127,9 +124,8 @@ inline int64_t part(int64_t n, int64_t i, int64_t parts) { return n * i / parts;
 inline int64_t pieces(int64_t n, int64_t size) { return (n + size - 1) / size; }
 
 // Asks for the cache lines of these numbers.
-template <typename Number>
-INLINE void fetch(const Number* from, int64_t n) {
-  for (int64_t i = 0; i < n; i += 64 / sizeof(Number)) _mm_prefetch(from + i, _MM_HINT_T1);
+INLINE void fetch(const float* from, int64_t n) {
+  for (int64_t i = 0; i < n; i += kLanes) _mm_prefetch(from + i, _MM_HINT_T1);
 }
 
 // What is fetched meanwhile, some of it in each step of a sum: asked for at once it would stop the products
@@ -141,13 +137,13 @@ struct Ahead {
   int32_t step;    // so much in each step
   int32_t at = 0;  // in the row
 
-  // `rows` rows in so many steps.
+  // `rows` rows of `width` numbers, which may be none, in so many steps.
   template <typename Number>
   Ahead(const Number* from, int64_t apart, int64_t rows, int64_t width, int64_t steps)
       : row(reinterpret_cast<const char*>(from)),
         apart(apart * sizeof(Number)),
-        width(width * sizeof(Number)),
-        step(pieces(rows * this->width, steps)) {}
+        width(std::max<int64_t>(width, 1) * sizeof(Number)),
+        step(pieces(rows * width * sizeof(Number), steps)) {}
 
   INLINE void next() {
     _mm_prefetch(row + at, _MM_HINT_T0);
@@ -171,7 +167,7 @@ INLINE void sums(
     __mmask16 last,
     Ahead& fetched,
     __m512 (&c)[M][N]) {
-  Ahead ahead = fetched;
+  Ahead ahead = fetched;  // in registers
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 2
@@ -274,13 +270,16 @@ FOR_AVX512 inline void tile_of(
 #undef CALL
 }
 
-// Four by four numbers, turned.
+// Four by four numbers, turned; `onto` what is there, which then is of f32.
 template <typename Out>
 INLINE void turn4(const float* from, int64_t from_apart, Out* to, int64_t to_apart, bool onto = false) {
   __m128 a = _mm_loadu_ps(from), b = _mm_loadu_ps(from + from_apart);
   __m128 c = _mm_loadu_ps(from + 2 * from_apart), d = _mm_loadu_ps(from + 3 * from_apart);
   _MM_TRANSPOSE4_PS(a, b, c, d);
-  const auto put = [onto](Out* to, __m128 v) FOR_AVX512 { store4(to, onto ? _mm_add_ps(v, load4(to)) : v); };
+  const auto put = [onto](Out* to, __m128 v) FOR_AVX512 {
+    if constexpr (std::is_same_v<Out, float>) v = onto ? _mm_add_ps(v, _mm_loadu_ps(to)) : v;
+    store4(to, v);
+  };
   put(to, a);
   put(to + to_apart, b);
   put(to + 2 * to_apart, c);
@@ -333,7 +332,8 @@ FOR_AVX512 inline void pack_a(const Matrix<uint16_t>& a, int64_t rows, int64_t c
     const uint16_t* from = a.at + j * a.columns_apart;
     const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, from));
     const __mmask16 there = j + 1 < columns ? mask : 0;
-    const __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(there, from + (there ? a.columns_apart : 0)));
+    const uint16_t* next = from + (there ? a.columns_apart : 0);
+    const __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(there, next));
     const __m512i both = _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
     _mm512_mask_storeu_epi32(to + j / 2 * rows, mask, both);
   }
@@ -410,7 +410,7 @@ FOR_AVX512 inline void product(
         const auto* own_b = b + k0 * b_apart + n0;
         const Panels panels = panels_of(own_b, b_apart, depth, width, k0 + m0 + n0 == 0);
         const int64_t behind = std::min(columns_at_once, n - n0 - width);
-        Ahead ahead(own_b + width, b_apart, behind > 0 ? depth : 0, behind > 0 ? behind : 1, tiles * count * words);
+        Ahead ahead(own_b + width, b_apart, depth, behind, tiles * count * words);
         const auto compute = [&](int64_t t, int64_t p) FOR_AVX512 {
           const int64_t j = p * kPanel, left = width - j;
           const int64_t i = part(height, t, tiles), rows = part(height, t + 1, tiles) - i;
@@ -626,16 +626,16 @@ FOR_AVX512 inline void linear(
       const int64_t width = std::min(kWidth, k - k0);
       const bool onto = k0 > 0;
       pack_tokens(x + t0 * k + k0, k, height, width, packed);
+      float* packed_w = k % kSameLines == 0 && panels >= kWorthPacking ? room<kRows * kWidth, 1>() : nullptr;
       for (int64_t r = 0; r < tiles; ++r) {
         const int64_t i = part(n, r, tiles), rows = part(n, r + 1, tiles) - i;
         const float* own = w + i * k + k0;
         const int64_t behind = part(n, std::min(r + 2, tiles), tiles) - i - rows;
         Ahead ahead(own + rows * k, k, behind, width, width * panels);
         const Out* of_bias = bias && !onto ? bias + i : nullptr;
-        const bool pack = k % 1024 == 0 && panels >= 4;
-        float* of_w = room<kRows * kWidth, 1>();
-        if (pack) pack_rows(own, k, rows, width, of_w); else of_w = (float*)own;
-        const int64_t w_apart = pack ? 1 : k, k_apart = pack ? rows : 1;
+        if (packed_w) pack_rows(own, k, rows, width, packed_w);
+        const float* of_w = packed_w ? packed_w : own;
+        const int64_t w_apart = packed_w ? 1 : k, k_apart = packed_w ? rows : 1;
         for (int64_t p = 0; p < panels; ++p) {
           const int64_t left = std::min(kPanel, height - p * kPanel);
           const float* panel = packed + p * kPanel * width;

@@ -40,12 +40,13 @@ impl Tensor {
     /// x Wᵀ + b: x `[…, in]`, weight `[out, in]`, bias `[out]` → `[…, out]`.
     pub fn linear(&self, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
         let way = way();
-        let large = self.is_large(weight);
-        if way == Way::Convolutions && large && self.suits_convolution(weight, bias) {
-            return self.linear_by_convolution(weight, bias);
-        }
-        let own = way == Way::Products || way == Way::Convolutions && !large;
-        if own && let Some(y) = ffi::linear(self, weight, bias, false)? {
+        if way == Way::Convolutions && self.is_large(weight) {
+            if self.suits_convolution(weight, bias) {
+                return self.linear_by_convolution(weight, bias);
+            }
+        } else if way != Way::Libtorch
+            && let Some(y) = ffi::linear(self, weight, bias, false)?
+        {
             return Ok(y);
         }
         self.0
@@ -301,7 +302,7 @@ mod tests {
         for ((out, width), kind) in shapes.iter().flat_map(|s| kinds.map(|kind| (*s, kind))) {
             let of = |shape: &[i64], name| random(shape, name).to_kind(kind).unwrap();
             let (x, w, b) = (of(&[300, width], "x"), of(&[out, width], "w"), of(&[out], "b"));
-            let Some(all) = ffi::linear(&x, &w, Some(&b), false).unwrap() else { return };
+            let Some(all) = ffi::linear(&x, &w, Some(&b), false).unwrap() else { continue };
             for (first, rows) in [(0, 2), (7, 3), (20, 24), (33, 25), (100, 40), (3, 290)] {
                 let few = x.narrow(0, first, rows).unwrap();
                 let few = ffi::linear(&few, &w, Some(&b), false).unwrap().unwrap();
