@@ -3,7 +3,8 @@
 //
 // n rows are given by their addresses, thin matrices are `[n, r]`, factors `[r, columns]`; T is
 // float or double, W the bytes of a vector. Each result is a sum in one fixed order, whatever is
-// computed beside it.
+// computed beside it. Loops over a tile are unrolled by pragmas, without which compilers leave its
+// vectors in memory.
 
 #pragma once
 
@@ -11,6 +12,8 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <type_traits>
+#include <utility>
 
 #include "processor.h"
 
@@ -89,23 +92,64 @@ INLINE T sum(Of<T, W> v) {
   }
 }
 
+// Lanes of a and b, counted through both.
+#if defined(__clang__)
+#define MIXED(...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define MIXED(...) __builtin_shuffle(a, b, decltype(a < b){__VA_ARGS__})
+#endif
+
+// One half of each group of lanes in a, and then in b.
+template <typename T, int W, int Group, int Half, int... I>
+INLINE Of<T, W> halves(Of<T, W> a, Of<T, W> b, std::integer_sequence<int, I...>) {
+  constexpr int size = Group / 2;
+  return MIXED((I / size * Group + Half * size + I % size)...);
+}
+
+// What `sum` gives for each of N vectors, in N ⁄ lanes of them: two become one whose groups, each of
+// which holds one sum, are half as large.
+template <typename T, int W, int N, int Group = lanes<T, W>>
+INLINE void sums(const Of<T, W>* v, T* to) {
+  if constexpr (Group == 1) {
+    std::memcpy(to, v, N * sizeof *v);
+  } else {
+    const std::make_integer_sequence<int, lanes<T, W>> places;
+    Of<T, W> folded[N / 2];
+#pragma GCC unroll 8
+    for (int i = 0; i < N / 2; ++i) {
+      folded[i] = halves<T, W, Group, 0>(v[2 * i], v[2 * i + 1], places) +
+                  halves<T, W, Group, 1>(v[2 * i], v[2 * i + 1], places);
+    }
+    sums<T, W, N / 2, Group / 2>(folded, to);
+  }
+}
+
 // d[m][n] += x[m] · f[n] for M rows x and N rows f; a row of d has `r` elements.
 template <typename T, int W, int M, int N>
 INLINE void dot_tile(
     const T* const* x, const T* f, int64_t stride, int64_t first, int64_t last, T* d, int64_t r) {
-  Of<T, W> sums[M][N] = {};
+  Of<T, W> parts[M * N] = {};
   int64_t c = first;
   for (; c + lanes<T, W> <= last; c += lanes<T, W>) {
     Of<T, W> fs[N];
+#pragma GCC unroll 4
     for (int n = 0; n < N; ++n) fs[n] = load<T, W>(f + n * stride + c);
+#pragma GCC unroll 4
     for (int m = 0; m < M; ++m) {
       const auto xs = load<T, W>(x[m] + c);
-      for (int n = 0; n < N; ++n) sums[m][n] += xs * fs[n];
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) parts[m * N + n] += xs * fs[n];
     }
+  }
+  T all[M * N];
+  if constexpr (M * N % lanes<T, W> == 0) {
+    sums<T, W, M * N>(parts, all);
+  } else {
+    for (int i = 0; i < M * N; ++i) all[i] = sum<T, W>(parts[i]);
   }
   for (int m = 0; m < M; ++m) {
     for (int n = 0; n < N; ++n) {
-      T rest = sum<T, W>(sums[m][n]);
+      T rest = all[m * N + n];
       for (int64_t i = c; i < last; ++i) rest += x[m][i] * f[n * stride + i];
       d[m * r + n] += rest;
     }
@@ -147,12 +191,14 @@ INLINE void add_tile(
   }
   for (int64_t k = 0; k < r; ++k) {
     const auto left = load<T, W>(f + k * 2 * half), right = load<T, W>(f + k * 2 * half + half);
+#pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
       const T s = w[m * r + k];
       sums[m][0] += left * s;
       sums[m][1] += right * s;
     }
   }
+#pragma GCC unroll 8
   for (int m = 0; m < M; ++m) {
     T* to = y[m] + column;
     if (width >= 2 * half) {
@@ -260,25 +306,58 @@ INLINE void outer(
   }
 }
 
-// a and b, element by element in turns: the first half of that, or the second.
+// The first halves of a and b, and the second ones.
 template <typename T>
-INLINE void interleave(Of<T, 32> a, Of<T, 32> b, Of<T, 32>& low, Of<T, 32>& high) {
-#if defined(__clang__)
-#define MIXED(...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define MIXED(...) __builtin_shuffle(a, b, decltype(a < b){__VA_ARGS__})
-#endif
+INLINE void halve(Of<T, 32> a, Of<T, 32> b, Of<T, 32>& first, Of<T, 32>& second) {
   if constexpr (lanes<T, 32> == 8) {
-    low = MIXED(0, 8, 1, 9, 2, 10, 3, 11);
-    high = MIXED(4, 12, 5, 13, 6, 14, 7, 15);
+    first = MIXED(0, 1, 2, 3, 8, 9, 10, 11);
+    second = MIXED(4, 5, 6, 7, 12, 13, 14, 15);
   } else {
-    low = MIXED(0, 4, 1, 5);
-    high = MIXED(2, 6, 3, 7);
+    first = MIXED(0, 1, 4, 5);
+    second = MIXED(2, 3, 6, 7);
   }
-#undef MIXED
 }
 
-// to[c][r] = from[r][c]: squares within vectors, and one by one what is left.
+// a and b, element by element in turns within each half: the first halves of that, and the second ones.
+template <typename T>
+INLINE void interleave(Of<T, 32> a, Of<T, 32> b, Of<T, 32>& first, Of<T, 32>& second) {
+  if constexpr (lanes<T, 32> == 8) {
+    first = MIXED(0, 8, 1, 9, 4, 12, 5, 13);
+    second = MIXED(2, 10, 3, 11, 6, 14, 7, 15);
+  } else {
+    first = MIXED(0, 4, 2, 6);
+    second = MIXED(1, 5, 3, 7);
+  }
+}
+#undef MIXED
+
+// to[c][r] = from[r][c] in a square of a vector's size: its quarters change places, and then each is
+// turned within halves of vectors, which is cheap.
+template <typename T>
+INLINE void turn_square(const T* from, int64_t from_stride, T* to, int64_t to_stride) {
+  constexpr int n = lanes<T, 32>, half = n / 2;
+  Of<T, 32> v[n], u[n];
+#pragma GCC unroll 8
+  for (int i = 0; i < n; ++i) v[i] = load<T, 32>(from + i * from_stride);
+#pragma GCC unroll 4
+  for (int i = 0; i < half; ++i) halve<T>(v[i], v[i + half], u[i], u[i + half]);
+#pragma GCC unroll 2
+  for (int times = 1; times < half; times *= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < n; ++i) v[i] = u[i];
+#pragma GCC unroll 2
+    for (int q = 0; q < n; q += half) {
+#pragma GCC unroll 2
+      for (int i = q; i < q + half / 2; ++i) {
+        interleave<T>(v[i], v[i + half / 2], u[2 * i - q], u[2 * i - q + 1]);
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < n; ++i) std::memcpy(to + i * to_stride, &u[i], sizeof u[i]);
+}
+
+// to[c][r] = from[r][c]: squares, and one by one what is left.
 template <typename T, int W>
 INLINE void turn(
     const T* from, int64_t from_stride, int64_t rows, int64_t columns, T* to, int64_t to_stride) {
@@ -286,18 +365,11 @@ INLINE void turn(
   const int64_t whole_rows = rows / n * n, whole_columns = columns / n * n;
   for (int64_t r = 0; r < whole_rows; r += n) {
     for (int64_t c = 0; c < whole_columns; c += n) {
-      Of<T, 32> v[n], u[n];
-      for (int64_t i = 0; i < n; ++i) v[i] = load<T, 32>(from + (r + i) * from_stride + c);
-      // Each time the place of an element, its row and its column in bits, is turned by one bit.
-      for (int64_t times = 1; times < n; times *= 2) {
-        for (int64_t i = 0; i < n / 2; ++i) interleave<T>(v[i], v[i + n / 2], u[2 * i], u[2 * i + 1]);
-        std::copy_n(u, n, v);
-      }
-      for (int64_t i = 0; i < n; ++i) std::memcpy(to + (c + i) * to_stride + r, &v[i], sizeof v[i]);
+      turn_square(from + r * from_stride + c, from_stride, to + c * to_stride + r, to_stride);
     }
   }
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t c = r < whole_rows ? whole_columns : 0; c < columns; ++c) {
+  for (int64_t c = 0; c < columns; ++c) {
+    for (int64_t r = c < whole_columns ? whole_rows : 0; r < rows; ++r) {
       to[c * to_stride + r] = from[r * from_stride + c];
     }
   }
