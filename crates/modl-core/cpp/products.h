@@ -44,7 +44,7 @@ constexpr int64_t kNear = 1 << 17;
 // Up to so many tokens, x is not packed.
 constexpr int64_t kFew = 12;
 // The processor does not fetch rows so short ahead by itself, where few tokens meet them.
-constexpr int64_t kNarrowRows = 1024;
+constexpr int64_t kNarrowRows = 768;
 // Rows that are multiples of so many words apart lie in the same lines of the first cache; with so many panels of
 // tokens it is worth packing them.
 constexpr int64_t kSameLines = 1024;
