@@ -89,18 +89,18 @@ void by_columns(int64_t columns, int64_t work, int64_t rows, const Task& task) {
 }
 
 // y[token] += w f for the slots of a chunk, on all columns.
-template <typename T>
+template <typename T, typename X>
 void add_chunk(
     const Plan& plan,
     const Chunk& c,
-    T* y,
+    X* y,
     int64_t columns,
     const T* w,
     const std::vector<const T*>& f,
     bool turned,
     T* packed) {
   const int64_t r = plan.rank[c.module];
-  T* rows[kChunk];
+  X* rows[kChunk];
   thin::pack_here(f[c.module], turned, r, columns, 0, columns, packed);
   plan.rows(y, columns, c, rows);
   thin::add_here(rows, c.last - c.first, w + plan.at(c), r, packed, 0, columns);
@@ -108,10 +108,10 @@ void add_chunk(
 
 // y[token] += w f for the slots of all modules, f being `[r, columns]`, or `[columns, r]` where it is
 // turned; y's elements of `cleared` tokens start from 0.
-template <typename T>
+template <typename T, typename X>
 void add_all(
     const Plan& plan,
-    T* y,
+    X* y,
     int64_t cleared,
     int64_t columns,
     const T* w,
@@ -119,8 +119,8 @@ void add_all(
     bool turned) {
   const int64_t work = plan.inner.back() * columns;
   by_columns<T>(columns, work, plan.largest, [&](int64_t first, int64_t width, T* packed) {
-    for (int64_t t = 0; t < cleared; ++t) std::fill_n(y + t * columns + first, width, T(0));
-    T* rows[kChunk];
+    for (int64_t t = 0; t < cleared; ++t) std::fill_n(y + t * columns + first, width, X(0));
+    X* rows[kChunk];
     size_t module = plan.modules();
     for (const Chunk& c : plan.chunks) {
       const int64_t r = plan.rank[c.module];
@@ -136,17 +136,17 @@ void add_all(
 
 // wᵀ x of each module's slots, where there is somewhere to put it: `[r, columns]`, or turned,
 // `[columns, r]`.
-template <typename T>
+template <typename T, typename X>
 void outer_all(
     const Plan& plan,
-    const T* x,
+    const X* x,
     int64_t columns,
     const T* w,
     const std::vector<T*>& to,
     bool turned) {
   const int64_t work = plan.inner.back() * columns;
   by_columns<T>(columns, work, turned ? plan.largest : 0, [&](int64_t first, int64_t width, T* room) {
-    const T* rows[kChunk];
+    const X* rows[kChunk];
     size_t module = plan.modules();
     for (size_t i = 0; i < plan.chunks.size(); ++i) {
       const Chunk& c = plan.chunks[i];
@@ -154,12 +154,10 @@ void outer_all(
       const int64_t r = plan.rank[c.module];
       T* const sum = turned ? room : to[c.module] + first;
       const int64_t stride = turned ? width : columns;
-      if (c.module != module) {
-        module = c.module;
-        for (int64_t k = 0; k < r; ++k) std::fill_n(sum + k * stride, width, T(0));
-      }
+      const bool onto = c.module == module;
+      module = c.module;
       plan.rows(x, columns, c, rows);
-      thin::outer_here(rows, c.last - c.first, w + plan.at(c), r, first, width, sum, stride);
+      thin::outer_here(rows, c.last - c.first, w + plan.at(c), r, first, width, sum, stride, onto);
       const bool last = i + 1 == plan.chunks.size() || plan.chunks[i + 1].module != module;
       if (turned && last) thin::turn_here(sum, width, r, width, to[module] + first * r, r);
     }
@@ -202,8 +200,25 @@ std::vector<const T*> data_of(const std::vector<Tensor>& factors, size_t first, 
   return all;
 }
 
+// f(numbers of what is computed in, numbers of x): those of x, and floats for bf16, whose results are
+// rounded where they are added up.
+template <typename F>
+void by_kind(const Tensor& x, const F& f) {
+  switch (x.scalar_type()) {
+    case at::kDouble: return f(double(), double());
+    case at::kFloat: return f(float(), float());
+    default: return f(float(), thin::Bf16());
+  }
+}
+
+// The numbers of x as they lie.
+template <typename X>
+const X* rows_of(const Tensor& x) {
+  return static_cast<const X*>(x.const_data_ptr());
+}
+
 // y += Σ α s B A x; `inner` gets A x for the backward pass.
-template <typename T>
+template <typename T, typename X>
 void forward(
     const Plan& plan,
     const Tensor& x,
@@ -212,14 +227,16 @@ void forward(
     Tensor& inner,
     Tensor& y) {
   const int64_t in = x.size(-1), out = y.size(-1);
-  const T *xs = x.const_data_ptr<T>(), *alphas = alpha.const_data_ptr<T>();
+  const X* xs = rows_of<X>(x);
+  const T* alphas = alpha.const_data_ptr<T>();
   const size_t m = plan.modules();
   const auto downs = data_of<T>(factors, 0, m), ups = data_of<T>(factors, m, m);
   std::vector<T> weighed(plan.inner.back());
+  X* ys = static_cast<X*>(y.mutable_data_ptr());
   T* us = inner.defined() ? inner.mutable_data_ptr<T>() : weighed.data();
   const auto inner_of = [&](const Chunk& c) {
     const int64_t r = plan.rank[c.module], at = plan.at(c);
-    const T* rows[kChunk];
+    const X* rows[kChunk];
     plan.rows(xs, in, c, rows);
     thin::dots_here(rows, c.last - c.first, downs[c.module], r, in, us + at);
     for (int64_t s = 0; s < c.last - c.first; ++s) {
@@ -229,7 +246,6 @@ void forward(
   };
   const int64_t work = plan.inner.back() * (in + out);
   if (const int64_t parts = parts_of(plan, work)) {
-    T* ys = y.mutable_data_ptr<T>();
     const int64_t room = plan.largest * (out + thin::widest_panel<T>);
     by_tokens<T>(plan, x.size(0), parts, room, [&](const Chunk& c, T* packed) {
       inner_of(c);
@@ -238,11 +254,11 @@ void forward(
     return;
   }
   divided<T>(plan.chunks.size(), work, 0, [&](int64_t i, T*) { inner_of(plan.chunks[i]); });
-  add_all<T>(plan, y.mutable_data_ptr<T>(), 0, out, weighed.data(), ups, true);
+  add_all<T>(plan, ys, 0, out, weighed.data(), ups, true);
 }
 
 // Gradients of x, α, and all A and B, where they are defined.
-template <typename T>
+template <typename T, typename X>
 void backward(
     const Plan& plan,
     const Tensor& x,
@@ -254,8 +270,9 @@ void backward(
     Tensor& dalpha,
     std::vector<Tensor>& dfactors) {
   const int64_t in = x.size(-1), out = dy.size(-1);
-  const T *xs = x.const_data_ptr<T>(), *alphas = alpha.const_data_ptr<T>();
-  const T *us = inner.const_data_ptr<T>(), *dys = dy.const_data_ptr<T>();
+  const X *xs = rows_of<X>(x), *dys = rows_of<X>(dy);
+  const T *alphas = alpha.const_data_ptr<T>(), *us = inner.const_data_ptr<T>();
+  X* dxs = dx.defined() ? static_cast<X*>(dx.mutable_data_ptr()) : nullptr;
   T* das = dalpha.defined() ? dalpha.mutable_data_ptr<T>() : nullptr;
   const size_t m = plan.modules();
   const auto downs = data_of<T>(factors, 0, m), ups = data_of<T>(factors, m, m);
@@ -263,7 +280,7 @@ void backward(
   const auto inner_of = [&](const Chunk& c, T* turned) {
     const int64_t r = plan.rank[c.module], at = plan.at(c);
     thin::turn_here(ups[c.module], r, out, r, turned, out);
-    const T* rows[kChunk];
+    const X* rows[kChunk];
     plan.rows(dys, out, c, rows);
     thin::dots_here(rows, c.last - c.first, turned, r, out, hs.data() + at);
     const T scale = static_cast<T>(plan.scale[c.module]);
@@ -283,7 +300,6 @@ void backward(
   const int64_t parts = parts_of(plan, work);
   if (parts > 0) {
     const int64_t room = plan.largest * (std::max(in, out) + thin::widest_panel<T>);
-    T* dxs = dx.defined() ? dx.mutable_data_ptr<T>() : nullptr;
     if (dxs) dx.zero_();
     by_tokens<T>(plan, x.size(0), parts, room, [&](const Chunk& c, T* own) {
       inner_of(c, own);
@@ -294,8 +310,8 @@ void backward(
       inner_of(plan.chunks[i], turned);
     });
   }
-  if (dx.defined() && parts == 0) {
-    add_all<T>(plan, dx.mutable_data_ptr<T>(), dx.size(0), in, hs.data(), downs, false);
+  if (dxs && parts == 0) {
+    add_all<T>(plan, dxs, dx.size(0), in, hs.data(), downs, false);
   }
   std::vector<T*> to_downs, to_ups;
   for (size_t f = 0; f < 2 * m; ++f) {
@@ -304,6 +320,13 @@ void backward(
   }
   outer_all<T>(plan, xs, in, hs.data(), to_downs, false);
   outer_all<T>(plan, dys, out, weighed.data(), to_ups, true);
+}
+
+// Factors in the kind that is computed in, which is that of α.
+std::vector<Tensor> as_computed(const std::vector<Tensor>& factors, const Tensor& alpha) {
+  std::vector<Tensor> all;
+  for (const Tensor& f : factors) all.push_back(f.to(alpha.scalar_type()));
+  return all;
 }
 
 // Inputs are what is added to, x `[tokens, in]`, α `[slots]`, all A, and all B.
@@ -329,14 +352,17 @@ struct GroupedLowRank : public Node {
     }
     if (task_should_compute_output(1)) result[1] = at::empty_like(x);
     if (task_should_compute_output(2)) result[2] = at::zeros_like(alpha);
-    std::vector<Tensor> dfactors = room_for_gradients(factors);
+    const std::vector<Tensor> own = as_computed(factors, alpha);
+    std::vector<Tensor> dfactors = room_for_gradients(own);
     const Tensor rows = dy.contiguous();
-    if (x.scalar_type() == at::kFloat) {
-      backward<float>(plan, x, alpha, factors, inner, rows, result[1], result[2], dfactors);
-    } else {
-      backward<double>(plan, x, alpha, factors, inner, rows, result[1], result[2], dfactors);
+    by_kind(x, [&](auto of_sums, auto of_rows) {
+      using T = decltype(of_sums);
+      using X = decltype(of_rows);
+      backward<T, X>(plan, x, alpha, own, inner, rows, result[1], result[2], dfactors);
+    });
+    for (size_t f = 0; f < factors.size(); ++f) {
+      if (dfactors[f].defined()) result[3 + f] = dfactors[f].to(factors[f].scalar_type());
     }
-    std::move(dfactors.begin(), dfactors.end(), result.begin() + 3);
     return result;
   }
 
@@ -377,7 +403,8 @@ struct GroupedLowRank : public Node {
       const Tensor& dy,
       variable_list& result) const {
     const size_t m = plan.modules();
-    result[1] = at::zeros_like(x);
+    const auto kind = alpha.scalar_type();
+    Tensor dx = at::zeros_like(x, x.options().dtype(kind));
     result[2] = at::zeros_like(alpha);
     for (size_t e = 0; e < m; ++e) {
       if (!used(e)) continue;
@@ -385,14 +412,16 @@ struct GroupedLowRank : public Node {
           plan.slots.begin() + plan.first[e], plan.slots.begin() + plan.first[e + 1]);
       const Tensor slots = at::tensor(own, at::kLong);
       const Tensor tokens = slots.div(plan.k, "floor");
-      const Tensor xs = x.index_select(0, tokens), dys = dy.index_select(0, tokens);
+      const Tensor xs = x.index_select(0, tokens).to(kind), dys = dy.index_select(0, tokens).to(kind);
+      const Tensor down = factors[e].to(kind), up = factors[m + e].to(kind);
       const Tensor a = alpha.index_select(0, slots).mul(plan.scale[e]).unsqueeze(1);
-      const Tensor u = xs.matmul(factors[e].t()), h = dys.matmul(factors[m + e]);
-      result[1] = result[1].index_add(0, tokens, (a * h).matmul(factors[e]));
+      const Tensor u = xs.matmul(down.t()), h = dys.matmul(up);
+      dx = dx.index_add(0, tokens, (a * h).matmul(down));
       result[2] = result[2].index_add(0, slots, (u * h).sum(1).mul(plan.scale[e]));
-      result[3 + e] = (a * h).t().matmul(xs);
-      result[3 + m + e] = dys.t().matmul(a * u);
+      result[3 + e] = (a * h).t().matmul(xs).to(factors[e].scalar_type());
+      result[3 + m + e] = dys.t().matmul(a * u).to(factors[m + e].scalar_type());
     }
+    result[1] = dx.to(x.scalar_type());
   }
 
   void release_variables() override {
@@ -414,7 +443,8 @@ bool unshared(const Tensor& t) {
 
 extern "C" {
 
-// `*result` = y + Σ α s B A x, in y's memory where nobody else has it. Slots are sorted by module,
+// `*result` = y + Σ α s B A x, in y's memory where nobody else has it. α is of the kind of x, or of floats
+// where that is bf16, and factors of either. Slots are sorted by module,
 // module e having those from `first[e]` to `first[e + 1]`; what its A and B, which are contiguous,
 // are multiplied by is `scales[e]`.
 char* modl_grouped_low_rank(
@@ -446,7 +476,7 @@ char* modl_grouped_low_rank(
     c10::intrusive_ptr<GroupedLowRank> node;
     Tensor inner;
     if (recorded) {
-      inner = at::empty({plan.inner.back()}, x->options().requires_grad(false));
+      inner = at::empty({plan.inner.back()}, alpha->options().requires_grad(false));
       node = c10::make_intrusive<GroupedLowRank>();
       edge_list next;
       for (const Tensor* t : {y, x, alpha}) next.push_back(edge_of(*t));
@@ -460,18 +490,17 @@ char* modl_grouped_low_rank(
       node->y_size = y->sizes().vec();
       node->set_next_edges(std::move(next));
     }
-    const bool own = unshared(*y);
+    const bool unseen = unshared(*y);
     Tensor sum = y->variable_data();  // The same memory.
-    if (!own) {
+    if (!unseen) {
       sum = at::empty(y->sizes(), sum.options()).copy_(sum);
     }
     {
       const at::NoGradGuard guard;
-      if (x->scalar_type() == at::kFloat) {
-        forward<float>(plan, *x, *alpha, all, inner, sum);
-      } else {
-        forward<double>(plan, *x, *alpha, all, inner, sum);
-      }
+      const std::vector<Tensor> own = as_computed(all, *alpha);
+      by_kind(*x, [&](auto of_sums, auto of_rows) {
+        forward<decltype(of_sums), decltype(of_rows)>(plan, *x, *alpha, own, inner, sum);
+      });
     }
     if (recorded) {
       node->plan = std::move(plan);

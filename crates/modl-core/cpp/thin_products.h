@@ -1,8 +1,9 @@
 // Products of a thin matrix with rows that lie apart: what a BLAS can do only after a gather, and
 // does at a tenth of the machine's speed, since it has few columns or a short sum.
 //
-// n rows are given by their addresses, thin matrices are `[n, r]`, factors `[r, columns]`; T is
-// float or double, W the bytes of a vector. Each result is a sum in one fixed order, whatever is
+// n rows are given by their addresses, thin matrices are `[n, r]`, factors `[r, columns]`; T, which all is
+// computed in, is float or double, W the bytes of a vector. Rows are of X: of T, or of bf16 where T is
+// float. Each result is a sum in one fixed order, whatever is
 // computed beside it. Loops over a tile are unrolled by pragmas, without which compilers leave its
 // vectors in memory.
 
@@ -55,30 +56,74 @@ class Scratch {
   T* first;
 };
 
-template <typename T, int W>
-INLINE Of<T, W> load(const T* from) {
-  Of<T, W> v;
+// The bits of a number of bf16: the upper half of a float's.
+using Bf16 = uint16_t;
+
+template <typename T, int W, typename X>
+INLINE Of<T, W> load(const X* from) {
+  Of<X, W / sizeof(T) * sizeof(X)> v;
   std::memcpy(&v, from, sizeof v);
-  return v;
+  if constexpr (std::is_same_v<T, X>) {
+    return v;
+  } else {
+    return (Of<T, W>)(__builtin_convertvector(v, Of<uint32_t, W>) << 16);
+  }
+}
+
+template <typename T, typename X>
+INLINE T load_one(X from) {
+  if constexpr (std::is_same_v<T, X>) {
+    return from;
+  } else {
+    const uint32_t bits = static_cast<uint32_t>(from) << 16;
+    T v;
+    std::memcpy(&v, &bits, sizeof v);
+    return v;
+  }
+}
+
+// Rounded to the nearest, of two to the even one; what is no number stays none.
+template <typename T, int W, typename X>
+INLINE void store(X* to, Of<T, W> v) {
+  if constexpr (std::is_same_v<T, X>) {
+    std::memcpy(to, &v, sizeof v);
+  } else {
+    const auto bits = (Of<uint32_t, W>)v, none = (Of<uint32_t, W>)(v != v);
+    const auto rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    const auto all = __builtin_convertvector((rounded & ~none) | (none & 0x7fc0), Of<X, W / 2>);
+    std::memcpy(to, &all, sizeof all);
+  }
 }
 
 // The first `n` elements, and zeros.
-template <typename T, int W>
-INLINE Of<T, W> load_some(const T* from, int64_t n) {
-  T all[lanes<T, W>] = {};
+template <typename T, int W, typename X>
+INLINE Of<T, W> load_some(const X* from, int64_t n) {
+  X all[lanes<T, W>] = {};
   for (int64_t i = 0; i < std::min(n, lanes<T, W>); ++i) all[i] = from[i];
   return load<T, W>(all);
 }
 
-template <typename T, int W>
-INLINE void add_to(T* to, Of<T, W> v) {
-  v += load<T, W>(to);
-  std::memcpy(to, &v, sizeof v);
+template <typename T, int W, typename X>
+INLINE void store_some(X* to, Of<T, W> v, int64_t n) {
+  X all[lanes<T, W>];
+  store<T, W>(all, v);
+  for (int64_t i = 0; i < std::min(n, lanes<T, W>); ++i) to[i] = all[i];
 }
 
-template <typename T, int W>
-INLINE void add_some(T* to, Of<T, W> v, int64_t n) {
-  for (int64_t i = 0; i < std::min(n, lanes<T, W>); ++i) to[i] += v[i];
+// Two vectors side by side become, or are added to, the first `width` of what is there.
+template <typename T, int W, bool whole, typename X>
+INLINE void put(X* to, Of<T, W> left, Of<T, W> right, int64_t width, bool onto) {
+  constexpr int64_t half = lanes<T, W>;
+  if (whole || width >= 2 * half) {
+    store<T, W>(to, onto ? left + load<T, W>(to) : left);
+    store<T, W>(to + half, onto ? right + load<T, W>(to + half) : right);
+    return;
+  }
+  store_some<T, W>(to, onto ? left + load_some<T, W>(to, width) : left, width);
+  if (width > half) {
+    const int64_t rest = width - half;
+    store_some<T, W>(to + half, onto ? right + load_some<T, W>(to + half, rest) : right, rest);
+  }
 }
 
 template <typename T, int W>
@@ -125,9 +170,9 @@ INLINE void sums(const Of<T, W>* v, T* to) {
 }
 
 // d[m][n] += x[m] · f[n] for M rows x and N rows f; a row of d has `r` elements.
-template <typename T, int W, int M, int N>
+template <typename T, int W, int M, int N, typename X>
 INLINE void dot_tile(
-    const T* const* x, const T* f, int64_t stride, int64_t first, int64_t last, T* d, int64_t r) {
+    const X* const* x, const T* f, int64_t stride, int64_t first, int64_t last, T* d, int64_t r) {
   Of<T, W> parts[M * N] = {};
   int64_t c = first;
   for (; c + lanes<T, W> <= last; c += lanes<T, W>) {
@@ -150,15 +195,15 @@ INLINE void dot_tile(
   for (int m = 0; m < M; ++m) {
     for (int n = 0; n < N; ++n) {
       T rest = all[m * N + n];
-      for (int64_t i = c; i < last; ++i) rest += x[m][i] * f[n * stride + i];
+      for (int64_t i = c; i < last; ++i) rest += load_one<T>(x[m][i]) * f[n * stride + i];
       d[m * r + n] += rest;
     }
   }
 }
 
-template <typename T, int W, int M>
+template <typename T, int W, int M, typename X>
 INLINE void dot_rows(
-    const T* const* x, const T* f, int64_t r, int64_t columns, int64_t first, int64_t last, T* d) {
+    const X* const* x, const T* f, int64_t r, int64_t columns, int64_t first, int64_t last, T* d) {
   constexpr int N = W == kWidest ? 4 : 2;  // There are twice as many registers.
   int64_t n = 0;
   for (; n + N <= r; n += N) dot_tile<T, W, M, N>(x, f + n * columns, columns, first, last, d + n, r);
@@ -166,8 +211,8 @@ INLINE void dot_rows(
 }
 
 // d = x fᵀ.
-template <typename T, int W>
-INLINE void dots(const T* const* x, int64_t n, const T* f, int64_t r, int64_t columns, T* d) {
+template <typename T, int W, typename X>
+INLINE void dots(const X* const* x, int64_t n, const T* f, int64_t r, int64_t columns, T* d) {
   constexpr int64_t at_once = 512;  // Columns of four rows that stay close.
   std::fill(d, d + n * r, T(0));
   for (int64_t first = 0; first < columns; first += at_once) {
@@ -180,9 +225,9 @@ INLINE void dots(const T* const* x, int64_t n, const T* f, int64_t r, int64_t co
 
 // y[m] += Σ_k w[m][k] f[k] on one panel of a packed f; `width` of its columns are there. The rows
 // behind, as far as there are, are fetched: they are apart, and no processor foresees them.
-template <typename T, int W, int M>
+template <typename T, int W, int M, typename X>
 INLINE void add_tile(
-    T* const* y, int64_t rest, int64_t column, int64_t width, const T* w, int64_t r, const T* f) {
+    X* const* y, int64_t rest, int64_t column, int64_t width, const T* w, int64_t r, const T* f) {
   constexpr int64_t half = lanes<T, W>;
   Of<T, W> sums[M][2] = {};
   for (int m = M; m < std::min<int64_t>(2 * M, rest); ++m) {
@@ -199,22 +244,13 @@ INLINE void add_tile(
     }
   }
 #pragma GCC unroll 8
-  for (int m = 0; m < M; ++m) {
-    T* to = y[m] + column;
-    if (width >= 2 * half) {
-      add_to<T, W>(to, sums[m][0]);
-      add_to<T, W>(to + half, sums[m][1]);
-    } else {
-      add_some<T, W>(to, sums[m][0], width);
-      if (width > half) add_some<T, W>(to + half, sums[m][1], width - half);
-    }
-  }
+  for (int m = 0; m < M; ++m) put<T, W, false>(y[m] + column, sums[m][0], sums[m][1], width, true);
 }
 
 // y += w f on the columns from `first`, of which f is packed.
-template <typename T, int W>
+template <typename T, int W, typename X>
 INLINE void add(
-    T* const* y, int64_t n, const T* w, int64_t r, const T* f, int64_t first, int64_t width) {
+    X* const* y, int64_t n, const T* w, int64_t r, const T* f, int64_t first, int64_t width) {
   int64_t m = 0;
   for (; m + 4 <= n; m += 4) {
     for (int64_t c = 0; c < width; c += panel<T, W>) {
@@ -228,21 +264,22 @@ INLINE void add(
   }
 }
 
-// c[m] += Σ_t w[t][m] x[t] on one panel, for M of r columns of w.
-template <typename T, int W, int M, bool whole>
+// c[m] = Σ_t w[t][m] x[t] on one panel, or += that, for M of r columns of w.
+template <typename T, int W, int M, bool whole, typename X>
 INLINE void outer_tile(
-    const T* const* x,
+    const X* const* x,
     int64_t n,
     int64_t column,
     int64_t width,
     const T* w,
     int64_t r,
     T* c,
-    int64_t stride) {
+    int64_t stride,
+    bool onto) {
   constexpr int64_t half = lanes<T, W>;
   Of<T, W> sums[M][2] = {};
   for (int64_t t = 0; t < n; ++t) {
-    const T* from = x[t] + column;
+    const X* from = x[t] + column;
     __builtin_prefetch(from + 2 * half);  // The next panel, likewise.
     if (W == kWidest) __builtin_prefetch(from + 3 * half);
     const auto left = whole ? load<T, W>(from) : load_some<T, W>(from, width);
@@ -254,54 +291,47 @@ INLINE void outer_tile(
       sums[m][1] += right * s;
     }
   }
-  for (int m = 0; m < M; ++m) {
-    T* to = c + m * stride;
-    if (whole) {
-      add_to<T, W>(to, sums[m][0]);
-      add_to<T, W>(to + half, sums[m][1]);
-    } else {
-      add_some<T, W>(to, sums[m][0], width);
-      if (width > half) add_some<T, W>(to + half, sums[m][1], width - half);
-    }
-  }
+  for (int m = 0; m < M; ++m) put<T, W, whole>(c + m * stride, sums[m][0], sums[m][1], width, onto);
 }
 
-template <typename T, int W, bool whole>
+template <typename T, int W, bool whole, typename X>
 INLINE void outer_panel(
-    const T* const* x,
+    const X* const* x,
     int64_t n,
     int64_t column,
     int64_t width,
     const T* w,
     int64_t r,
     T* c,
-    int64_t stride) {
+    int64_t stride,
+    bool onto) {
   constexpr int M = W == kWidest ? 8 : 4;
   int64_t m = 0;
   for (; m + M <= r; m += M) {
-    outer_tile<T, W, M, whole>(x, n, column, width, w + m, r, c + m * stride, stride);
+    outer_tile<T, W, M, whole>(x, n, column, width, w + m, r, c + m * stride, stride, onto);
   }
   for (; m < r; ++m) {
-    outer_tile<T, W, 1, whole>(x, n, column, width, w + m, r, c + m * stride, stride);
+    outer_tile<T, W, 1, whole>(x, n, column, width, w + m, r, c + m * stride, stride, onto);
   }
 }
 
-// c += wᵀ x on the columns of x from `first`; a row of c is `stride` behind the last one.
-template <typename T, int W>
+// c = wᵀ x, or c += that, on the columns of x from `first`; a row of c is `stride` behind the last one.
+template <typename T, int W, typename X>
 INLINE void outer(
-    const T* const* x,
+    const X* const* x,
     int64_t n,
     const T* w,
     int64_t r,
     int64_t first,
     int64_t width,
     T* c,
-    int64_t stride) {
+    int64_t stride,
+    bool onto) {
   for (int64_t p = 0; p < width; p += panel<T, W>) {
     if (width - p >= panel<T, W>) {
-      outer_panel<T, W, true>(x, n, first + p, panel<T, W>, w, r, c + p, stride);
+      outer_panel<T, W, true>(x, n, first + p, panel<T, W>, w, r, c + p, stride, onto);
     } else {
-      outer_panel<T, W, false>(x, n, first + p, width - p, w, r, c + p, stride);
+      outer_panel<T, W, false>(x, n, first + p, width - p, w, r, c + p, stride, onto);
     }
   }
 }
@@ -423,43 +453,50 @@ INLINE void pack(
   }
 #endif
 
-#define PRODUCTS(T)                                                                              \
+#define PRODUCTS(T, X)                                                                           \
   VARIANTS(                                                                                      \
       T,                                                                                         \
       dots,                                                                                      \
-      (const T* const* x, int64_t n, const T* f, int64_t r, int64_t columns, T* d),              \
+      (const X* const* x, int64_t n, const T* f, int64_t r, int64_t columns, T* d),              \
       (x, n, f, r, columns, d))                                                                  \
   VARIANTS(                                                                                      \
       T,                                                                                         \
       add,                                                                                       \
-      (T* const* y, int64_t n, const T* w, int64_t r, const T* f, int64_t first, int64_t width), \
+      (X* const* y, int64_t n, const T* w, int64_t r, const T* f, int64_t first, int64_t width), \
       (y, n, w, r, f, first, width))                                                             \
   VARIANTS(                                                                                      \
       T,                                                                                         \
       outer,                                                                                     \
-      (const T* const* x,                                                                        \
+      (const X* const* x,                                                                        \
        int64_t n,                                                                                \
        const T* w,                                                                               \
        int64_t r,                                                                                \
        int64_t first,                                                                            \
        int64_t width,                                                                            \
        T* c,                                                                                     \
-       int64_t stride),                                                                          \
-      (x, n, w, r, first, width, c, stride))                                                     \
-  VARIANTS(                                                                                      \
-      T,                                                                                         \
-      turn,                                                                                      \
+       int64_t stride,                                                                           \
+       bool onto),                                                                               \
+      (x, n, w, r, first, width, c, stride, onto))
+
+#define OF_FACTORS(T)                                                                                \
+  VARIANTS(                                                                                          \
+      T,                                                                                             \
+      turn,                                                                                          \
       (const T* from, int64_t from_stride, int64_t rows, int64_t columns, T* to, int64_t to_stride), \
-      (from, from_stride, rows, columns, to, to_stride))                                         \
-  VARIANTS(                                                                                      \
-      T,                                                                                         \
-      pack,                                                                                      \
-      (const T* f, bool turned, int64_t r, int64_t columns, int64_t first, int64_t width, T* to), \
+      (from, from_stride, rows, columns, to, to_stride))                                             \
+  VARIANTS(                                                                                          \
+      T,                                                                                             \
+      pack,                                                                                          \
+      (const T* f, bool turned, int64_t r, int64_t columns, int64_t first, int64_t width, T* to),    \
       (f, turned, r, columns, first, width, to))
 
-PRODUCTS(float)
-PRODUCTS(double)
+PRODUCTS(float, float)
+PRODUCTS(float, Bf16)
+PRODUCTS(double, double)
+OF_FACTORS(float)
+OF_FACTORS(double)
 
+#undef OF_FACTORS
 #undef PRODUCTS
 #undef VARIANTS
 #undef INLINE

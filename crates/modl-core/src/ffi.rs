@@ -230,8 +230,17 @@ pub(crate) struct Slots<'a> {
     pub(crate) scales: Vec<f64>,
 }
 
+/// What [`grouped_low_rank`] computes in where x is of that kind, if it does.
+pub(crate) fn of_sums(kind: Kind) -> Option<Kind> {
+    match kind {
+        Kind::Float | Kind::BFloat16 => Some(Kind::Float),
+        Kind::Double => Some(Kind::Double),
+        _ => None,
+    }
+}
+
 /// y `[…, out]` + Σ α·scale·B A x for x `[tokens, in]` and α `[tokens · k]`; in y's memory where
-/// nobody else has it.
+/// nobody else has it. α is of the kind of x, or f32 where that is bf16, and factors of either.
 pub(crate) fn grouped_low_rank(
     y: Tensor,
     x: &Tensor,
@@ -239,11 +248,14 @@ pub(crate) fn grouped_low_rank(
     of: &Slots,
 ) -> Result<Tensor> {
     let kind = x.kind();
+    let computed = of_sums(kind);
     let (tokens, width, out) = (x.len_of(0), x.len_of(-1), y.len_of(-1));
-    let fits = |t: &Tensor| t.device() == Device::Cpu && t.kind() == kind;
-    let whole = |t: &Tensor, size: &[i64]| fits(t) && t.0.is_contiguous() && t.size() == size;
-    let good = matches!(kind, Kind::Float | Kind::Double)
-        && fits(&y)
+    let whole = |t: &Tensor, size: &[i64]| {
+        t.device() == Device::Cpu && t.0.is_contiguous() && t.size() == size
+    };
+    let good = computed == Some(alpha.kind())
+        && y.device() == Device::Cpu
+        && y.kind() == kind
         && y.numel() as i64 == tokens * out
         && whole(x, &[tokens, width])
         && whole(alpha, &[tokens * of.k])
@@ -262,7 +274,9 @@ pub(crate) fn grouped_low_rank(
     }
     for (a, b) in of.downs.iter().zip(&of.ups) {
         let rank = a.len_of(0);
-        if !whole(a, &[rank, width]) || !whole(b, &[out, rank]) {
+        let kinds = [a, b].map(Tensor::kind);
+        let known = kinds.iter().all(|k| *k == kind || Some(*k) == computed);
+        if !known || !whole(a, &[rank, width]) || !whole(b, &[out, rank]) {
             let problem = format!("A {a:?} and B {b:?} do not fit {x:?} and {y:?}");
             return Err(Error::invalid("low-rank modules", problem));
         }

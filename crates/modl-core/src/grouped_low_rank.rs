@@ -8,11 +8,12 @@
 //! module is made by one thread in the order of its tokens. Results do not depend on the number of
 //! threads.
 //!
-//! It is taken wherever the processor computes in f32 or f64 and rows or tokens have modules of their
-//! own: measured once for ranks 8 to 64, widths 384 to 4,096, 1 to 1,024 tokens and 2 to 64 modules, it
-//! was up to three times as fast as batched products (few tokens, many modules, ranks of 64) and at worst
-//! a fifth slower (16 rows of 32 tokens), and what it needs beside y is `rank` numbers for each choice.
-//! Other kinds and accelerators have the batched products.
+//! It is taken wherever the processor computes in f32, f64 or bf16 and rows or tokens have modules of
+//! their own. In f32, measured once for ranks 8 to 64, widths 384 to 4,096, 1 to 1,024 tokens and 2 to 64
+//! modules, it was up to three times as fast as batched products (few tokens, many modules, ranks of 64)
+//! and at worst a fifth slower (16 rows of 32 tokens), and what it needs beside y is `rank` numbers for
+//! each choice. Where x is of bf16, α and factors may be of f32, sums are, and what a module changes is
+//! rounded as it is added to y. Other kinds and accelerators have the batched products.
 
 use crate::ffi::{self, Slots};
 use crate::grouping::Grouping;
@@ -24,16 +25,15 @@ impl Outputs<'_> {
     /// many and the processor computes.
     pub(crate) fn low_rank_slots(&self, parts: &[(usize, LowRank)]) -> Result<Option<Signal>> {
         let x = &self.input().x;
-        let kind = x.kind();
-        if x.device() != Device::Cpu
-            || !matches!(kind, Kind::Float | Kind::Double)
-            || !matches!(x.dim(), 2 | 3)
-        {
+        let Some(computed) = ffi::of_sums(x.kind()) else {
+            return Ok(None);
+        };
+        if x.device() != Device::Cpu || !matches!(x.dim(), 2 | 3) {
             return Ok(None);
         }
         let (index, weight) = match &self.routing().weights {
-            Weights::Sparse { index, weight } => (index.clone(), weight.to_kind(kind)?),
-            Weights::Rows(rows) => of_rows(rows, kind)?,
+            Weights::Sparse { index, weight } => (index.clone(), weight.to_kind(computed)?),
+            Weights::Rows(rows) => of_rows(rows, computed)?,
             _ => return Ok(None),
         };
         let grouping = Grouping::new(&per_token(&index, x)?, self.routing().modules)?;
@@ -47,9 +47,10 @@ impl Outputs<'_> {
             end += grouping.counts().get(*j).copied().unwrap_or(0);
             first.push(end);
         }
-        let whole = |t: &Tensor| match t.kind() == kind && t.0.is_contiguous() {
+        let known = |t: &Tensor| [x.kind(), computed].contains(&t.kind());
+        let whole = |t: &Tensor| match known(t) && t.0.is_contiguous() {
             true => Ok(t.clone()), // An operation for each of all factors would be felt.
-            false => t.to_kind(kind)?.contiguous(),
+            false => t.to_kind(computed)?.contiguous(),
         };
         let of = Slots {
             k: index.len_of(-1),
