@@ -1,11 +1,10 @@
 // Products of a thin matrix with rows that lie apart: what a BLAS can do only after a gather, and
 // does at a tenth of the machine's speed, since it has few columns or a short sum.
 //
-// n rows are given by their addresses, thin matrices are `[n, r]`, factors `[r, columns]`; T, which all is
-// computed in, is float or double, W the bytes of a vector. Rows are of X: of T, or of bf16 where T is
-// float. Each result is a sum in one fixed order, whatever is
-// computed beside it. Loops over a tile are unrolled by pragmas, without which compilers leave its
-// vectors in memory.
+// n rows are given by their addresses, thin matrices are `[n, r]`, factors `[r, columns]`. All is computed
+// in T, float or double, in vectors of W bytes; rows are of X, which is T, or bf16 where T is float. Each
+// result is a sum in one fixed order, whatever is computed beside it. Loops over a tile are unrolled by
+// pragmas, without which compilers leave its vectors in memory.
 
 #pragma once
 

@@ -9,16 +9,23 @@
 //! threads.
 //!
 //! It is taken wherever the processor computes in f32, f64 or bf16 and rows or tokens have modules of
-//! their own. In f32, measured once for ranks 8 to 64, widths 384 to 4,096, 1 to 1,024 tokens and 2 to 64
-//! modules, it was up to three times as fast as batched products (few tokens, many modules, ranks of 64)
-//! and at worst a fifth slower (16 rows of 32 tokens), and what it needs beside y is `rank` numbers for
-//! each choice. Where x is of bf16, α and factors may be of f32, sums are, and what a module changes is
-//! rounded as it is added to y. Other kinds and accelerators have the batched products.
+//! their own. Measured once for ranks 8 to 64, widths 384 to 4,096, 1 to 1,024 tokens and 2 to 64 modules,
+//! it was, beside batched products, in f32 up to three times as fast (few tokens, many modules, ranks of
+//! 64) and at worst a fifth slower (16 rows of 32 tokens); in bf16 up to eight times as fast (64 rows of
+//! one token) and mostly 1.2 to 2 times, at worst a fifth slower (64 modules of rank 64 in training), and
+//! long rows are left to batched products. What it needs beside y is `rank` numbers for each choice.
+//! Where x is of bf16, α and factors may be of f32, sums are, and what a module changes is rounded as it is
+//! added to y. Other kinds and accelerators have the batched products.
 
 use crate::ffi::{self, Slots};
 use crate::grouping::Grouping;
-use crate::low_rank::per_token;
+use crate::low_rank::{largest, per_token};
 use crate::{Device, Kind, LowRank, Outputs, Result, Signal, Tensor, Weights};
+
+/// Rows of bf16 with so many tokens, and modules of more than such a rank, fill batched products, which are
+/// faster there: 1.0 to 1.7 times.
+const LONG_ROW: i64 = 128;
+const SMALL_RANK: i64 = 8;
 
 impl Outputs<'_> {
     /// y = f_θ(x) + Σ αⱼ·scaleⱼ·Bⱼ Aⱼ x over the modules of each row or token, where they are few of
@@ -31,8 +38,10 @@ impl Outputs<'_> {
         if x.device() != Device::Cpu || !matches!(x.dim(), 2 | 3) {
             return Ok(None);
         }
+        let long = x.kind() == Kind::BFloat16 && x.dim() == 3 && x.len_of(1) >= LONG_ROW;
         let (index, weight) = match &self.routing().weights {
             Weights::Sparse { index, weight } => (index.clone(), weight.to_kind(computed)?),
+            Weights::Rows(_) if long && largest(parts) > SMALL_RANK => return Ok(None),
             Weights::Rows(rows) => of_rows(rows, computed)?,
             _ => return Ok(None),
         };

@@ -165,7 +165,7 @@ pub(crate) fn per_token(choices: &Tensor, x: &Tensor) -> Result<Tensor> {
 }
 
 /// The largest rank.
-fn largest(parts: &[(usize, LowRank)]) -> i64 {
+pub(crate) fn largest(parts: &[(usize, LowRank)]) -> i64 {
     parts.iter().map(|(_, p)| p.down.len_of(0)).max().unwrap_or(0)
 }
 
