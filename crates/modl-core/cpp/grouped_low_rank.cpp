@@ -322,10 +322,13 @@ void backward(
   outer_all<T>(plan, dys, out, weighed.data(), to_ups, true);
 }
 
+// t in a kind that it mostly has: asking libtorch for nothing is felt with all factors.
+Tensor in_kind(const Tensor& t, at::ScalarType kind) { return t.scalar_type() == kind ? t : t.to(kind); }
+
 // Factors in the kind that is computed in, which is that of α.
 std::vector<Tensor> as_computed(const std::vector<Tensor>& factors, const Tensor& alpha) {
   std::vector<Tensor> all;
-  for (const Tensor& f : factors) all.push_back(f.to(alpha.scalar_type()));
+  for (const Tensor& f : factors) all.push_back(in_kind(f, alpha.scalar_type()));
   return all;
 }
 
@@ -361,7 +364,7 @@ struct GroupedLowRank : public Node {
       backward<T, X>(plan, x, alpha, own, inner, rows, result[1], result[2], dfactors);
     });
     for (size_t f = 0; f < factors.size(); ++f) {
-      if (dfactors[f].defined()) result[3 + f] = dfactors[f].to(factors[f].scalar_type());
+      if (dfactors[f].defined()) result[3 + f] = in_kind(dfactors[f], factors[f].scalar_type());
     }
     return result;
   }
@@ -444,9 +447,8 @@ bool unshared(const Tensor& t) {
 extern "C" {
 
 // `*result` = y + Σ α s B A x, in y's memory where nobody else has it. α is of the kind of x, or of floats
-// where that is bf16, and factors of either. Slots are sorted by module,
-// module e having those from `first[e]` to `first[e + 1]`; what its A and B, which are contiguous,
-// are multiplied by is `scales[e]`.
+// where that is bf16, and factors of either. Slots are sorted by module, module e having those from
+// `first[e]` to `first[e + 1]`; what its A and B, which are contiguous, are multiplied by is `scales[e]`.
 char* modl_grouped_low_rank(
     Tensor* y,
     Tensor* x,

@@ -15,10 +15,11 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 #include <memory>
 #include <new>
 #include <type_traits>
+
+#include <c10/util/BFloat16.h>
 
 #include "processor.h"
 
@@ -98,12 +99,7 @@ INLINE void store(uint16_t* to, __mmask16 mask, __m512 v) {
 
 inline float wide(float v) { return v; }
 
-inline float wide(uint16_t v) {
-  const uint32_t bits = static_cast<uint32_t>(v) << 16;
-  float result;
-  std::memcpy(&result, &bits, sizeof result);
-  return result;
-}
+inline float wide(uint16_t v) { return c10::detail::f32_from_bits(v); }
 
 // Four numbers.
 INLINE void store4(float* to, __m128 v) { _mm_storeu_ps(to, v); }

@@ -15,6 +15,8 @@
 #include <type_traits>
 #include <utility>
 
+#include <c10/util/BFloat16.h>
+
 #include "processor.h"
 
 namespace thin {
@@ -74,10 +76,7 @@ INLINE T load_one(X from) {
   if constexpr (std::is_same_v<T, X>) {
     return from;
   } else {
-    const uint32_t bits = static_cast<uint32_t>(from) << 16;
-    T v;
-    std::memcpy(&v, &bits, sizeof v);
-    return v;
+    return c10::detail::f32_from_bits(from);
   }
 }
 
@@ -149,6 +148,14 @@ INLINE Of<T, W> halves(Of<T, W> a, Of<T, W> b, std::integer_sequence<int, I...>)
   constexpr int size = Group / 2;
   return MIXED((I / size * Group + Half * size + I % size)...);
 }
+
+// Within each half of a vector a and b, element by element in turns: the first half of that, or the second.
+template <typename T, int W, int Half, int... I>
+INLINE Of<T, W> interleaved(Of<T, W> a, Of<T, W> b, std::integer_sequence<int, I...>) {
+  constexpr int n = lanes<T, W>, size = n / 2;
+  return MIXED((I % 2 * n + I / size * size + Half * size / 2 + I % size / 2)...);
+}
+#undef MIXED
 
 // What `sum` gives for each of N vectors, in N ⁄ lanes of them: two become one whose groups, each of
 // which holds one sum, are half as large.
@@ -335,41 +342,20 @@ INLINE void outer(
   }
 }
 
-// The first halves of a and b, and the second ones.
-template <typename T>
-INLINE void halve(Of<T, 32> a, Of<T, 32> b, Of<T, 32>& first, Of<T, 32>& second) {
-  if constexpr (lanes<T, 32> == 8) {
-    first = MIXED(0, 1, 2, 3, 8, 9, 10, 11);
-    second = MIXED(4, 5, 6, 7, 12, 13, 14, 15);
-  } else {
-    first = MIXED(0, 1, 4, 5);
-    second = MIXED(2, 3, 6, 7);
-  }
-}
-
-// a and b, element by element in turns within each half: the first halves of that, and the second ones.
-template <typename T>
-INLINE void interleave(Of<T, 32> a, Of<T, 32> b, Of<T, 32>& first, Of<T, 32>& second) {
-  if constexpr (lanes<T, 32> == 8) {
-    first = MIXED(0, 8, 1, 9, 4, 12, 5, 13);
-    second = MIXED(2, 10, 3, 11, 6, 14, 7, 15);
-  } else {
-    first = MIXED(0, 4, 2, 6);
-    second = MIXED(1, 5, 3, 7);
-  }
-}
-#undef MIXED
-
 // to[c][r] = from[r][c] in a square of a vector's size: its quarters change places, and then each is
 // turned within halves of vectors, which is cheap.
 template <typename T>
 INLINE void turn_square(const T* from, int64_t from_stride, T* to, int64_t to_stride) {
   constexpr int n = lanes<T, 32>, half = n / 2;
+  const std::make_integer_sequence<int, n> places;
   Of<T, 32> v[n], u[n];
 #pragma GCC unroll 8
   for (int i = 0; i < n; ++i) v[i] = load<T, 32>(from + i * from_stride);
 #pragma GCC unroll 4
-  for (int i = 0; i < half; ++i) halve<T>(v[i], v[i + half], u[i], u[i + half]);
+  for (int i = 0; i < half; ++i) {
+    u[i] = halves<T, 32, n, 0>(v[i], v[i + half], places);
+    u[i + half] = halves<T, 32, n, 1>(v[i], v[i + half], places);
+  }
 #pragma GCC unroll 2
   for (int times = 1; times < half; times *= 2) {
 #pragma GCC unroll 8
@@ -378,12 +364,13 @@ INLINE void turn_square(const T* from, int64_t from_stride, T* to, int64_t to_st
     for (int q = 0; q < n; q += half) {
 #pragma GCC unroll 2
       for (int i = q; i < q + half / 2; ++i) {
-        interleave<T>(v[i], v[i + half / 2], u[2 * i - q], u[2 * i - q + 1]);
+        u[2 * i - q] = interleaved<T, 32, 0>(v[i], v[i + half / 2], places);
+        u[2 * i - q + 1] = interleaved<T, 32, 1>(v[i], v[i + half / 2], places);
       }
     }
   }
 #pragma GCC unroll 8
-  for (int i = 0; i < n; ++i) std::memcpy(to + i * to_stride, &u[i], sizeof u[i]);
+  for (int i = 0; i < n; ++i) store<T, 32>(to + i * to_stride, u[i]);
 }
 
 // to[c][r] = from[r][c]: squares, and one by one what is left.

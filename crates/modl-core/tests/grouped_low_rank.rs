@@ -94,6 +94,14 @@ impl World {
         factors.chain([&self.x, &self.alpha]).collect()
     }
 
+    /// The leaves that some token reaches: one or two choose too few modules.
+    fn reached(&self) -> Vec<&Tensor> {
+        match self.x.len_of(1) > 2 {
+            true => self.leaves(),
+            false => vec![&self.x, &self.alpha],
+        }
+    }
+
     fn fast(&self, f: F) -> Result<Tensor> {
         let mut bank = Bank::new();
         for (j, (down, up)) in self.factors.iter().enumerate() {
@@ -122,9 +130,19 @@ fn largest(t: &Tensor) -> Result<f64> {
     Ok(t.to_vec::<f64>()?.into_iter().fold(0.0, |all, v| all.max(v.abs())))
 }
 
+/// Gradients of y's inner product with a probe, themselves differentiable or not.
+fn gradients_by(
+    probe: &Tensor,
+    y: &Tensor,
+    of: &[&Tensor],
+    differentiable: bool,
+) -> Result<Vec<Tensor>> {
+    let loss = y.mul(probe)?.sum()?;
+    Ok(loss.gradients(of, differentiable)?.into_iter().map(|g| g.unwrap()).collect())
+}
+
 fn gradients(y: &Tensor, of: &[&Tensor]) -> Result<Vec<Tensor>> {
-    let loss = y.mul(&draw("probe", &y.size(), y.kind()))?.sum()?;
-    Ok(loss.gradients(of, false)?.into_iter().map(|g| g.unwrap()).collect())
+    gradients_by(&draw("probe", &y.size(), y.kind()), y, of, false)
 }
 
 /// Widths that fill vectors and panels and that do not, one token and more than a thread takes at
@@ -144,8 +162,7 @@ fn values_and_gradients_are_the_formulas() -> Result<()> {
                 let what = format!("{kind:?}, {widths:?}, {tokens} tokens");
                 let (fast, plain) = (w.fast(bent)?, w.formula(bent)?);
                 assert!(close(&fast, &plain)?, "{what}");
-                let used = tokens > 2;
-                let of = if used { w.leaves() } else { vec![&w.x, &w.alpha] };
+                let of = w.reached();
                 for (a, b) in gradients(&fast, &of)?.iter().zip(gradients(&plain, &of)?) {
                     assert!(close(a, &b)?, "{what}: {a:?}");
                 }
@@ -178,23 +195,15 @@ fn bf16_rows_are_rounded_where_changes_are_added() -> Result<()> {
                 };
                 let (fast, plain) = (w.fast(doubled)?, exact.formula(doubled)?);
                 check(&fast, &plain, 2.0 * round)?;
-                let leaves = |w: &World| match tokens > 2 {
-                    true => w.leaves().into_iter().cloned().collect(),
-                    false => vec![w.x.clone(), w.alpha.clone()],
-                };
-                let (of, of_exact): (Vec<Tensor>, Vec<Tensor>) = (leaves(&w), leaves(&exact));
                 let probe = draw("probe", &fast.size(), Kind::BFloat16);
-                let of_fast = |again| -> Result<Vec<Option<Tensor>>> {
-                    let loss = w.fast(doubled)?.mul(&probe)?.sum()?;
-                    loss.gradients(&of.iter().collect::<Vec<_>>(), again)
-                };
-                let loss = plain.mul(&probe.to_kind(Kind::Double)?)?.sum()?;
-                let expected = loss.gradients(&of_exact.iter().collect::<Vec<_>>(), false)?;
-                for again in [false, true] {
-                    for (a, b) in of_fast(again)?.into_iter().zip(&expected) {
-                        let (a, b) = (a.unwrap(), b.as_ref().unwrap());
-                        let wide = a.kind() == Kind::Float;
-                        check(&a.detach()?, b, if wide { short } else { 4.0 * round })?;
+                let wide = probe.to_kind(Kind::Double)?;
+                let expected = gradients_by(&wide, &plain, &exact.reached(), false)?;
+                for differentiable in [false, true] {
+                    let y = w.fast(doubled)?;
+                    let found = gradients_by(&probe, &y, &w.reached(), differentiable)?;
+                    for (a, b) in found.iter().zip(&expected) {
+                        let unrounded = a.kind() == Kind::Float;
+                        check(&a.detach()?, b, if unrounded { short } else { 4.0 * round })?;
                     }
                 }
             }
